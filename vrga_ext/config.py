@@ -1,0 +1,193 @@
+"""The thresholds of VRGA: every number of the method has a name, a default, a unit and a range."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+Gate = Literal["static", "dynamic"]
+Mode = Literal["boost", "mask"]
+ImageSpan = Literal["tokens", "vision_span"]
+Neighbourhood = Literal["grid", "flat"]
+
+# name -> (lowest, highest)
+_RANGES: dict[str, tuple[float, float]] = {
+    "gamma": (0.0, 1e4),
+    "efr_percentile": (0.0, 100.0),
+    "ratio_percentile": (0.0, 100.0),
+    "background_max_ratio": (0.0, math.inf),
+    "background_first_heads": (0, math.inf),
+    "background_weight": (0.0, math.inf),
+    "focus_std": (-math.inf, math.inf),
+    "focus_min_tokens": (1, math.inf),
+    "border_max_share": (0.0, 1.0),
+    "skip_leading_tokens": (0, math.inf),
+    "widen": (0, math.inf),
+    "min_ratio": (0.0, math.inf),
+    "entropy_factor": (0.0, math.inf),
+    "question_offset": (0, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class VRGAConfig:
+    r"""Thresholds of visual region-guided attention (VRGA).
+
+    The defaults follow the paper's text (static gate, image tokens only, the question's last token)
+    and add three steps that only the released code has and that keep the region sound on large images:
+    border sinks are suppressed, at least ten tokens are kept, and the region is widened, here in two
+    dimensions. :meth:`paper` is the text alone; :meth:`released` reproduces the authors' code.
+
+    The static gate is the default because the heads that are boosted are then the heads that were
+    found, which can be inspected before a token is generated, and because layers without a visual
+    head run the model's own attention, bit for bit.
+
+    Parameters
+    ----------
+    gamma
+        Boost :math:`\gamma \ge 0`: attention of gated heads on :math:`T_q` is multiplied by
+        ``1 + gamma`` and renormalised over all keys. ``0`` leaves the model as it is. No unit.
+    mode
+        ``"boost"``, or ``"mask"``: gated heads give image tokens outside :math:`T_q` weight 0.
+    gate
+        ``"static"``: the visual heads found at the prefill. ``"dynamic"``: any head whose statistics at
+        the generated token satisfy ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint``.
+    efr_percentile, ratio_percentile
+        A visual head has ``EFR`` at or below the first and ``R_img`` at or above the second
+        percentile over all layers and heads, in percent, ``[0, 100]``.
+    background_max_ratio
+        A background head has ``R_img`` below this (no unit, ``>= 0``) ...
+    background_first_heads
+        ... and is among this many first heads in layer-major order (heads, ``>= 0``).
+    background_weight
+        :math:`\lambda \ge 0`, the weight of the background heads' map in the refined map.
+    focus_std
+        Tokens are kept where the refined map, divided by its mean, exceeds ``mean + focus_std * std``.
+    focus_min_tokens
+        At least this many tokens (``>= 1``) are kept, the largest ones.
+    border_suppression
+        Leave the image's top-left corner, top row and left column out of the region, where attention
+        sinks sit. Needs a known patch grid; elsewhere nothing is suppressed.
+    border_max_share
+        At most this share of the image tokens is suppressed, ``[0, 1]``.
+    image_span
+        ``"tokens"``: image tokens only. ``"vision_span"``: the token before the image is counted with
+        it, as the released code does.
+    skip_leading_tokens
+        Kept tokens whose index within the image is below this are not boosted (tokens, ``>= 0``).
+    widen
+        Radius by which the kept tokens are widened before the boost (tokens, ``>= 0``).
+    neighbourhood
+        ``"grid"``: the radius is two-dimensional where the patch grid is known, flat elsewhere.
+        ``"flat"``: always along the sequence.
+    min_ratio, entropy_factor
+        The two thresholds of the dynamic gate (no unit, and per nat; ``>= 0``).
+    question_offset
+        How many tokens before the question's last token the statistics are read (tokens, ``>= 0``).
+        Only for ``question_end="auto"``; an explicit index is taken as it is.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range or not one of the listed choices.
+    TypeError
+        A value has the wrong type.
+
+    Examples
+    --------
+    >>> VRGAConfig(gamma=1.0).focus_weight
+    2.0
+    >>> VRGAConfig(gamma=-1)
+    Traceback (most recent call last):
+    ...
+    ValueError: gamma: wanted a number in [0, 10000], got -1
+    """
+
+    gamma: float = 0.5
+    mode: Mode = "boost"
+    gate: Gate = "static"
+    efr_percentile: float = 5.0
+    ratio_percentile: float = 95.0
+    background_max_ratio: float = 0.01
+    background_first_heads: int = 63
+    background_weight: float = 1.0
+    focus_std: float = 0.6
+    focus_min_tokens: int = 10
+    border_suppression: bool = True
+    border_max_share: float = 0.2
+    image_span: ImageSpan = "tokens"
+    skip_leading_tokens: int = 0
+    widen: int = 1
+    neighbourhood: Neighbourhood = "grid"
+    min_ratio: float = 0.6
+    entropy_factor: float = 0.2
+    question_offset: int = 0
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            name, value, wanted = field.name, getattr(self, field.name), hints[field.name]
+            choices = get_args(wanted)
+            if choices:
+                if value not in choices:
+                    raise ValueError(f"{name}: wanted one of {list(choices)}, got {value!r}")
+            elif wanted is bool:
+                if not isinstance(value, bool):
+                    raise TypeError(f"{name}: wanted a bool, got {value!r}")
+            else:
+                _check_number(name, value, wanted)
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> VRGAConfig:
+        """The paper's text (section 4) alone: no border suppression, no minimum, no widening."""
+        return cls(
+            **{"border_suppression": False, "focus_min_tokens": 1, "widen": 0} | overrides
+        )
+
+    @classmethod
+    def released(cls, **overrides: Any) -> VRGAConfig:
+        """The authors' released code with its one defect repaired (threshold statistics of the
+        unsuppressed cells): dynamic gate, flat widening, the image slice with its start token.
+        """
+        released: dict[str, Any] = {
+            "gate": "dynamic",
+            "image_span": "vision_span",
+            "skip_leading_tokens": 3,
+            "widen": 2,
+            "neighbourhood": "flat",
+            "question_offset": 1,
+        }
+        return cls(**released | overrides)
+
+    def replace(self, **overrides: Any) -> VRGAConfig:
+        """A copy with some fields changed; unknown names raise ``TypeError`` and list the fields."""
+        names = [field.name for field in fields(self)]
+        unknown = sorted(set(overrides) - set(names))
+        if unknown:
+            raise TypeError(f"{', '.join(unknown)}: no such field of VRGAConfig; fields: {names}")
+        return replace(self, **overrides)
+
+    @property
+    def focus_weight(self) -> float:
+        r"""Weight :math:`\alpha` of a key in :math:`T_q` for a gated head."""
+        return 1.0 + self.gamma if self.mode == "boost" else 1.0
+
+    @property
+    def image_weight(self) -> float:
+        r"""Weight :math:`\beta` of the other image keys for a gated head."""
+        return 1.0 if self.mode == "boost" else 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no weight differs from 1, so that the model's own attention may run."""
+        return self.focus_weight == 1.0 and self.image_weight == 1.0
+
+
+def _check_number(name: str, value: object, wanted: type) -> None:
+    kinds = (int,) if wanted is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise TypeError(f"{name}: wanted {'an integer' if wanted is int else 'a number'}, got {value!r}")
+    low, high = _RANGES[name]
+    if not low <= value <= high or math.isinf(value):
+        raise ValueError(f"{name}: wanted a number in [{low:g}, {high:g}], got {value!r}")

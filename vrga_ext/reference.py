@@ -1,0 +1,300 @@
+r"""The specification of the three native operations, in plain PyTorch.
+
+Scores are materialised and softmax is taken over all keys, so every line can be held against a formula.
+Computation runs in fp64 for fp64 input and in fp32 otherwise. Symbols, per batch row, head and query row:
+
+    s_j   scaled score plus mask              m = max s_j,  p_j = exp(s_j - m)
+    w_j   weight of key j for a gated head    1, ``focus_weight`` on T_q, ``image_weight`` on other image keys
+    Z     = sum p_j                           Z_V = sum_V p_j          S_V = sum_V p_j (s_j - m)
+    R_img = (Z_V / Z) * M / n                 M attended keys, n = |V| attended image keys
+    H_img = log Z_V - S_V / Z_V               entropy inside the image (nats)
+    H_joint = (Z_V log Z - S_V) / Z           -sum_V a_j log a_j (nats)
+    out   = (O + g O_delta) / (Z + g Z_delta) g = 1 for a gated head
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IMAGE_FLAG = 1  # bit 0 of ``key_flags``: the key is an image token (V)
+FOCUS_FLAG = 2  # bit 1 of ``key_flags``: the key is question-relevant (T_q, as boosted)
+
+
+class HeadStatistics(NamedTuple):
+    """Statistics of attention on the image, per head; paper section 3."""
+
+    image_ratio: Tensor  # R_img [B, Hq, Sq], mean attention on image keys over mean attention
+    image_entropy: Tensor  # H_img [B, Hq, Sq], nats, renormalised inside the image
+    joint_entropy: Tensor  # H_joint [B, Hq, Sq], nats, over all keys
+
+
+class DecodeResult(NamedTuple):
+    """Result of :func:`decode_attention`."""
+
+    output: Tensor  # [B, Hq, Sq, Dv]
+    statistics: HeadStatistics
+    gate: Tensor  # bool [B, Hq, Sq], whether the head was reweighted
+
+
+class RowResult(NamedTuple):
+    """Result of :func:`row_statistics`; the statistics are [B, Hq]."""
+
+    image_attention: Tensor  # [B, Hq, N], 0 where the key is no attended image key
+    statistics: HeadStatistics
+
+
+class SoftmaxResult(NamedTuple):
+    """Result of :func:`reweighted_softmax`."""
+
+    probabilities: Tensor  # [B, Hq, Sq, Skv]
+    statistics: HeadStatistics
+    gate: Tensor  # bool [B, Hq, Sq]
+
+
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_flags: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    heads: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    gate: str = "dynamic",
+    focus_weight: float = 1.5,
+    image_weight: float = 1.0,
+    min_ratio: float = 0.6,
+    entropy_factor: float = 0.2,
+) -> DecodeResult:
+    """Attention in which gated heads see the question-relevant image keys reweighted.
+
+    Parameters
+    ----------
+    query : [B, Hq, Sq, D]
+    key : [B, Hkv, Skv, D]
+        ``Hq`` is a multiple of ``Hkv``; query head ``h`` reads KV head ``h // (Hq // Hkv)``.
+    value : [B, Hkv, Skv, Dv]
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: image key. Bit 1: question-relevant key. Keys beyond N have no flag.
+    attn_mask : bool or floating, broadcastable to [B, Hq, Sq, Skv], optional
+        ``True`` attends; a floating mask is added to the scores, and masks the key at or below the
+        lowest finite value of its dtype. No causality is implied.
+    heads : bool [B, Hq], optional
+        Heads that may be reweighted; all without it.
+    scale : float, optional
+        ``D ** -0.5`` without it.
+    softcap : float
+        ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
+    gate : {"static", "dynamic"}
+        ``"static"``: ``heads`` are gated. ``"dynamic"``: those of them with
+        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at this row.
+    focus_weight, image_weight : float >= 0
+        Weights of question-relevant and of other image keys for a gated head.
+
+    Returns
+    -------
+    DecodeResult
+        Output in the query's dtype, statistics, and the gate. Without an attended image key the
+        statistics are 0; without any attended key so is the output. A key attended by no row of its
+        batch row and KV head contributes nothing, whatever ``key`` and ``value`` hold there.
+
+    Examples
+    --------
+    >>> q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 4, 2), torch.eye(4)[None, None]
+    >>> flags = torch.tensor([[1, 3, 0, 0]], dtype=torch.uint8)
+    >>> result = decode_attention(q, k, v, flags, gate="static", focus_weight=2.0)
+    >>> result.output[0, 0, 0]
+    tensor([0.2000, 0.4000, 0.2000, 0.2000])
+    """
+    batch, heads_q, rows, _ = query.shape
+    heads_kv, keys = key.shape[1], key.shape[2]
+    group = heads_q // heads_kv
+    dtype = _compute_dtype(query)
+
+    scores, attended = _scores(query, key, attn_mask, scale, softcap)
+    probabilities, statistics, gated = _reweight(
+        scores, attended, key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+    )
+
+    used = attended.reshape(batch, heads_kv, group * rows, keys).any(2)  # [B, Hkv, Skv]
+    value = value.to(dtype).masked_fill(~used[..., None], 0.0)
+    packed = probabilities.reshape(batch, heads_kv, group * rows, keys)
+    output = (packed @ value).reshape(batch, heads_q, rows, value.shape[-1])
+    return DecodeResult(output.to(query.dtype), statistics, gated)
+
+
+def row_statistics(
+    query: Tensor,
+    key: Tensor,
+    key_flags: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
+) -> RowResult:
+    """Statistics and image attention of one query row per sample, for every head.
+
+    Parameters
+    ----------
+    query : [B, Hq, D]
+    key, key_flags, attn_mask, scale, softcap
+        As in :func:`decode_attention`; the mask is broadcastable to [B, Hq, 1, Skv].
+
+    Returns
+    -------
+    RowResult
+        Image attention [B, Hq, N] and the statistics [B, Hq].
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    >>> result = row_statistics(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2), flags)
+    >>> result.image_attention, result.statistics.image_ratio
+    (tensor([[[0.0000, 0.2500, 0.2500]]]), tensor([[1.]]))
+    """
+    scores, attended = _scores(query[:, :, None], key, attn_mask, scale, softcap)
+    probabilities = _softmax(scores, attended)
+    statistics, image = _statistics(probabilities, attended, key_flags)
+    # A NaN attention row stays NaN on image keys; other keys are 0 whatever the row holds.
+    image_attention = torch.where(image, probabilities, 0.0)[:, :, 0, : key_flags.shape[1]]
+    return RowResult(image_attention.contiguous(), HeadStatistics(*(s[:, :, 0] for s in statistics)))
+
+
+def reweighted_softmax(
+    scores: Tensor,
+    key_flags: Tensor,
+    *,
+    heads: Tensor | None = None,
+    gate: str = "dynamic",
+    focus_weight: float = 1.5,
+    image_weight: float = 1.0,
+    min_ratio: float = 0.6,
+    entropy_factor: float = 0.2,
+) -> SoftmaxResult:
+    """Softmax over scores, reweighted in gated heads, for code that needs the weights themselves.
+
+    Parameters
+    ----------
+    scores : [B, Hq, Sq, Skv]
+        Scaled scores; a key is masked at or below the lowest finite value of the dtype.
+    key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+        As in :func:`decode_attention`.
+
+    Returns
+    -------
+    SoftmaxResult
+        Probabilities in the dtype of ``scores``, statistics, and the gate.
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[3, 0, 0]], dtype=torch.uint8)
+    >>> reweighted_softmax(torch.zeros(1, 1, 1, 3), flags, gate="static", focus_weight=2.0).probabilities
+    tensor([[[[0.5000, 0.2500, 0.2500]]]])
+    """
+    attended = ~(scores <= torch.finfo(scores.dtype).min)  # a NaN score is attended, and shows
+    widened = scores.to(_compute_dtype(scores))
+    probabilities, statistics, gated = _reweight(
+        widened, attended, key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+    )
+    return SoftmaxResult(probabilities.to(scores.dtype), statistics, gated)
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _scores(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Scores [B, Hq, Sq, Skv] and which keys each row attends to, of the same shape."""
+    batch, heads_q, rows, dim = query.shape
+    heads_kv, keys = key.shape[1], key.shape[2]
+    dtype = _compute_dtype(query)
+    packed = query.to(dtype).reshape(batch, heads_kv, (heads_q // heads_kv) * rows, dim)
+    scores = (packed @ key.to(dtype).mT).reshape(batch, heads_q, rows, keys)
+    scores = scores * (dim**-0.5 if scale is None else scale)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attn_mask is None:
+        return scores, torch.ones_like(scores, dtype=torch.bool)
+    if attn_mask.dtype == torch.bool:
+        return scores, attn_mask.expand_as(scores)
+    attended = ~(attn_mask <= torch.finfo(attn_mask.dtype).min)
+    return scores + torch.where(attended, attn_mask, 0.0).to(dtype), attended.expand_as(scores)
+
+
+def _softmax(scores: Tensor, attended: Tensor) -> Tensor:
+    """a_j over the attended keys and 0 elsewhere; a row without keys is 0 [B, Hq, Sq, Skv]."""
+    if scores.shape[-1] == 0:
+        return scores
+    masked = scores.masked_fill(~attended, -torch.inf)
+    highest = masked.amax(-1, keepdim=True)
+    p = torch.exp(masked - torch.where(attended.any(-1, keepdim=True), highest, 0.0))
+    total = p.sum(-1, keepdim=True)
+    return torch.where(attended, p / torch.where(total == 0, 1.0, total), 0.0)
+
+
+def _flags(key_flags: Tensor, keys: int, bit: int) -> Tensor:
+    """One bit of the flags as bool [B, 1, 1, Skv]."""
+    padded = torch.nn.functional.pad(key_flags, (0, keys - key_flags.shape[1]))
+    return ((padded & bit) != 0)[:, None, None, :]
+
+
+def _statistics(a: Tensor, attended: Tensor, key_flags: Tensor) -> tuple[HeadStatistics, Tensor]:
+    """Statistics [B, Hq, Sq] of probabilities, and the attended image keys [B, Hq, Sq, Skv]."""
+    image = attended & _flags(key_flags, a.shape[-1], IMAGE_FLAG)
+    n, m = image.sum(-1), attended.sum(-1)
+
+    a_image = torch.where(image, a, 0.0)
+    share = a_image.sum(-1)  # Z_V / Z; NaN if the row holds a NaN
+    share = torch.where(torch.isnan(a.sum(-1)) & (n > 0), torch.nan, share)
+    ratio = share * m / n.clamp(min=1)
+
+    inside = a_image / torch.where(share == 0, 1.0, share)[..., None]
+    image_entropy = -torch.where(inside == 0, 0.0, inside * torch.log(inside)).sum(-1)
+    joint_entropy = -torch.where(a_image == 0, 0.0, a_image * torch.log(a_image)).sum(-1)
+    dead = torch.isnan(ratio)
+    statistics = HeadStatistics(
+        ratio,
+        torch.where(dead, torch.nan, image_entropy.clamp(min=0)),
+        torch.where(dead, torch.nan, joint_entropy.clamp(min=0)),
+    )
+    return statistics, image
+
+
+def _reweight(
+    scores: Tensor,
+    attended: Tensor,
+    key_flags: Tensor,
+    heads: Tensor | None,
+    gate: str,
+    focus_weight: float,
+    image_weight: float,
+    min_ratio: float,
+    entropy_factor: float,
+) -> tuple[Tensor, HeadStatistics, Tensor]:
+    """Reweighted probabilities in the compute dtype, statistics, gate [B, Hq, Sq]."""
+    a = _softmax(scores, attended)
+    statistics, _ = _statistics(a, attended, key_flags)
+
+    gated = attended.any(-1)
+    if heads is not None:
+        gated = gated & heads[:, :, None]
+    if gate == "dynamic":
+        ratio = statistics.image_ratio
+        gated = gated & (ratio > min_ratio) & (ratio > entropy_factor * statistics.joint_entropy)
+    elif gate != "static":
+        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
+
+    keys = scores.shape[-1]
+    w = torch.where(_flags(key_flags, keys, IMAGE_FLAG), image_weight, 1.0)
+    w = torch.where(_flags(key_flags, keys, FOCUS_FLAG), focus_weight, w)
+    weighted = a * w.to(a.dtype)
+    total = weighted.sum(-1)
+    gated = gated & (total != 0)  # every key has weight 0: the head keeps its attention
+    reweighted = weighted / torch.where(total == 0, 1.0, total)[..., None]
+    return torch.where(gated[..., None], reweighted, a), statistics, gated
