@@ -13,22 +13,21 @@ namespace vrga {
 
 struct HeadStatistics {
   float image_ratio;    // R_img   = (z_image / z) * M / n
-  float image_entropy;  // H_img   = log z_image - s_image / z_image, nats, renormalised inside the
-                        // image
+  float image_entropy;  // H_img   = log z_image - s_image / z_image, nats, inside the image
   float joint_entropy;  // H_joint = (z_image log z - s_image) / z, nats, over all keys
 };
 
 // No attended key, no image key, or image mass that underflowed: all three are 0. A NaN anywhere in
-// the row: all three are NaN, even where the image part alone would be finite.
+// the row, or nothing but -inf in it: all three are NaN, even where the image part is finite.
 template <class Unit>
 VRGA_HOST_DEVICE HeadStatistics head_statistics(const SoftmaxState& state) {
   if (state.attended == 0 || state.image == 0) {
     return {0.0f, 0.0f, 0.0f};
   }
-  if (state.z != state.z) {
-    return {state.z, state.z, state.z};
+  if (!(state.z > 0.0f)) {
+    return {NAN, NAN, NAN};
   }
-  if (state.z == 0.0f || state.z_image == 0.0f) {
+  if (state.z_image == 0.0f) {
     return {0.0f, 0.0f, 0.0f};
   }
   const float s_image = state.s_image * Unit::kToNats;
@@ -62,7 +61,7 @@ struct GateDecision {
 template <class Unit>
 VRGA_HOST_DEVICE GateDecision resolve(const GateParams& gate, bool head_enabled,
                                       const SoftmaxState& state, const HeadStatistics& statistics) {
-  if (state.attended == 0 || state.z == 0.0f) {
+  if (state.attended == 0) {
     return {false, 0.0f};
   }
   const bool open = gate_opens(gate, head_enabled, statistics) && state.z_weighted != 0.0f;

@@ -76,18 +76,23 @@ VRGA_HOST_DEVICE float rebase(SoftmaxState& state, float m_new) {
   return factor;
 }
 
-// left <- left + right. Not commutative to the last bit: merge splits in ascending key order, so
-// that results repeat.
-template <class Unit>
-VRGA_HOST_DEVICE MergeFactors merge(SoftmaxState& left, SoftmaxState right) {
-  const float m_new = left.m > right.m ? left.m : right.m;
-  const MergeFactors factors{rebase<Unit>(left, m_new), rebase<Unit>(right, m_new)};
+// left <- left + right, for states that share one reference point m.
+VRGA_HOST_DEVICE void add(SoftmaxState& left, const SoftmaxState& right) {
   left.z += right.z;
   left.z_weighted += right.z_weighted;
   left.z_image += right.z_image;
   left.s_image += right.s_image;
   left.attended += right.attended;
   left.image += right.image;
+}
+
+// left <- left + right. Not associative to the last bit: merge splits in ascending key order, so
+// that results repeat.
+template <class Unit>
+VRGA_HOST_DEVICE MergeFactors merge(SoftmaxState& left, SoftmaxState right) {
+  const float m_new = left.m > right.m ? left.m : right.m;
+  const MergeFactors factors{rebase<Unit>(left, m_new), rebase<Unit>(right, m_new)};
+  add(left, right);
   return factors;
 }
 
