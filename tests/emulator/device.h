@@ -14,6 +14,7 @@
 #define VRGA_GRID_CONSTANT
 #define VRGA_SHARED(name) auto* name = static_cast<unsigned char*>(simt::dynamic_shared())
 #define VRGA_UNROLL
+#define VRGA_NO_UNROLL
 
 namespace vrga::gpu {
 

@@ -57,7 +57,7 @@ struct TileList {
     }
     return i;
   }
-  VRGA_DEVICE_MEMBER int64_t tile(int32_t i) const { return first + int64_t{i} * step; }
+  VRGA_DEVICE_MEMBER int32_t tile(int32_t i) const { return first + i * step; }
 };
 
 // `marks`: shared memory. Ends with a block barrier if there is a mask.
@@ -74,7 +74,7 @@ VRGA_DEVICE TileList list_tiles(const SplitParams& p, const BlockPlace& place, u
   for (int i = warp_index(); i < count && i < TileList::kMarked; i += kWarps) {
     bool attended = false;
     for (int key = lane_index(); key < kTileKeys; key += kWarpSize) {
-      const int64_t index = list.tile(i) * kTileKeys + key;
+      const int64_t index = int64_t{list.tile(i)} * kTileKeys + key;
       for (int r = 0; r < (shared_row ? 1 : kRows) && index < decode.s_kv && !attended; ++r) {
         const RowPlace row = row_of(decode, place, place.row_block * kRows + r);
         attended = row.valid &&

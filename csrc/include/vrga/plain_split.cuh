@@ -88,7 +88,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   float sums[2][kPlainRows][kColumns] = {};
 
   for (int i = list.skip(0); i < list.count; i = list.skip(i + 1)) {
-    const int64_t key_0 = list.tile(i) * kPlainTile + warp * kWarpSize;
+    const int64_t key_0 = int64_t{list.tile(i)} * kPlainTile + warp * kWarpSize;
     const int64_t key = key_0 + lane;
     KeyGroup<1> keys[kPlainRows];
     bool own_used = false;

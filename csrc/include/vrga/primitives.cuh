@@ -44,6 +44,7 @@ struct Float16 {
 #  define VRGA_GRID_CONSTANT __grid_constant__
 #  define VRGA_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #  define VRGA_UNROLL _Pragma("unroll")
+#  define VRGA_NO_UNROLL _Pragma("unroll 1")
 
 namespace vrga::gpu {
 

@@ -20,10 +20,66 @@ constexpr int kWarpKeys = 16;
 constexpr int kTensorTile = kTensorWarps * kWarpKeys;
 
 // Ring slots per warp, each 16 keys of K or of V. 48 KB per block for D <= 128: two blocks fit into
-// the 100 KB of an SM of sm_86, sm_89 and sm_120.
+// the 100 KB of an SM of sm_86, sm_89 and sm_120. 64 KB for D = 256: one fits there, three
+// elsewhere.
 constexpr int ring_slots(int dim) {
-  return dim <= 64 ? 6 : dim <= 96 ? 4 : 3;
+  return dim <= 64 ? 6 : dim <= 96 ? 4 : dim <= 128 ? 3 : 2;
 }
+
+// The A fragments of the query rows, loaded once; rows beyond the last are zero. In registers, or
+// where the sums leave no room for them (D = 256) in shared memory, [kDim / 16, 32, 2] words that
+// every warp reads.
+template <int kDim, int kRowSlots>
+struct QueryFragments {
+  static constexpr bool kShared = kDim > 128;
+  static constexpr int kSharedBytes = kShared ? kDim / 16 * kWarpSize * 8 : 0;
+  struct alignas(8 * kRowSlots) Words {
+    uint32_t word[2 * kRowSlots];  // two halves of eight columns, each with its row slots
+  };
+  Words own[kShared ? 1 : kDim / 16];
+  Words* all;
+
+  VRGA_DEVICE_MEMBER void load(const SplitParams& p, const BlockPlace& place, void* shared) {
+    all = static_cast<Words*>(shared);
+    const uint16_t* source[kRowSlots];
+    bool valid[kRowSlots];
+    VRGA_UNROLL
+    for (int slot = 0; slot < kRowSlots; ++slot) {
+      const int index = place.row_block * 8 * kRowSlots + lane_index() / 4 + 8 * slot;
+      const RowPlace row = row_of(p.decode, place, index);
+      valid[slot] = row.valid;
+      source[slot] = static_cast<const uint16_t*>(p.decode.q) + place.b * p.decode.stride_q_b +
+                     row.h * p.decode.stride_q_h + row.s * p.decode.stride_q_s +
+                     2 * (lane_index() % 4);
+    }
+    VRGA_UNROLL
+    for (int step = 0; step < kDim / 16; ++step) {
+      Words words;
+      VRGA_UNROLL
+      for (int i = 0; i < 2 * kRowSlots; ++i) {
+        const uint16_t* pair = source[i % kRowSlots] + 16 * step + 8 * (i / kRowSlots);
+        words.word[i] = valid[i % kRowSlots] ? uint32_t{pair[0]} | uint32_t{pair[1]} << 16 : 0;
+      }
+      if (!kShared) {
+        own[kShared ? 0 : step] = words;
+      } else if (warp_index() == 0) {
+        all[step * kWarpSize + lane_index()] = words;
+      }
+    }
+    if (kShared) {
+      sync_block();
+    }
+  }
+
+  VRGA_DEVICE_MEMBER void operand(int step, uint32_t (&a)[4]) const {
+    const Words words = kShared ? all[step * kWarpSize + lane_index()] : own[kShared ? 0 : step];
+    VRGA_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      a[2 * half] = words.word[kRowSlots * half];
+      a[2 * half + 1] = kRowSlots == 2 ? words.word[kRowSlots * half + kRowSlots - 1] : 0u;
+    }
+  }
+};
 
 template <int kDim, int kRowSlots>
 struct TensorShape {
@@ -36,8 +92,10 @@ struct TensorShape {
   static constexpr int kSumBytes = kTensorWarps * 16 * kSumStride * 4;
   using Scratch = ResultScratch<kTensorWarps, kRows>;
   static constexpr int kResultBytes = kSumBytes + static_cast<int>(sizeof(Scratch));
-  static constexpr int kSharedBytes =
-      (kRingBytes > kResultBytes ? kRingBytes : kResultBytes) + TileList::kMarked;
+  // The ring, later the results; then the query, then the marks of the tiles.
+  static constexpr int kQueryOffset = kRingBytes > kResultBytes ? kRingBytes : kResultBytes;
+  static constexpr int kMarksOffset = kQueryOffset + QueryFragments<kDim, kRowSlots>::kSharedBytes;
+  static constexpr int kSharedBytes = kMarksOffset + TileList::kMarked;
 };
 
 // Where chunk c of key `row` lies in a slot. The 16-byte chunks of eight consecutive keys then fall
@@ -46,57 +104,25 @@ struct TensorShape {
 template <int kChunks>
 VRGA_DEVICE int swizzled(int row, int chunk) {
   constexpr int k = kChunks % 8 == 0 ? 3 : kChunks % 4 == 0 ? 2 : kChunks % 2 == 0 ? 1 : 0;
-  return row * kChunks + (chunk ^ ((row >> (3 - k)) & ((1 << k) - 1)));
+  constexpr int mask = (1 << k) - 1;
+  return row * kChunks + (chunk & ~mask) + ((chunk ^ (row >> (3 - k))) & mask);
 }
 
 // Starts the copy of 16 keys; keys at or beyond s_kv become zeros.
 template <int kDim>
-VRGA_DEVICE void copy_keys(unsigned char* slot, const uint16_t* base, int64_t stride, int64_t first,
-                           int64_t s_kv) {
+VRGA_DEVICE void copy_keys(unsigned char* slot, const uint16_t* base, int64_t stride, int first,
+                           int s_kv) {
   constexpr int kChunks = kDim / 8;
-  VRGA_UNROLL
+  // Not unrolled: the addresses of all copies at once would cost the registers of the sums.
+  VRGA_NO_UNROLL
   for (int j = 0; j < kWarpKeys * kChunks / kWarpSize; ++j) {
     const int i = lane_index() + kWarpSize * j;
     const int row = i / kChunks, chunk = i % kChunks;
     const bool valid = first + row < s_kv;
-    const uint16_t* source = base + (valid ? first + row : 0) * stride + chunk * 8;
+    const uint16_t* source = base + int64_t{valid ? first + row : 0} * stride + chunk * 8;
     copy_async(slot + swizzled<kChunks>(row, chunk) * 16, source, valid);
   }
 }
-
-// The A fragments of the query rows, loaded once. Rows beyond the last are zero.
-template <int kDim, int kRowSlots>
-struct QueryFragments {
-  uint32_t words[kDim / 16][2 * kRowSlots];
-
-  VRGA_DEVICE_MEMBER void load(const SplitParams& p, const BlockPlace& place) {
-    VRGA_UNROLL
-    for (int slot = 0; slot < kRowSlots; ++slot) {
-      const int index = place.row_block * 8 * kRowSlots + lane_index() / 4 + 8 * slot;
-      const RowPlace row = row_of(p.decode, place, index);
-      const auto* source = static_cast<const uint16_t*>(p.decode.q) +
-                           place.b * p.decode.stride_q_b + row.h * p.decode.stride_q_h +
-                           row.s * p.decode.stride_q_s + 2 * (lane_index() % 4);
-      VRGA_UNROLL
-      for (int step = 0; step < kDim / 16; ++step) {
-        VRGA_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          const uint16_t* pair = source + 16 * step + 8 * half;
-          words[step][kRowSlots * half + slot] =
-              row.valid ? uint32_t{pair[0]} | uint32_t{pair[1]} << 16 : 0;
-        }
-      }
-    }
-  }
-
-  VRGA_DEVICE_MEMBER void operand(int step, uint32_t (&a)[4]) const {
-    VRGA_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      a[2 * half] = words[step][kRowSlots * half];
-      a[2 * half + 1] = kRowSlots == 2 ? words[step][kRowSlots * half + kRowSlots - 1] : 0u;
-    }
-  }
-};
 
 // dots[n] is the accumulator of keys 8n .. 8n + 7.
 template <class T, int kDim, int kRowSlots>
@@ -105,7 +131,7 @@ VRGA_DEVICE void multiply_keys(float (&dots)[2][4], const unsigned char* slot,
   const int lane = lane_index();
   VRGA_UNROLL
   for (int step = 0; step < kDim / 16; ++step) {
-    const int key = lane % 8 + lane / 16 * 8, chunk = 2 * step + lane / 8 % 2;
+    const int key = lane % 8 + lane / 16 * 8, chunk = 2 * step | lane / 8 % 2;
     uint32_t keys[4], a[4];
     load_matrices<false>(keys, slot + swizzled<kDim / 8>(key, chunk) * 16);
     query.operand(step, a);
@@ -122,7 +148,7 @@ VRGA_DEVICE void multiply_values(float (&sums)[kTiles][kDim / 8][4], const unsig
   VRGA_UNROLL
   for (int n = 0; n < kDim / 8; n += 2) {
     uint32_t values[4];
-    load_matrices<true>(values, slot + swizzled<kDim / 8>(lane % 16, n + lane / 16) * 16);
+    load_matrices<true>(values, slot + swizzled<kDim / 8>(lane % 16, n | lane / 16) * 16);
     VRGA_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       if (tile < tiles) {
@@ -176,13 +202,14 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   VRGA_SHARED(shared);
   unsigned char* ring = shared + warp * Shape::kSlots * Shape::kSlotBytes;
-  const TileList list = list_tiles<kTensorTile, kTensorWarps, Shape::kRows>(
-      p, place, shared + Shape::kSharedBytes - TileList::kMarked);
+  const TileList list =
+      list_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, shared + Shape::kMarksOffset);
 
   const auto* k = static_cast<const uint16_t*>(decode.k) + place.b * decode.stride_k_b +
                   place.h_kv * decode.stride_k_h;
   const auto* v = static_cast<const uint16_t*>(decode.v) + place.b * decode.stride_v_b +
                   place.h_kv * decode.stride_v_h;
+  const auto s_kv = static_cast<int>(decode.s_kv);
   const auto first_key = [&](int i) { return list.tile(i) * kTensorTile + warp * kWarpKeys; };
 
   // The producer runs kSlots - 1 copies ahead of the consumer, through K and V of tile after tile.
@@ -192,9 +219,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     if (load_tile < list.count) {
       unsigned char* target = ring + slot * Shape::kSlotBytes;
       if (load_value) {
-        copy_keys<kDim>(target, v, decode.stride_v_s, first_key(load_tile), decode.s_kv);
+        copy_keys<kDim>(target, v, decode.stride_v_s, first_key(load_tile), s_kv);
       } else {
-        copy_keys<kDim>(target, k, decode.stride_k_s, first_key(load_tile), decode.s_kv);
+        copy_keys<kDim>(target, k, decode.stride_k_s, first_key(load_tile), s_kv);
       }
       load_tile = !kDecode || load_value ? list.skip(load_tile + 1) : load_tile;
       load_value = kDecode && !load_value;
@@ -217,7 +244,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   };
 
   QueryFragments<kDim, kRowSlots> query;
-  query.load(p, place);
+  query.load(p, place, shared + Shape::kQueryOffset);
   const ScoreScale scale = score_scale(decode);
   const bool has_mask = decode.mask.kind != MaskKind::kNone;
   int64_t mask_row[kRowSlots], result_row[kRowSlots];
@@ -240,7 +267,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   int i = list.skip(0);
   uint8_t next_flags = load_flags(i);
   while (i < list.count) {
-    const int64_t key_0 = first_key(i);
+    const int key_0 = first_key(i);
     i = list.skip(i + 1);
     const FlagBits flags = collect_flags(next_flags);
     next_flags = load_flags(i);
@@ -249,8 +276,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     for (int s = 0; s < kRowSlots; ++s) {
       VRGA_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const int64_t key = key_0 + 2 * (lane % 4) + e % 2 + e / 2 * 8;
-        keys[s].attended[e] = row_valid[s] && key < decode.s_kv;
+        const int key = key_0 + 2 * (lane % 4) + e % 2 + e / 2 * 8;
+        keys[s].attended[e] = row_valid[s] && key < s_kv;
         keys[s].bias[e] = 0.0f;
         if (has_mask && keys[s].attended[e]) {
           const KeyMask mask = read_mask(decode.mask, mask_row[s], key);
@@ -259,10 +286,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
         }
       }
     }
-    const uint32_t used = has_mask                           ? used_keys(keys)
-                          : key_0 + kWarpKeys <= decode.s_kv ? 0xffffu
-                          : key_0 < decode.s_kv              ? (1u << (decode.s_kv - key_0)) - 1u
-                                                             : 0u;
+    const uint32_t used = has_mask                    ? used_keys(keys)
+                          : key_0 + kWarpKeys <= s_kv ? 0xffffu
+                          : key_0 < s_kv              ? (1u << (s_kv - key_0)) - 1u
+                                                      : 0u;
 
     const unsigned char* key_slot = next_slot();
     const bool weighted = p.weighted && (flags.image | flags.focus) != 0;
