@@ -7,9 +7,14 @@ them is first used, so that the operations alone stay light.
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 from vrga_ext.config import VRGAConfig
+
+# Inside a clone, `import vrga_ext` finds this folder; the compiled operations of the installed package
+# are then found beside it.
+__path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from vrga_ext.adapter import Region, VRGAHandle, VRGAWarning, disable, enable

@@ -57,7 +57,8 @@ def config_grid(config: Any) -> tuple[int, int] | None:
 
 def image_runs(mask: Tensor) -> list[tuple[int, int]]:
     """Start and length of each run of consecutive image tokens of one row, bool [S]."""
-    edges = torch.diff(mask.int(), prepend=mask.new_zeros(1).int(), append=mask.new_zeros(1).int())
+    outside = torch.zeros(1, dtype=torch.int)
+    edges = torch.diff(mask.int(), prepend=outside, append=outside)
     starts = (edges == 1).nonzero().flatten().tolist()
     ends = (edges == -1).nonzero().flatten().tolist()
     return [(start, end - start) for start, end in zip(starts, ends, strict=True)]

@@ -97,10 +97,11 @@ class SequenceState:
             given = prompt.mask[:, :columns]
             mask[:, : given.shape[1]] = given.repeat_interleave(batch // given.shape[0], 0)
         image = torch.zeros(batch, columns, dtype=torch.bool)
-        if past and self.image.shape[0] == batch:
+        image[:, columns - known :] = images.image_mask(ids, token_ids, types)[:, -known:]
+        if past and self.image.shape[0] == batch:  # generated tokens are never image tokens
             kept = min(past, self.image.shape[1])
+            image[:, :past] = False
             image[:, :kept] = self.image[:, :kept]
-        image[:, columns - known :] |= images.image_mask(ids, token_ids, types)[:, -known:]
 
         self.ends = _question_ends(
             ids[:, -known:], mask, image & mask, past, question_end, finder, config.question_offset, copies
