@@ -1,5 +1,44 @@
-"""Visual region-guided attention (VRGA) for stock transformers models."""
+"""Visual region-guided attention (VRGA) for stock transformers models.
+
+``enable(model)`` and ``disable(model)`` are all most people need; transformers is imported when one of
+them is first used, so that the operations alone stay light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
 
 from vrga_ext.config import VRGAConfig
 
-__all__ = ["VRGAConfig"]
+# Inside a clone, `import vrga_ext` finds this folder; the compiled operations of the installed package
+# are then found beside it.
+__path__ = extend_path(__path__, __name__)
+
+if TYPE_CHECKING:
+    from vrga_ext.adapter import Region, VRGAHandle, VRGAWarning, disable, enable
+    from vrga_ext.build_info import build_info
+
+__all__ = [
+    "Region",
+    "VRGAConfig",
+    "VRGAHandle",
+    "VRGAWarning",
+    "build_info",
+    "disable",
+    "enable",
+]
+
+_LAZY = {name: "vrga_ext.adapter" for name in ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable")}
+_LAZY["build_info"] = "vrga_ext.build_info"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

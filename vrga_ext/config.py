@@ -10,6 +10,7 @@ Gate = Literal["static", "dynamic"]
 Mode = Literal["boost", "mask"]
 ImageSpan = Literal["tokens", "vision_span"]
 Neighbourhood = Literal["grid", "flat"]
+RatioKeys = Literal["attended", "prompt"]
 
 # name -> (lowest, highest)
 _RANGES: dict[str, tuple[float, float]] = {
@@ -27,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "min_ratio": (0.0, math.inf),
     "entropy_factor": (0.0, math.inf),
     "question_offset": (0, math.inf),
+    "epsilon": (0.0, 1.0),
 }
 
 
@@ -86,6 +88,13 @@ class VRGAConfig:
     question_offset
         How many tokens before the question's last token the statistics are read (tokens, ``>= 0``).
         Only for ``question_end="auto"``; an explicit index is taken as it is.
+    ratio_keys
+        What the mean in the denominator of ``R_img`` is taken over when heads are selected:
+        ``"attended"``, the keys the question row attends to, or ``"prompt"``, all tokens of the
+        prompt, as the released code does.
+    epsilon
+        Added to the sums and inside the logarithm when heads are selected (no unit, ``[0, 1]``);
+        0 is exact, the released code has 1e-12.
 
     Raises
     ------
@@ -123,6 +132,8 @@ class VRGAConfig:
     min_ratio: float = 0.6
     entropy_factor: float = 0.2
     question_offset: int = 0
+    ratio_keys: RatioKeys = "attended"
+    epsilon: float = 0.0
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -157,6 +168,8 @@ class VRGAConfig:
             "widen": 2,
             "neighbourhood": "flat",
             "question_offset": 1,
+            "ratio_keys": "prompt",
+            "epsilon": 1e-12,
         }
         return cls(**released | overrides)
 

@@ -1,0 +1,16 @@
+// Included first by every file of this folder, before the instruction set is opened: what these
+// headers define inline is compiled for the baseline, so no other file can pick up a copy that
+// needs more than the machine has.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/element.h"
+#include "cpu/job.h"
+#include "cpu/simd_level.h"
+#include "vrga/head_gate.h"
+#include "vrga/params.h"
+#include "vrga/softmax_state.h"
+#include "vrga/split_policy.h"

@@ -1,0 +1,219 @@
+// One task: the query rows of one item against one split of the keys, in one pass over K and V.
+#pragma once
+
+#include "cpu/kernels/keys.h"
+#include "cpu/kernels/row_softmax.h"
+#include "cpu/kernels/scores.h"
+#include "cpu/kernels/values.h"
+
+namespace vrga::cpu::VRGA_ISA {
+
+template <class T>
+class AttentionTask {
+ public:
+  AttentionTask(const AttentionJob& job, int64_t task, float* scratch)
+      : job_(job), p_(job.p), split_(task % job.plan.splits) {
+    const int64_t item = task / job.plan.splits;
+    const int64_t chunk = item % job.chunks;
+    h_kv_ = item / job.chunks % p_.h_kv;
+    b_ = item / job.chunks / p_.h_kv;
+    first_row_ = chunk * job.rows_per_chunk;
+    const int64_t left = job.rows - first_row_;
+    rows_ = static_cast<int>(left < job.rows_per_chunk ? left : job.rows_per_chunk);
+
+    states_ = job.states + task * job.rows_per_chunk;
+    sums_ = job.sums + task * job.classes.count * job.rows_per_chunk * job.stride_sums;
+    query_ = reinterpret_cast<typename Dot<T>::Query*>(scratch);
+    scores_ = scratch + job.rows_per_chunk * (padded(p_.d) + 16);
+    bias_ = scores_ + job.rows_per_chunk * kBlockKeys;
+  }
+
+  void run() {
+    stage_queries();
+    if (p_.mask.kind != MaskKind::kNone) {
+      masks_.locate(p_.mask, b_, first_head(), p_.s_q, first_row_, rows_);
+    }
+    for (int r = 0; r < rows_; ++r) {
+      states_[r] = SoftmaxState{};
+    }
+    const int64_t begin = split_ * job_.plan.keys_per_split;
+    int64_t end = begin + job_.plan.keys_per_split;
+    end = end < p_.s_kv ? end : p_.s_kv;
+    for (int64_t first = begin; first < end; first += kBlockKeys) {
+      block(first, static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys));
+    }
+    finish_counts();
+    job_.classes_seen[(states_ - job_.states) / job_.rows_per_chunk] = seen_;
+  }
+
+ private:
+  int64_t first_head() const { return h_kv_ * (p_.h_q / p_.h_kv); }
+  int64_t head_of(int r) const { return first_head() + (first_row_ + r) / p_.s_q; }
+
+  void stage_queries() {
+    const T* q = static_cast<const T*>(p_.q) + b_ * p_.stride_q_b;
+    for (int r = 0; r < rows_; ++r) {
+      const int64_t s = (first_row_ + r) % p_.s_q;
+      stage_query<T>(q + head_of(r) * p_.stride_q_h + s * p_.stride_q_s, p_.d,
+                     query_ + r * query_stride<T>(p_.d));
+    }
+  }
+
+  void block(int64_t first, int n) {
+    flags_.read(p_.key_flags + b_ * p_.stride_flags_b, p_.n_flags, first, n, job_.classes);
+    if (!read_masks(first, n)) {
+      write_image_scores(first, n, false);
+      return;
+    }
+    const T* k = static_cast<const T*>(p_.k) + b_ * p_.stride_k_b + h_kv_ * p_.stride_k_h +
+                 first * p_.stride_k_s;
+    score_block<T>(query_, rows_, k, p_.stride_k_s, n, p_.d, scores_);
+
+    float highest[kMaxRows];
+    for (int r = 0; r < rows_; ++r) {
+      highest[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
+    }
+    write_image_scores(first, n, true);
+    for (int r = 0; r < rows_; ++r) {
+      const float factor =
+          softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_, states_[r]);
+      if (factor != 1.0f) {
+        scale_sums(r, factor);
+      }
+    }
+    if (p_.v != nullptr) {
+      accumulate_values(first, n);
+    }
+  }
+
+  // Fills bias_ and the counts; false if no row attends to any key of the block. Keys that no row
+  // attends to leave the lists of accumulate_values: whatever their V holds must not be touched,
+  // since 0 * NaN is NaN.
+  bool read_masks(int64_t first, int n) {
+    all_live_ = true;
+    if (p_.mask.kind == MaskKind::kNone) {
+      attended_ += n;
+      images_ += flags_.images;
+      return true;
+    }
+    bool any = false;
+    for (int j = 0; j < n; ++j) {
+      live_[j] = false;
+    }
+    for (int u = 0; u < masks_.count; ++u) {
+      MaskRow& row = masks_.row[u];
+      float* bias = bias_ + u * kBlockKeys;
+      read_bias(p_.mask, row.offset + first * p_.mask.stride_k, n, bias);
+      int attended = 0, zeros = 0;
+      float images = 0.0f;
+      for (int j = 0; j < n; ++j) {
+        const bool attends = bias[j] != kMasked;
+        attended += attends;
+        zeros += bias[j] == 0.0f;
+        images += attends ? flags_.image[j] : 0.0f;
+        live_[j] = live_[j] || attends;
+      }
+      row.attended += attended;
+      row.image += static_cast<int64_t>(images);
+      row.kind = attended == 0 ? MaskRow::kNothing : zeros == n ? MaskRow::kAll : MaskRow::kSome;
+      any = any || attended > 0;
+    }
+    for (int j = 0; j < n; ++j) {
+      all_live_ = all_live_ && live_[j];
+    }
+    return any;
+  }
+
+  const float* bias_of(int r) const {
+    if (p_.mask.kind == MaskKind::kNone) {
+      return nullptr;
+    }
+    const int u = masks_.of_query[r];
+    return masks_.row[u].kind == MaskRow::kAll ? nullptr : bias_ + u * kBlockKeys;
+  }
+
+  // The scores of image keys, for the second step of row_statistics; -inf for every other key.
+  void write_image_scores(int64_t first, int n, bool computed) {
+    if (job_.image_scores == nullptr || first >= p_.n_flags) {
+      return;
+    }
+    const int64_t count = p_.n_flags - first < n ? p_.n_flags - first : n;
+    for (int r = 0; r < rows_; ++r) {
+      float* out = job_.image_scores + (b_ * p_.h_q + head_of(r)) * p_.n_flags + first;
+      for (int64_t j = 0; j < count; ++j) {
+        out[j] = computed && flags_.image[j] != 0.0f ? scores_[r * kBlockKeys + j] : kMasked;
+      }
+    }
+  }
+
+  float* class_sums(int c) const { return sums_ + c * job_.rows_per_chunk * job_.stride_sums; }
+
+  void scale_sums(int r, float factor) {
+    for (int c = 0; c < job_.classes.count; ++c) {
+      if (seen_ & (1 << c)) {
+        float* sums = class_sums(c) + r * job_.stride_sums;
+        for (int64_t i = 0; i < job_.stride_sums; i += kWidth) {
+          store(sums + i, load(sums + i) * splat(factor));
+        }
+      }
+    }
+  }
+
+  void accumulate_values(int64_t first, int n) {
+    const T* v = static_cast<const T*>(p_.v) + b_ * p_.stride_v_b + h_kv_ * p_.stride_v_h +
+                 first * p_.stride_v_s;
+    for (int c = 0; c < job_.classes.count; ++c) {
+      if (!flags_.classes[c]) {
+        continue;
+      }
+      int32_t index[kBlockKeys];
+      int count = 0;
+      for (int j = 0; j < n; ++j) {
+        index[count] = j;
+        count += flags_.key_class[j] == c && (all_live_ || live_[j]);
+      }
+      if (count == 0) {
+        continue;
+      }
+      float* sums = class_sums(c);
+      if (!(seen_ & (1 << c))) {
+        seen_ = static_cast<uint8_t>(seen_ | (1 << c));
+        memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
+      }
+      value_block<T>(v, p_.stride_v_s, count == n ? nullptr : index, count, p_.d_v, scores_, rows_,
+                     sums, job_.stride_sums);
+    }
+  }
+
+  void finish_counts() {
+    for (int r = 0; r < rows_; ++r) {
+      const bool masked = p_.mask.kind != MaskKind::kNone;
+      const MaskRow* row = masked ? &masks_.row[masks_.of_query[r]] : nullptr;
+      states_[r].attended = static_cast<int32_t>(masked ? row->attended : attended_);
+      states_[r].image = static_cast<int32_t>(masked ? row->image : images_);
+    }
+  }
+
+  const AttentionJob& job_;
+  const DecodeParams& p_;
+  int64_t split_, b_, h_kv_, first_row_;
+  int rows_;
+  SoftmaxState* states_;           // [rows_per_chunk]
+  float* sums_;                    // [classes, rows_per_chunk, stride_sums]
+  typename Dot<T>::Query* query_;  // [rows_per_chunk, query_stride]
+  float* scores_;                  // [rows_per_chunk, kBlockKeys]
+  float* bias_;                    // [distinct mask rows, kBlockKeys]
+  BlockFlags flags_;
+  MaskRows masks_;
+  bool live_[kBlockKeys];  // some row attends to the key
+  bool all_live_ = true;
+  int64_t attended_ = 0, images_ = 0;  // without a mask: the same for every row
+  uint8_t seen_ = 0;                   // bit c: class_sums(c) is initialised
+};
+
+template <class T>
+void attention_task(const AttentionJob& job, int64_t task, float* scratch) {
+  AttentionTask<T>(job, task, scratch).run();
+}
+
+}  // namespace vrga::cpu::VRGA_ISA

@@ -1,0 +1,113 @@
+// What is known about one block of keys before any score: its flags and who may attend to it.
+#pragma once
+
+#include "cpu/job.h"
+#include "vrga/head_gate.h"
+
+namespace vrga::cpu::VRGA_ISA {
+
+constexpr float kMasked = -INFINITY;
+constexpr float kLowest = -3.402823466e38f;  // scores below it (that is, -inf) are masked
+
+// Flags of the keys [first, first + n) of one batch row.
+struct BlockFlags {
+  float image[kBlockKeys];   // 1 for an image key, else 0
+  float weight[kBlockKeys];  // w_j
+  uint8_t key_class[kBlockKeys];
+  int images;  // number of image keys
+  bool classes[kMaxClasses];
+  bool weighted;  // some key is outside class 0
+
+  void read(const uint8_t* flags, int64_t n_flags, int64_t first, int n,
+            const KeyClasses& key_classes) {
+    images = 0;
+    classes[0] = classes[1] = classes[2] = false;
+    for (int j = 0; j < kBlockKeys; ++j) {
+      const uint8_t f = j < n && first + j < n_flags ? flags[first + j] & 3 : 0;
+      const uint8_t c = key_classes.of_flags[f];
+      images += f & kFlagImage;
+      image[j] = static_cast<float>(f & kFlagImage);
+      weight[j] = key_classes.weight[c];
+      key_class[j] = c;
+      classes[c] = classes[c] || j < n;
+    }
+    weighted = classes[1] || classes[2];
+  }
+};
+
+// One distinct mask row (heads or query rows that share it by broadcasting share this too).
+struct MaskRow {
+  int64_t offset;                       // of its first key in the mask, in elements
+  int64_t attended, image;              // M and n, summed over the blocks of a split
+  enum { kNothing, kAll, kSome } kind;  // of the current block; kAll: nothing masked, nothing added
+};
+
+// The masks of one chunk of query rows.
+struct MaskRows {
+  MaskRow row[kMaxRows];
+  uint8_t of_query[kMaxRows];  // query row -> its mask row
+  int count = 0;
+
+  void locate(const MaskView& mask, int64_t b, int64_t first_head, int64_t s_q, int64_t first_row,
+              int rows) {
+    for (int r = 0; r < rows; ++r) {
+      const int64_t head = first_head + (first_row + r) / s_q;
+      const int64_t offset =
+          b * mask.stride_b + head * mask.stride_h + (first_row + r) % s_q * mask.stride_s;
+      int u = 0;
+      while (u < count && row[u].offset != offset) {
+        ++u;
+      }
+      if (u == count) {
+        row[count++] = {offset, 0, 0, MaskRow::kAll};
+      }
+      of_query[r] = static_cast<uint8_t>(u);
+    }
+  }
+};
+
+template <class M>
+VRGA_HOST_DEVICE float mask_bias(M value, float lowest) {
+  const float x = to_float(value);
+  return x <= lowest ? kMasked : x;
+}
+VRGA_HOST_DEVICE float mask_bias(bool attend, float) {
+  return attend ? 0.0f : kMasked;
+}
+
+// bias[j] = what the mask adds, kMasked where the key is not attended (or beyond n).
+template <class M>
+void read_bias(const M* mask, int64_t stride, int n, float lowest, float* bias) {
+  if (stride == 1) {
+    for (int j = 0; j < n; ++j) {
+      bias[j] = mask_bias(mask[j], lowest);
+    }
+  } else {
+    for (int j = 0; j < n; ++j) {
+      bias[j] = mask_bias(mask[j * stride], lowest);
+    }
+  }
+  for (int j = n; j < kBlockKeys; ++j) {
+    bias[j] = kMasked;
+  }
+}
+
+inline void read_bias(const MaskView& mask, int64_t offset, int n, float* bias) {
+  switch (mask.kind) {
+    case MaskKind::kBool:
+      return read_bias(static_cast<const bool*>(mask.data) + offset, mask.stride_k, n, 0.0f, bias);
+    case MaskKind::kFloat32:
+      return read_bias(static_cast<const float*>(mask.data) + offset, mask.stride_k, n, kLowest,
+                       bias);
+    case MaskKind::kBFloat16:
+      return read_bias(static_cast<const BFloat16*>(mask.data) + offset, mask.stride_k, n,
+                       -0x1.fep127f, bias);
+    case MaskKind::kFloat16:
+      return read_bias(static_cast<const Half*>(mask.data) + offset, mask.stride_k, n, -65504.0f,
+                       bias);
+    case MaskKind::kNone:
+      return;
+  }
+}
+
+}  // namespace vrga::cpu::VRGA_ISA

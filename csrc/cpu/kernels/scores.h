@@ -1,0 +1,133 @@
+// q.k of a tile of query rows and a block of keys. K is read once from memory and at most
+// ceil(rows / kQkRows) times from cache.
+#pragma once
+
+#include "cpu/job.h"
+
+namespace vrga::cpu::VRGA_ISA {
+
+// How a dot product over the head dimension runs: query elements are stored as Query, one step
+// takes kStep of them. The query row is zero-padded to a whole number of steps.
+template <class T>
+struct Dot {
+  using Query = float;
+  using Operand = Vec;
+  static constexpr int kStep = kWidth;
+  static VRGA_HOST_DEVICE Operand query(const Query* p) { return load(p); }
+  static VRGA_HOST_DEVICE Operand key(const T* p) { return load(p); }
+  static VRGA_HOST_DEVICE Operand key_partial(const T* p, int n) { return load_partial(p, n); }
+  static VRGA_HOST_DEVICE Vec step(Operand a, Operand b, Vec sum) { return fma(a, b, sum); }
+};
+
+#ifdef VRGA_BF16_DOT
+// Pairs of bf16 products are summed in fp32 by one instruction.
+template <>
+struct Dot<BFloat16> {
+  using Query = BFloat16;
+  using Operand = __m512bh;
+  static constexpr int kStep = 32;
+  static VRGA_HOST_DEVICE Operand query(const Query* p) {
+    return as_operand(_mm512_loadu_si512(p));
+  }
+  static VRGA_HOST_DEVICE Operand key(const BFloat16* p) {
+    return as_operand(_mm512_loadu_si512(p));
+  }
+  static VRGA_HOST_DEVICE Operand key_partial(const BFloat16* p, int n) {
+    return as_operand(_mm512_maskz_loadu_epi16((1u << n) - 1u, p));
+  }
+  static VRGA_HOST_DEVICE Vec step(Operand a, Operand b, Vec sum) {
+    return {_mm512_dpbf16_ps(sum.v, a, b)};
+  }
+  static VRGA_HOST_DEVICE Operand as_operand(__m512i bits) { return (__m512bh)bits; }
+};
+#endif
+
+template <class T>
+VRGA_HOST_DEVICE int64_t query_stride(int64_t d) {
+  return ceil_div(d, Dot<T>::kStep) * Dot<T>::kStep;
+}
+
+// Copies one query row into scratch, zero-padded.
+template <class T>
+void stage_query(const T* q, int64_t d, typename Dot<T>::Query* out) {
+  const int64_t end = query_stride<T>(d);
+  for (int64_t i = 0; i < end; ++i) {
+    from_float(i < d ? to_float(q[i]) : 0.0f, out + i);
+  }
+}
+
+// scores[r][j] = q_r . k_j for R rows and n keys; the row stride of `scores` is kBlockKeys. Writes
+// up to 3 columns beyond n (copies of the last key).
+template <class T, int R>
+__attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64_t stride_q,
+                                          const T* k, int64_t stride_k, int n, int64_t d,
+                                          float* scores) {
+  using D = Dot<T>;
+  const int64_t whole = d / D::kStep * D::kStep;
+  const int rest = static_cast<int>(d - whole);
+  for (int j = 0; j < n; j += 4) {
+    const T* key[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      key[i] = k + (j + i < n ? j + i : n - 1) * stride_k;
+    }
+    Vec sum[R][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        sum[r][i] = zero();
+      }
+    }
+    const auto accumulate = [&](const typename D::Query* at, const typename D::Operand(&keys)[4])
+                                __attribute__((always_inline)) {
+#pragma GCC unroll 8
+                                  for (int r = 0; r < R; ++r) {
+                                    const typename D::Operand query = D::query(at + r * stride_q);
+#pragma GCC unroll 4
+                                    for (int i = 0; i < 4; ++i) {
+                                      sum[r][i] = D::step(query, keys[i], sum[r][i]);
+                                    }
+                                  }
+                                };
+    for (int64_t c = 0; c < whole; c += D::kStep) {
+      const typename D::Operand keys[4] = {D::key(key[0] + c), D::key(key[1] + c),
+                                           D::key(key[2] + c), D::key(key[3] + c)};
+      accumulate(q + c, keys);
+    }
+    if (rest > 0) {
+      const typename D::Operand keys[4] = {
+          D::key_partial(key[0] + whole, rest), D::key_partial(key[1] + whole, rest),
+          D::key_partial(key[2] + whole, rest), D::key_partial(key[3] + whole, rest)};
+      accumulate(q + whole, keys);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      reduce4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * kBlockKeys + j);
+    }
+  }
+}
+
+// `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
+template <class T, int R>
+VRGA_HOST_DEVICE void score_tile_of(int rows, const typename Dot<T>::Query* q, int64_t stride_q,
+                                    const T* k, int64_t stride_k, int n, int64_t d, float* scores) {
+  if (rows == R) {
+    score_tile<T, R>(q, stride_q, k, stride_k, n, d, scores);
+  } else if constexpr (R > 1) {
+    score_tile_of<T, R - 1>(rows, q, stride_q, k, stride_k, n, d, scores);
+  }
+}
+
+// All rows against one block of keys.
+template <class T>
+void score_block(const typename Dot<T>::Query* q, int rows, const T* k, int64_t stride_k, int n,
+                 int64_t d, float* scores) {
+  const int64_t stride_q = query_stride<T>(d);
+  for (int r = 0; r < rows; r += kQkRows) {
+    score_tile_of<T, kQkRows>(rows - r < kQkRows ? rows - r : kQkRows, q + r * stride_q, stride_q,
+                              k, stride_k, n, d, scores + r * kBlockKeys);
+  }
+}
+
+}  // namespace vrga::cpu::VRGA_ISA

@@ -1,0 +1,146 @@
+// Eight fp32 lanes, with FMA and F16C. See simd/generic.h for what each function means.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/element.h"
+
+namespace vrga::cpu::VRGA_ISA {
+
+constexpr int kWidth = 8;
+constexpr int kQkRows =
+    3;  // 12 accumulators, 3 query vectors and 1 key vector fill the 16 registers
+constexpr int kPvRows = 4;
+constexpr int kPvVectors = 3;
+
+struct Vec {
+  __m256 v;
+};
+
+VRGA_HOST_DEVICE Vec splat(float x) {
+  return {_mm256_set1_ps(x)};
+}
+VRGA_HOST_DEVICE Vec zero() {
+  return {_mm256_setzero_ps()};
+}
+
+VRGA_HOST_DEVICE Vec widen(__m128i bits, const BFloat16*) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+VRGA_HOST_DEVICE Vec widen(__m128i bits, const Half*) {
+  return {_mm256_cvtph_ps(bits)};
+}
+
+VRGA_HOST_DEVICE Vec load(const float* p) {
+  return {_mm256_loadu_ps(p)};
+}
+template <class T>
+VRGA_HOST_DEVICE Vec load(const T* p) {
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), p);
+}
+
+VRGA_HOST_DEVICE __m256i first(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+VRGA_HOST_DEVICE Vec load_partial(const float* p, int n) {
+  return {_mm256_maskload_ps(p, first(n))};
+}
+template <class T>
+VRGA_HOST_DEVICE Vec load_partial(const T* p, int n) {
+  T copy[kWidth] = {};  // there is no masked load of 16-bit lanes
+  memcpy(copy, p, static_cast<size_t>(n) * sizeof(T));
+  return load(copy);
+}
+
+VRGA_HOST_DEVICE __m128i narrow(Vec a, const BFloat16*) {
+  const __m256i bits = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i chosen = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(chosen), _mm256_extracti128_si256(chosen, 1));
+}
+VRGA_HOST_DEVICE __m128i narrow(Vec a, const Half*) {
+  return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+VRGA_HOST_DEVICE void store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a.v);
+}
+template <class T>
+VRGA_HOST_DEVICE void store(T* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a, p));
+}
+VRGA_HOST_DEVICE void store_partial(float* p, Vec a, int n) {
+  _mm256_maskstore_ps(p, first(n), a.v);
+}
+template <class T>
+VRGA_HOST_DEVICE void store_partial(T* p, Vec a, int n) {
+  T copy[kWidth];
+  store(copy, a);
+  memcpy(p, copy, static_cast<size_t>(n) * sizeof(T));
+}
+
+VRGA_HOST_DEVICE Vec operator+(Vec a, Vec b) {
+  return {_mm256_add_ps(a.v, b.v)};
+}
+VRGA_HOST_DEVICE Vec operator-(Vec a, Vec b) {
+  return {_mm256_sub_ps(a.v, b.v)};
+}
+VRGA_HOST_DEVICE Vec operator*(Vec a, Vec b) {
+  return {_mm256_mul_ps(a.v, b.v)};
+}
+VRGA_HOST_DEVICE Vec operator/(Vec a, Vec b) {
+  return {_mm256_div_ps(a.v, b.v)};
+}
+VRGA_HOST_DEVICE Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+
+// vmaxps returns its second operand when either is NaN.
+VRGA_HOST_DEVICE Vec max_keep_second(Vec a, Vec b) {
+  return {_mm256_max_ps(a.v, b.v)};
+}
+
+VRGA_HOST_DEVICE Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+VRGA_HOST_DEVICE Vec absolute(Vec a) {
+  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
+}
+VRGA_HOST_DEVICE Vec copy_sign(Vec magnitude, Vec sign) {
+  return {_mm256_or_ps(magnitude.v, _mm256_and_ps(sign.v, _mm256_set1_ps(-0.0f)))};
+}
+VRGA_HOST_DEVICE Vec round_nearest(Vec a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// Two steps of half the exponent each, so that results below 2^-126 come out subnormal or 0.
+VRGA_HOST_DEVICE Vec times_power_of_two(Vec a, Vec n) {
+  const __m256i exponent = _mm256_cvtps_epi32(n.v);
+  const __m256i half = _mm256_srai_epi32(exponent, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256i low = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+  const __m256i high =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(exponent, half), bias), 23);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))};
+}
+
+VRGA_HOST_DEVICE float reduce_max(Vec a) {
+  __m128 q = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+}
+VRGA_HOST_DEVICE float reduce_add(Vec a) {
+  __m128 q = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+
+VRGA_HOST_DEVICE void reduce4(Vec a, Vec b, Vec c, Vec d, float* out) {
+  const __m256 sum = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1)));
+}
+
+}  // namespace vrga::cpu::VRGA_ISA

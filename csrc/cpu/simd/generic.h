@@ -1,0 +1,137 @@
+// Four fp32 lanes through the vector extension of GCC and Clang: SSE2 on x86-64, NEON on aarch64.
+// The other headers of this folder implement the same functions for their instruction set.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/element.h"
+
+namespace vrga::cpu::VRGA_ISA {
+
+constexpr int kWidth = 4;
+constexpr int kQkRows = 2;  // query rows x 4 keys of the score micro-kernel
+constexpr int kPvRows = 4;  // query rows x kPvVectors of the value micro-kernel
+constexpr int kPvVectors = 2;
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Vec {
+  Float4 v;
+};
+
+VRGA_HOST_DEVICE Vec splat(float x) {
+  return {Float4{x, x, x, x}};
+}
+VRGA_HOST_DEVICE Vec zero() {
+  return {Float4{}};
+}
+
+VRGA_HOST_DEVICE Vec load(const float* p) {
+  Vec a;
+  memcpy(&a.v, p, sizeof a.v);
+  return a;
+}
+template <class T>
+VRGA_HOST_DEVICE Vec load(const T* p) {
+  return {Float4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+}
+
+// The first n < kWidth lanes; the others are 0, and their memory is not touched.
+template <class T>
+VRGA_HOST_DEVICE Vec load_partial(const T* p, int n) {
+  T copy[kWidth] = {};
+  memcpy(copy, p, static_cast<size_t>(n) * sizeof(T));
+  return load(copy);
+}
+
+VRGA_HOST_DEVICE void store(float* p, Vec a) {
+  memcpy(p, &a.v, sizeof a.v);
+}
+template <class T>
+VRGA_HOST_DEVICE void store(T* p, Vec a) {
+  for (int i = 0; i < kWidth; ++i) {
+    from_float(a.v[i], p + i);
+  }
+}
+template <class T>
+VRGA_HOST_DEVICE void store_partial(T* p, Vec a, int n) {
+  T copy[kWidth];
+  store(copy, a);
+  memcpy(p, copy, static_cast<size_t>(n) * sizeof(T));
+}
+
+VRGA_HOST_DEVICE Vec operator+(Vec a, Vec b) {
+  return {a.v + b.v};
+}
+VRGA_HOST_DEVICE Vec operator-(Vec a, Vec b) {
+  return {a.v - b.v};
+}
+VRGA_HOST_DEVICE Vec operator*(Vec a, Vec b) {
+  return {a.v * b.v};
+}
+VRGA_HOST_DEVICE Vec operator/(Vec a, Vec b) {
+  return {a.v / b.v};
+}
+VRGA_HOST_DEVICE Vec fma(Vec a, Vec b, Vec c) {
+  return {a.v * b.v + c.v};
+}
+
+VRGA_HOST_DEVICE Vec select(Int4 condition, Vec yes, Vec no) {
+  const Int4 bits =
+      (condition & reinterpret_cast<Int4>(yes.v)) | (~condition & reinterpret_cast<Int4>(no.v));
+  return {reinterpret_cast<Float4>(bits)};
+}
+
+// The larger lane; the lane of b where either is NaN.
+VRGA_HOST_DEVICE Vec max_keep_second(Vec a, Vec b) {
+  return select(Int4(a.v > b.v), a, b);
+}
+
+// a < b ? yes : no; `no` where either is NaN.
+VRGA_HOST_DEVICE Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+  return select(Int4(a.v < b.v), yes, no);
+}
+VRGA_HOST_DEVICE Vec absolute(Vec a) {
+  return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(a.v) & 0x7fffffff)};
+}
+VRGA_HOST_DEVICE Vec copy_sign(Vec magnitude, Vec sign) {
+  const Int4 sign_bit = reinterpret_cast<Int4>(sign.v) & static_cast<int32_t>(0x80000000u);
+  return {reinterpret_cast<Float4>(reinterpret_cast<Int4>(magnitude.v) | sign_bit)};
+}
+// For |a| < 2^22: adding and subtracting 1.5 * 2^23 leaves the nearest integer.
+VRGA_HOST_DEVICE Vec round_nearest(Vec a) {
+  const Vec magic = splat(12582912.0f);
+  return (a + magic) - magic;
+}
+// a * 2^n for an integral n in [-252, 0]. Two steps of half the exponent each, so that results
+// below 2^-126 come out subnormal or 0.
+VRGA_HOST_DEVICE Vec times_power_of_two(Vec a, Vec n) {
+  Int4 low, high;
+  for (int i = 0; i < kWidth; ++i) {
+    // A NaN score is a NaN exponent; a is NaN then, whatever it is multiplied with.
+    const int32_t exponent = n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0;
+    low[i] = ((exponent >> 1) + 127) << 23;
+    high[i] = (exponent - (exponent >> 1) + 127) << 23;
+  }
+  return {a.v * reinterpret_cast<Float4>(low) * reinterpret_cast<Float4>(high)};
+}
+
+VRGA_HOST_DEVICE float reduce_max(Vec a) {
+  const float left = a.v[0] > a.v[1] ? a.v[0] : a.v[1];
+  const float right = a.v[2] > a.v[3] ? a.v[2] : a.v[3];
+  return left > right ? left : right;
+}
+VRGA_HOST_DEVICE float reduce_add(Vec a) {
+  return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+}
+
+// out[0..3] = the lane sums of a, b, c, d.
+VRGA_HOST_DEVICE void reduce4(Vec a, Vec b, Vec c, Vec d, float* out) {
+  out[0] = reduce_add(a);
+  out[1] = reduce_add(b);
+  out[2] = reduce_add(c);
+  out[3] = reduce_add(d);
+}
+
+}  // namespace vrga::cpu::VRGA_ISA

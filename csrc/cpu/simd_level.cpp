@@ -1,0 +1,117 @@
+#include "cpu/simd_level.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace vrga::cpu {
+namespace {
+
+struct Level {
+  const char* name;
+  KernelTable kernels;
+  bool runs_here;
+};
+
+struct Levels {
+  Level level[kMaxLevels];
+  int count = 0;
+
+  Levels() {
+    level[count++] = {"generic", generic_kernels(), true};
+#if VRGA_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    level[count++] = {"avx2", avx2_kernels(), avx2};
+    level[count++] = {"avx512", avx512_kernels(), avx512};
+    level[count++] = {"avx512_bf16", avx512_bf16_kernels(),
+                      avx512 && __builtin_cpu_supports("avx512bf16")};
+#endif
+  }
+
+  const Level* find(const char* name) const {
+    for (int i = 0; i < count; ++i) {
+      if (strcmp(level[i].name, name) == 0) {
+        return &level[i];
+      }
+    }
+    return nullptr;
+  }
+
+  const Level* checked(const char* source, const char* name) const {
+    const Level* found = find(name);
+    if (found != nullptr && found->runs_here) {
+      return found;
+    }
+    std::string wanted;
+    for (int i = 0; i < count; ++i) {
+      if (level[i].runs_here) {
+        wanted += (wanted.empty() ? "" : ", ") + std::string(level[i].name);
+      }
+    }
+    throw std::runtime_error(std::string(source) + ": wanted one of " + wanted + ", got '" + name +
+                             "'" + (found ? ", which this machine cannot run" : ""));
+  }
+
+  const Level* initial() const {
+    const char* wanted = std::getenv("VRGA_EXT_SIMD");
+    if (wanted != nullptr && wanted[0] != '\0') {
+      return checked("VRGA_EXT_SIMD", wanted);
+    }
+    const Level* best = &level[0];
+    for (int i = 1; i < count; ++i) {
+      best = level[i].runs_here ? &level[i] : best;
+    }
+    return best;
+  }
+};
+
+const Levels& levels() {
+  static const Levels instance;
+  return instance;
+}
+
+std::atomic<const Level*> current{nullptr};
+
+const Level& current_level() {
+  const Level* level = current.load();
+  if (level == nullptr) {
+    level = levels().initial();
+    current.store(level);
+  }
+  return *level;
+}
+
+}  // namespace
+
+int compiled_levels(const char* names[kMaxLevels]) {
+  for (int i = 0; i < levels().count; ++i) {
+    names[i] = levels().level[i].name;
+  }
+  return levels().count;
+}
+
+bool level_runs_here(const char* name) {
+  const Level* level = levels().find(name);
+  return level != nullptr && level->runs_here;
+}
+
+const char* simd_level() {
+  return current_level().name;
+}
+
+void set_simd_level(const char* name) {
+  current.store(levels().checked("level", name));
+}
+
+const KernelTable& kernels() {
+  return current_level().kernels;
+}
+
+}  // namespace vrga::cpu

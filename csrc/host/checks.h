@@ -1,0 +1,55 @@
+// Tensors -> parameter structs. Every device goes through these checks.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "vrga/params.h"
+
+namespace vrga::host {
+
+using torch::stable::Tensor;
+
+// The gate arguments of an op, in schema order.
+struct GateArguments {
+  const std::string& kind;
+  double focus_weight, image_weight, min_ratio, entropy_factor;
+};
+
+// A checked call: the parameters, the tensors they point into (some of them copies with a
+// contiguous last dimension), and the results to return.
+struct DecodeCall {
+  DecodeParams params;
+  Tensor query, key, value, key_flags;
+  std::optional<Tensor> mask, heads;
+  Tensor output, statistics;
+};
+struct RowStatisticsCall {
+  RowStatisticsParams params;
+  Tensor query, key, key_flags;
+  std::optional<Tensor> mask;
+  Tensor image_attention, statistics;
+};
+struct SoftmaxCall {
+  SoftmaxParams params;
+  Tensor scores, key_flags;
+  std::optional<Tensor> heads;
+  Tensor probabilities, statistics;
+};
+
+DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const Tensor& key_flags, const std::optional<Tensor>& attn_mask,
+                        const std::optional<Tensor>& heads, double scale, double softcap,
+                        const GateArguments& gate);
+
+RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
+                                       const Tensor& key_flags,
+                                       const std::optional<Tensor>& attn_mask, double scale,
+                                       double softcap);
+
+SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
+                          const std::optional<Tensor>& heads, const GateArguments& gate);
+
+}  // namespace vrga::host

@@ -1,0 +1,90 @@
+// CPU entries of the three operations.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <tuple>
+
+#include "cpu/driver.h"
+#include "cpu/simd_level.h"
+#include "host/checks.h"
+
+namespace vrga::host {
+namespace {
+
+// Threads take the next task when they are done with one: tasks differ in cost (masked blocks are
+// skipped), and a machine may be busy with something else. Who runs a task changes no result.
+void run_in_parallel(int64_t count, const std::function<void(int64_t)>& task) {
+  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads < count ? threads : count, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < count; i = next++) {
+      task(i);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> decode_attention(Tensor query, Tensor key, Tensor value,
+                                            Tensor key_flags, std::optional<Tensor> attn_mask,
+                                            std::optional<Tensor> heads, double scale,
+                                            double softcap, std::string gate, double focus_weight,
+                                            double image_weight, double min_ratio,
+                                            double entropy_factor) {
+  DecodeCall call = check_decode(query, key, value, key_flags, attn_mask, heads, scale, softcap,
+                                 {gate, focus_weight, image_weight, min_ratio, entropy_factor});
+  cpu::decode_attention(call.params, run_in_parallel);
+  return {call.output, call.statistics};
+}
+
+std::tuple<Tensor, Tensor> row_statistics(Tensor query, Tensor key, Tensor key_flags,
+                                          std::optional<Tensor> attn_mask, double scale,
+                                          double softcap) {
+  RowStatisticsCall call = check_row_statistics(query, key, key_flags, attn_mask, scale, softcap);
+  cpu::row_statistics(call.params, run_in_parallel);
+  return {call.image_attention, call.statistics};
+}
+
+std::tuple<Tensor, Tensor> reweighted_softmax(Tensor scores, Tensor key_flags,
+                                              std::optional<Tensor> heads, std::string gate,
+                                              double focus_weight, double image_weight,
+                                              double min_ratio, double entropy_factor) {
+  SoftmaxCall call = check_softmax(scores, key_flags, heads,
+                                   {gate, focus_weight, image_weight, min_ratio, entropy_factor});
+  cpu::reweighted_softmax(call.params, run_in_parallel);
+  return {call.probabilities, call.statistics};
+}
+
+// "" asks for the level in use; a name changes it first.
+std::string simd_level(std::string name) {
+  if (!name.empty()) {
+    cpu::set_simd_level(name.c_str());
+  }
+  return cpu::simd_level();
+}
+
+// The levels that were compiled in, those this machine cannot run in brackets.
+std::string simd_levels() {
+  const char* names[cpu::kMaxLevels];
+  const int count = cpu::compiled_levels(names);
+  std::string list;
+  for (int i = 0; i < count; ++i) {
+    const std::string name = names[i];
+    list += (i ? " " : "") + (cpu::level_runs_here(names[i]) ? name : "(" + name + ")");
+  }
+  return list;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vrga_ext, CPU, m) {
+  m.impl("decode_attention", TORCH_BOX(&decode_attention));
+  m.impl("row_statistics", TORCH_BOX(&row_statistics));
+  m.impl("reweighted_softmax", TORCH_BOX(&reweighted_softmax));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(vrga_ext, CompositeExplicitAutograd, m) {
+  m.impl("_simd_level", TORCH_BOX(&simd_level));
+  m.impl("_simd_levels", TORCH_BOX(&simd_levels));
+}
+
+}  // namespace vrga::host

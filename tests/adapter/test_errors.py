@@ -1,0 +1,216 @@
+"""Bad input gets a clear message and leaves the model as it was; what cannot be applied says so once."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, MllamaConfig, MllamaForConditionalGeneration
+
+import vrga_ext
+from tests.adapter.tiny import FAMILIES, build, greedy, logits
+from vrga_ext import VRGAConfig, VRGAWarning
+
+ROW = [5, 6, (4, 4), 7, 8, 9, 10]
+LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
+
+
+@pytest.fixture
+def family():
+    return build("qwen2_5_vl")
+
+
+def assert_untouched(model) -> None:
+    assert not {"generate", "generate_batch", "_vrga_handle"} & set(model.__dict__)
+    assert not model._forward_pre_hooks and not model._forward_hooks
+    if hasattr(model.config, "get_text_config"):
+        assert model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def notices(record) -> list[str]:
+    return [str(w.message) for w in record if issubclass(w.category, VRGAWarning)]
+
+
+def test_not_a_transformers_model():
+    with pytest.raises(TypeError, match="model: wanted a transformers PreTrainedModel, got Linear"):
+        vrga_ext.enable(nn.Linear(2, 2))
+
+
+def test_not_a_multimodal_model():
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+    )
+    model = LlamaForCausalLM(config)
+    with pytest.raises(ValueError, match=r"model: wanted a multimodal model .* got LlamaConfig without one"):
+        vrga_ext.enable(model)
+    assert_untouched(model)
+
+
+def test_unknown_image_id(family):
+    family.model.config.__dict__["image_token_id"] = None
+    with pytest.raises(ValueError, match="image_token_id or image_token_index"):
+        vrga_ext.enable(family.model)
+    assert_untouched(family.model)
+
+
+def test_cross_attention_is_refused_by_name():
+    config = MllamaConfig(
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 8,
+            "patch_size": 4,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [0],
+            "supported_aspect_ratios": [[1, 1]],
+        },
+        text_config={
+            "vocab_size": 64,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "cross_attention_layers": [1],
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        image_token_index=60,
+    )
+    model = MllamaForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="MllamaForConditionalGeneration, which sees .* cross-attention"):
+        vrga_ext.enable(model)
+    assert_untouched(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"config": {"gamma": 1}}, TypeError, "config: wanted a VRGAConfig, got dict"),
+        ({"gamma": -1.0}, ValueError, "gamma: wanted a number"),
+        ({"gama": 1.0}, TypeError, "gama: no such field"),
+        ({"question_end": "last"}, ValueError, "question_end: wanted 'auto', an index or one per row"),
+    ],
+)
+def test_bad_argument(family, arguments, error, message):
+    with pytest.raises(error, match=message):
+        vrga_ext.enable(family.model, **arguments)
+    assert_untouched(family.model)
+
+
+def test_enabled_already(family):
+    with vrga_ext.enable(family.model, gamma=1.0) as handle:
+        with pytest.raises(ValueError, match="model: VRGA is enabled already"):
+            vrga_ext.enable(family.model)
+        assert handle.config == VRGAConfig(gamma=1.0)
+        greedy(family.model, family.prompt(ROW), 2)
+        assert handle.regions[0].visual_heads
+
+
+@pytest.mark.parametrize(
+    ("question_end", "message"),
+    [
+        (100, r"question_end: wanted an index in \[0, 24\) of the prompt, got 100 \(row 0\)"),
+        (-1, "question_end: wanted an index in"),
+        ([1, 2, 3], r"question_end: wanted one index or one per row \(2\), got 3"),
+        ([23, 0], "question_end: wanted a token of row 1, got 0, which is padding"),
+        ([23, 3.5], "question_end: wanted an index in .* got 3.5"),
+    ],
+)
+def test_question_end_that_does_not_fit(family, question_end, message):
+    inputs = family.prompt(ROW, [5, (4, 4), 7])
+    plain = greedy(family.model, inputs, 3)
+    with vrga_ext.enable(family.model, question_end=question_end), pytest.raises(ValueError, match=message):
+        greedy(family.model, inputs, 3)
+    assert torch.equal(logits(greedy(family.model, inputs, 3)), logits(plain))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompt_without_an_image_says_so_once(name):
+    family = build(name)
+    inputs = family.prompt([5, 6, 7, 8])
+    plain = greedy(family.model, inputs)
+    with vrga_ext.enable(family.model, **LOOSE) as handle, warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        first, second = greedy(family.model, inputs), greedy(family.model, inputs)
+    assert torch.equal(logits(first), logits(plain)) and torch.equal(logits(second), logits(plain))
+    assert notices(record) == ["VRGA is not applied: the prompt has no image token"]
+    assert len(handle.regions) == 1 and handle.regions[0].visual_heads == ()
+
+
+def test_no_processor_says_so_once(family):
+    inputs = family.prompt(ROW)
+    with vrga_ext.enable(family.model), warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        greedy(family.model, inputs, 2)
+        greedy(family.model, inputs, 2)
+    (notice,) = notices(record)
+    assert "last prompt token, since no processor was given" in notice
+
+
+@pytest.mark.parametrize("use_cache", ["argument", "config"])
+def test_no_cache_says_so(use_cache):
+    family = build("llava")
+    inputs = family.prompt(ROW)
+    kwargs = {"use_cache": False} if use_cache == "argument" else {}
+    family.model.generation_config.use_cache = use_cache == "argument"
+    plain = greedy(family.model, inputs, 3, **kwargs)
+    with (
+        vrga_ext.enable(family.model, **LOOSE, question_end=21),
+        pytest.warns(VRGAWarning, match="without a KV cache"),
+    ):
+        ours = greedy(family.model, inputs, 3, **kwargs)
+    assert torch.equal(logits(ours), logits(plain))
+
+
+def test_training_mode_says_so(family):
+    inputs = family.prompt(ROW)
+    family.model.train()
+    with (
+        vrga_ext.enable(family.model, **LOOSE, question_end=23),
+        pytest.warns(VRGAWarning, match="training mode"),
+    ):
+        greedy(family.model, inputs, 3)
+
+
+def test_attention_changed_after_enable_says_so(family):
+    inputs = family.prompt(ROW)
+    with vrga_ext.enable(family.model, **LOOSE, question_end=23):
+        family.model.set_attn_implementation("sdpa")
+        with pytest.warns(VRGAWarning, match="changed to 'sdpa' after enable"):
+            greedy(family.model, inputs, 3)
+
+
+def test_other_attention_is_replaced_aloud():
+    family = build("llava")
+    family.model.set_attn_implementation({"text_config": "flex_attention"})
+    with pytest.warns(VRGAWarning, match="runs 'sdpa' instead of 'flex_attention'"):
+        handle = vrga_ext.enable(family.model)
+    handle.disable()
+    assert family.model.config.get_text_config()._attn_implementation == "flex_attention"
+
+
+def test_inputs_embeds_without_ids_says_so(family):
+    embeds = torch.randn(1, 9, 64)
+    plain = greedy(family.model, {"inputs_embeds": embeds}, 3)
+    with (
+        vrga_ext.enable(family.model, **LOOSE),
+        pytest.warns(VRGAWarning, match="without input_ids"),
+    ):
+        ours = greedy(family.model, {"inputs_embeds": embeds}, 3)
+    assert torch.equal(logits(ours), logits(plain))
+
+
+def test_continuous_batching_is_refused(family):
+    with (
+        vrga_ext.enable(family.model),
+        pytest.raises(RuntimeError, match="generate_batch: continuous batching is not supported"),
+    ):
+        family.model.generate_batch([[1, 2, 3]])
+    assert "generate_batch" not in family.model.__dict__

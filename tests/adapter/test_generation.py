@@ -1,0 +1,279 @@
+"""Generation with VRGA against an independent eager loop, and against itself in other shapes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import vrga_ext
+from tests.adapter.tiny import FAMILIES, IMAGE, build, greedy, logits
+
+ROWS = (
+    [5, 6, (4, 4), 7, 8, 9, 10],
+    [11, (4, 4), 12, 13, 14, 15, 16, 17, 18],
+    [5, (4, 4), (4, 4), 7, 8, 9],  # two images in a row
+)
+LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
+NEW = 6
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return build(request.param)
+
+
+def explicit_attention(regions, prompt_length, config):
+    """Eager attention that reweights stored weights head by head, the way the formula is written."""
+
+    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+        scores = query @ key.mT * scaling
+        if attention_mask is not None:
+            scores = scores + attention_mask[..., : key.shape[2]]
+        a = scores.softmax(-1)
+        if query.shape[2] == 1 and key.shape[2] > prompt_length:
+            a = a.clone()
+            for row, region in enumerate(regions):
+                for head in range(query.shape[1]):
+                    image = a[row, head, 0, region.image_positions]
+                    ratio = image.mean() * (scores[row, 0, 0] > -1e30).sum()
+                    joint = -(image * image.log()).sum()
+                    if config.gate == "static":
+                        gated = (module.layer_idx, head) in region.visual_heads
+                    else:
+                        gated = bool(ratio > config.min_ratio and ratio > config.entropy_factor * joint)
+                    if not gated:
+                        continue
+                    if config.mode == "boost":
+                        a[row, head, 0, region.boosted] *= 1 + config.gamma
+                    else:
+                        rest = region.image_positions[~torch.isin(region.image_positions, region.boosted)]
+                        a[row, head, 0, rest] = 0.0
+                    a[row, head] /= a[row, head].sum()
+        return (a @ value).transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+@pytest.mark.parametrize("mode", ["boost", "mask"])
+@pytest.mark.parametrize("gate", ["static", "dynamic"])
+def test_equals_reweighting_stored_weights(family, gate, mode, monkeypatch):
+    inputs = family.prompt(*ROWS)
+    plain = greedy(family.model, inputs, NEW)
+    config = vrga_ext.VRGAConfig(**LOOSE, gate=gate, mode=mode, min_ratio=1.0)
+    with vrga_ext.enable(family.model, config) as handle:
+        ours = greedy(family.model, inputs, NEW)
+    assert [len(region.images) for region in handle.regions] == [1, 1, 2]
+
+    language = family.model.get_decoder()
+    family.model.set_attn_implementation("eager")
+    attend = explicit_attention(handle.regions, inputs["input_ids"].shape[1], config)
+    monkeypatch.setattr(sys.modules[type(language).__module__], "eager_attention_forward", attend)
+    # Follow the same tokens, so that one rounding cannot lead elsewhere.
+    forced = ours.sequences[:, -NEW:]
+    step = iter(range(NEW))
+    follow = [lambda ids, scores: torch.full_like(scores, -1e9).scatter(1, forced[:, [next(step)]], 0.0)]
+    explicit = greedy(family.model, inputs, NEW, logits_processor=follow)
+    family.model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits(ours), logits(explicit), atol=2e-5, rtol=1e-4)
+    assert (logits(ours) - logits(plain))[1:].abs().amax((0, 2)).gt(1e-2).all()  # in every row
+
+
+@pytest.mark.parametrize("gate", ["static", "dynamic"])
+def test_batch_equals_single_rows(family, gate):
+    together = family.prompt(*ROWS)
+    width = together["input_ids"].shape[1]
+    with vrga_ext.enable(family.model, **LOOSE, gate=gate) as handle:
+        batch = greedy(family.model, together, NEW)
+        regions = handle.regions
+        first = 0
+        for row, tokens in enumerate(ROWS):
+            count = len(regions[row].images)
+            single = family.prompt(tokens)
+            pixels = together["pixel_values"]
+            size = 1 if family.name == "llava" else 64  # rows of pixel_values per image
+            single["pixel_values"] = pixels[first * size : (first + count) * size]
+            first += count
+            alone = greedy(family.model, single, NEW)
+            padding = width - single["input_ids"].shape[1]
+            torch.testing.assert_close(logits(alone)[:, 0], logits(batch)[:, row], atol=1e-4, rtol=1e-4)
+            region = handle.regions[0]
+            assert torch.equal(region.boosted + padding, regions[row].boosted)
+            assert torch.equal(region.focus + padding, regions[row].focus)
+            assert region.visual_heads == regions[row].visual_heads
+            assert region.question_end + padding == regions[row].question_end
+
+
+def test_regions_lie_in_their_own_image(family):
+    inputs = family.prompt(*ROWS)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    for row, region in enumerate(handle.regions):
+        image = (inputs["input_ids"][row] == IMAGE).nonzero().flatten()
+        assert torch.equal(region.image_positions, image)
+        assert set(region.focus.tolist()) <= set(region.boosted.tolist()) <= set(image.tolist())
+        assert all(span.grid == (4, 4) for span in region.images)
+    assert [region.grid for region in handle.regions] == [(4, 4), (4, 4), None]
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl"])
+def test_grids_of_different_images(name):
+    family = build(name)
+    inputs = family.prompt([5, (2, 6), 7, 8], [(5, 3), 9, (1, 4), 10])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    assert [[span.grid for span in region.images] for region in handle.regions] == [
+        [(2, 6)],
+        [(5, 3), (1, 4)],
+    ]
+
+
+def test_row_without_an_image_is_plain(family):
+    rows = (ROWS[0], [5, 6, 7, 8, 9])
+    inputs = family.prompt(*rows)
+    plain = greedy(family.model, inputs, NEW)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        ours = greedy(family.model, inputs, NEW)
+    torch.testing.assert_close(logits(ours)[:, 1], logits(plain)[:, 1], atol=1e-5, rtol=1e-5)
+    assert (logits(ours)[1:, 0] - logits(plain)[1:, 0]).abs().max() > 1e-2
+    assert handle.regions[1].visual_heads == () and len(handle.regions[1].boosted) == 0
+
+
+def test_question_end_per_row_and_single(family):
+    inputs = family.prompt(*ROWS)
+    width = inputs["input_ids"].shape[1]
+    with vrga_ext.enable(family.model, **LOOSE, question_end=[width - 1, width - 3, width - 2]) as handle:
+        greedy(family.model, inputs, 2)
+        ends, rows = [r.question_end for r in handle.regions], [r.efr for r in handle.regions]
+    assert ends == [width - 1, width - 3, width - 2]
+    for row, end in enumerate(ends):
+        with vrga_ext.enable(family.model, **LOOSE, question_end=torch.tensor([end] * 3)) as handle:
+            greedy(family.model, inputs, 2)
+        assert handle.regions[row].question_rule == "given"
+        torch.testing.assert_close(handle.regions[row].efr, rows[row], rtol=1e-4, atol=1e-8)
+
+
+def test_statistics_equal_eager_attention(family):
+    inputs = family.prompt(*ROWS[:2])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    family.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = family.model(**inputs, output_attentions=True).attentions
+    family.model.set_attn_implementation("sdpa")
+    for row, region in enumerate(handle.regions):
+        a = torch.stack([layer[row, :, region.question_end].double() for layer in weights])
+        tokens = int(inputs["attention_mask"][row].sum())
+        image = a[..., region.image_positions]
+        torch.testing.assert_close(region.image_ratio, image.mean(-1) * tokens, rtol=1e-4, atol=1e-9)
+        inside = image / image.sum(-1, keepdim=True)
+        entropy = -torch.special.xlogy(inside, inside).sum(-1)
+        torch.testing.assert_close(region.image_entropy, entropy, rtol=1e-4, atol=1e-7)
+
+
+def test_manual_loop_equals_generate(family):
+    inputs = family.prompt(*ROWS[:1])
+    with vrga_ext.enable(family.model, **LOOSE):
+        generated = greedy(family.model, inputs, NEW)
+        steps, cache, step_inputs = [], DynamicCache(config=family.model.config), inputs
+        with torch.no_grad():
+            for _ in range(NEW):
+                output = family.model(**step_inputs, past_key_values=cache, use_cache=True)
+                steps.append(output.logits[:, -1])
+                token = steps[-1].argmax(-1, keepdim=True)
+                step_inputs = {"input_ids": token}
+    torch.testing.assert_close(torch.stack(steps), logits(generated), atol=1e-5, rtol=1e-5)
+
+
+def test_cache_made_by_the_model_is_used(family):
+    inputs = family.prompt(*ROWS[:1])
+    with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
+        first = family.model(**inputs, use_cache=True)
+        token = first.logits[:, -1].argmax(-1, keepdim=True)
+        second = family.model(input_ids=token, past_key_values=first.past_key_values, use_cache=True)
+        generated = greedy(family.model, inputs, 2)
+    torch.testing.assert_close(second.logits[:, -1], logits(generated)[1], atol=1e-5, rtol=1e-5)
+
+
+def test_second_turn_on_a_kept_cache(family):
+    """The second question aims anew at the first turn's image."""
+    inputs = family.prompt(ROWS[0])
+    model = family.model
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        cache = DynamicCache(config=model.config)
+        turn = greedy(model, inputs, NEW, past_key_values=cache, suppress_tokens=[IMAGE])
+        first = handle.regions[0]
+        ids = torch.cat([turn.sequences, torch.tensor([[20, 21, 22]])], 1)
+        follow = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if family.name != "llava":
+            follow["mm_token_type_ids"] = (ids == IMAGE).int()
+        greedy(model, follow, NEW, past_key_values=cache)
+        second = handle.regions[0]
+    assert second.question_end == ids.shape[1] - 1
+    assert torch.equal(second.image_positions, first.image_positions)
+    assert second.grid == first.grid == (4, 4)
+    assert not torch.equal(second.efr, first.efr)
+
+
+def test_sampling_follows_the_seed(family):
+    inputs = family.prompt(*ROWS)
+    runs = []
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        for _ in range(2):
+            torch.manual_seed(7)
+            runs.append(greedy(family.model, inputs, NEW, do_sample=True, num_return_sequences=2))
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+    assert len(handle.regions) == len(ROWS)  # one per sample, not per returned sequence
+    torch.manual_seed(7)
+    plain = greedy(family.model, inputs, NEW, do_sample=True, num_return_sequences=2)
+    with vrga_ext.enable(family.model, gamma=0.0):
+        torch.manual_seed(7)
+        zero = greedy(family.model, inputs, NEW, do_sample=True, num_return_sequences=2)
+    assert torch.equal(plain.sequences, zero.sequences)
+
+
+def test_beam_search_of_one_sample_reads_one_region(family):
+    inputs = family.prompt(*ROWS)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+        single = handle.regions
+        greedy(family.model, inputs, NEW, num_beams=3)
+        beams = handle.regions
+    assert [r.boosted.tolist() for r in beams] == [r.boosted.tolist() for r in single]
+
+
+def test_region_hook_replaces_what_is_boosted(family):
+    inputs = family.prompt(*ROWS)
+    plain = greedy(family.model, inputs, NEW)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        seen = []
+
+        def nothing(sample, region):
+            seen.append(sample)
+            return replace(region, boosted=region.boosted[:0])
+
+        handle.region_hook = nothing
+        ours = greedy(family.model, inputs, NEW)
+    assert seen == [0, 1, 2]
+    assert torch.equal(logits(ours), logits(plain))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    family = build("qwen2_5_vl")
+    inputs = family.prompt(*ROWS[:2])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        full = greedy(family.model, inputs, 2)
+        full_regions = handle.regions
+        family.model.to(dtype)
+        half = greedy(family.model, inputs, 2)
+        half_regions = handle.regions
+    assert (logits(half).float() - logits(full)).abs().max() < 0.3
+    assert all(len(region.boosted) for region in half_regions)
+    for ours, theirs in zip(half_regions, full_regions, strict=True):
+        torch.testing.assert_close(ours.image_ratio, theirs.image_ratio, rtol=0.2, atol=0.2)

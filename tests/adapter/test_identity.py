@@ -1,0 +1,126 @@
+"""Where nothing is to be changed, nothing changes: gamma 0, pause, disable, copies, errors."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import vrga_ext
+from tests.adapter.tiny import FAMILIES, build, greedy, logits
+
+ROWS = ([5, 6, (4, 4), 7, 8, 9, 10], [11, (4, 4), 12, 13, 14, 15, 16, 17, 18])
+LOOSE = {"efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return build(request.param)
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", [{"gamma": 0.0}, {"gamma": 0.0, "gate": "dynamic"}])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gamma_zero_is_bit_identical(name, config, attn_implementation):
+    family = build(name, attn_implementation=attn_implementation)
+    inputs = family.prompt(*ROWS)
+    plain = greedy(family.model, inputs)
+    with vrga_ext.enable(family.model, question_end=-1 % inputs["input_ids"].shape[1], **config) as handle:
+        enabled = greedy(family.model, inputs)
+        assert all(region.visual_heads for region in handle.regions)  # still analysed
+    assert torch.equal(logits(enabled), logits(plain))
+
+
+def test_disable_is_bit_identical(family):
+    inputs = family.prompt(*ROWS)
+    before = dict(family.model.__dict__)
+    plain = greedy(family.model, inputs)
+    handle = vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE)
+    boosted = greedy(family.model, inputs)
+    handle.disable()
+    handle.disable()
+    assert not torch.equal(logits(boosted), logits(plain))
+    assert torch.equal(logits(boosted)[0], logits(plain)[0])  # the prefill is never modified
+    assert torch.equal(logits(greedy(family.model, inputs)), logits(plain))
+    assert set(family.model.__dict__) == set(before)
+    assert family.model.config.get_text_config()._attn_implementation == "sdpa"
+    decoder = family.model.get_decoder()
+    assert not decoder._forward_pre_hooks and not family.model._forward_pre_hooks
+
+
+def test_enable_again_after_disable(family):
+    inputs = family.prompt(*ROWS)
+    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+        first = greedy(family.model, inputs)
+    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+        again = greedy(family.model, inputs)
+    vrga_ext.disable(family.model)
+    assert torch.equal(logits(first), logits(again))
+
+
+def test_pause(family):
+    inputs = family.prompt(*ROWS)
+    plain = greedy(family.model, inputs)
+    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE) as handle:
+        boosted = greedy(family.model, inputs)
+        with handle.pause():
+            paused = greedy(family.model, inputs)
+        resumed = greedy(family.model, inputs)
+    assert torch.equal(logits(paused), logits(plain))
+    assert torch.equal(logits(resumed), logits(boosted))
+    assert not torch.equal(logits(boosted), logits(plain))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_copies_are_independent(name):
+    family = build(name)
+    inputs = family.prompt(*ROWS)
+    handle = vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE)
+    copies = [copy.deepcopy(family.model), pickle.loads(pickle.dumps(family.model))]
+    boosted = greedy(family.model, inputs)
+    handle.disable()
+    plain = greedy(family.model, inputs)
+    for model in copies:
+        assert torch.equal(logits(greedy(model, inputs)), logits(boosted))
+        vrga_ext.disable(model)
+        assert torch.equal(logits(greedy(model, inputs)), logits(plain))
+
+
+def test_save_pretrained_leaves_no_trace(family, tmp_path):
+    with vrga_ext.enable(family.model):
+        family.model.save_pretrained(tmp_path)
+    loaded = type(family.model).from_pretrained(tmp_path).eval()
+    loaded.generation_config.eos_token_id = None
+    inputs = family.prompt(*ROWS)
+    assert torch.equal(logits(greedy(loaded, inputs)), logits(greedy(family.model, inputs)))
+    assert "vrga" not in (tmp_path / "config.json").read_text()
+
+
+def test_exception_in_generate_leaves_no_trace(family):
+    inputs = family.prompt(*ROWS)
+    plain = greedy(family.model, inputs)
+
+    def fail(ids, scores):
+        if ids.shape[1] > inputs["input_ids"].shape[1] + 2:
+            raise KeyboardInterrupt
+        return scores
+
+    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+        boosted = greedy(family.model, inputs)
+        with pytest.raises(KeyboardInterrupt):
+            greedy(family.model, inputs, logits_processor=[fail])
+        assert torch.equal(logits(greedy(family.model, inputs)), logits(boosted))
+    assert torch.equal(logits(greedy(family.model, inputs)), logits(plain))
+
+
+def test_two_models_may_share_a_config_object():
+    family = build("qwen2_5_vl")
+    other = type(family.model)(family.model.config).eval()
+    other.load_state_dict(family.model.state_dict())
+    other.generation_config.eos_token_id = None
+    inputs = family.prompt(*ROWS)
+    plain = greedy(other, inputs)
+    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+        assert torch.equal(logits(greedy(other, inputs)), logits(plain))

@@ -1,0 +1,107 @@
+"""Image tokens, images and grids of a prompt row."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vrga_ext.adapter.images import config_grid, image_keys, image_mask, image_spans, image_token_ids
+
+
+def row(text: str) -> torch.Tensor:
+    """'.' is text, 'x' is an image token."""
+    return torch.tensor([c == "x" for c in text], dtype=torch.bool)
+
+
+def mrope(*items: int | tuple[int, int]) -> torch.Tensor:
+    """Positions [3, S] as a multi-axis rotary model numbers text runs and image grids."""
+    columns, position = [], 0
+    for item in items:
+        if isinstance(item, int):
+            columns += [[position + i] * 3 for i in range(item)]
+            position += item
+        else:
+            height, width = item
+            columns += [[position, position + y, position + x] for y in range(height) for x in range(width)]
+            position += max(item)
+    return torch.tensor(columns).T
+
+
+def test_token_ids():
+    assert image_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == (5, 7)
+    assert image_token_ids(SimpleNamespace(image_token_index=5)) == (5,)
+
+
+def test_token_types_mark_images_too():
+    ids = torch.tensor([[1, 5, 5, 2, 9]])
+    types = torch.tensor([[0, 1, 1, 0, 2]])
+    assert image_mask(ids, (5,), None).tolist() == [[False, True, True, False, False]]
+    assert image_mask(ids, (5,), types).tolist() == [[False, True, True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("..xx.", [1, 2, 3]),
+        ("xx..x", [0, 1, 3, 4]),
+        ("", []),
+    ],
+)
+def test_vision_span_counts_the_token_before(text, expected):
+    mask = row(text)[None]
+    assert image_keys(mask, "vision_span")[0].nonzero().flatten().tolist() == expected
+    assert image_keys(mask, "tokens") is mask
+
+
+def test_spans_from_positions():
+    mask = row("..xxxxxx.xxxx")
+    positions, spans = image_spans(mask, mrope(2, (2, 3), 1, (4, 1)), None, "tokens")
+    assert positions.tolist() == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
+    assert [tuple(span) for span in spans] == [(0, 6, 0, (2, 3)), (6, 4, 0, (4, 1))]
+
+
+def test_adjacent_images_are_told_apart_by_time():
+    positions, spans = image_spans(row(".xxxxxxxx"), mrope(1, (2, 2), (2, 2)), None, "tokens")
+    assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
+    assert positions.tolist() == list(range(1, 9))
+
+
+def test_positions_that_count_tokens_give_no_grid():
+    _, spans = image_spans(row(".xxxx."), mrope(6), None, "tokens")
+    assert [tuple(span) for span in spans] == [(0, 4, 0, None)]
+
+
+def test_positions_that_are_no_rectangle_give_no_grid():
+    positions = mrope(1, (2, 3), 1)
+    positions[2, 4] += 1
+    _, spans = image_spans(row(".xxxxxx."), positions, None, "tokens")
+    assert spans[0].grid is None
+
+
+def test_fixed_grid_divides_a_run():
+    _, spans = image_spans(row(".xxxxxxxx."), None, (2, 2), "tokens")
+    assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
+    _, spans = image_spans(row(".xxxxx."), None, (2, 2), "tokens")
+    assert [tuple(span) for span in spans] == [(0, 5, 0, None)]
+
+
+def test_lead_of_a_span():
+    positions, spans = image_spans(row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span")
+    assert positions.tolist() == list(range(10))
+    assert [tuple(span) for span in spans] == [(0, 5, 1, (2, 2)), (5, 5, 1, (2, 2))]
+
+
+@pytest.mark.parametrize(
+    ("vision", "pinpoints", "expected"),
+    [
+        ({"image_size": 336, "patch_size": 14}, None, (24, 24)),
+        ({"image_size": 336, "patch_size": 14}, [[336, 672]], None),
+        ({"patch_size": 14}, None, None),
+        ({"image_size": [336, 336], "patch_size": 14}, None, None),
+    ],
+)
+def test_grid_from_the_configuration(vision, pinpoints, expected):
+    config = SimpleNamespace(vision_config=SimpleNamespace(**vision), image_grid_pinpoints=pinpoints)
+    assert config_grid(config) == expected

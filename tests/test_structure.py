@@ -1,0 +1,67 @@
+"""The package's floors: each imports only from those below it, and only the adapter needs transformers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vrga_ext
+
+PACKAGE = Path(vrga_ext.__file__).parent
+# Floors of the library from the ground up; demo and cli are what a person runs and see everything.
+ALLOWED = {
+    "config": set(),
+    "reference": set(),
+    "ops": {"reference", "_build_info"},
+    "build_info": {"ops", "_build_info"},
+    "selection": {"config"},
+    "adapter": {"adapter", "config", "ops", "reference", "selection"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def files_of(floor: str) -> list[Path]:
+    folder = PACKAGE / floor
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{floor}.py"]
+
+
+@pytest.mark.parametrize("floor", ALLOWED)
+def test_floor_imports_only_from_below(floor):
+    paths = files_of(floor)
+    assert paths
+    modules = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
+    for path in paths:
+        ours = {
+            name.split(".")[1] for name in imports(path) if name.startswith("vrga_ext.") and name.count(".")
+        }
+        assert ours & modules <= ALLOWED[floor], path
+
+
+def test_only_the_adapter_and_the_demo_import_transformers():
+    importing = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        if any(name.split(".")[0] == "transformers" for name in imports(path))
+    }
+    assert importing <= {"adapter", "demo"}
+
+
+def test_the_operations_import_without_transformers():
+    code = "import sys, vrga_ext, vrga_ext.ops; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,82 @@
+"""The transformers adapter: ``enable`` and ``disable``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
+from vrga_ext.adapter.question import QuestionFinder
+from vrga_ext.adapter.regions import Region
+from vrga_ext.adapter.state import QuestionEndArgument
+from vrga_ext.config import VRGAConfig
+
+__all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
+
+
+def enable(
+    model: Any,
+    config: VRGAConfig | None = None,
+    *,
+    processor: Any = None,
+    question_end: QuestionEndArgument = "auto",
+    **overrides: Any,
+) -> VRGAHandle:
+    """Enable VRGA in a stock transformers model, in place.
+
+    Parameters
+    ----------
+    model
+        A multimodal model of transformers that writes image tokens into the prompt.
+    config
+        Thresholds; ``VRGAConfig()`` without it.
+    processor
+        The model's processor. Its chat template tells where the question ends in a prompt.
+    question_end
+        ``"auto"``: the token before the chat template's tail, and the last prompt token where no
+        processor is given, the prompt does not end like its template, or the image follows the
+        question. An integer: absolute index in the prompt as passed, left padding included. A
+        sequence of integers: one per row of the prompt.
+    **overrides
+        Fields of :class:`VRGAConfig` to change.
+
+    Returns
+    -------
+    VRGAHandle
+        ``handle.disable()``, ``handle.pause()``, ``handle.config``, ``handle.regions``; also a context
+        manager that disables VRGA at its end.
+
+    Raises
+    ------
+    TypeError
+        ``model`` is not a transformers model, or an argument has the wrong type.
+    ValueError
+        The model is not multimodal, is enabled already, or cannot be served; or a threshold is out of
+        range. The model is left as it was.
+
+    Examples
+    --------
+    >>> handle = vrga_ext.enable(model, processor=processor, gamma=0.5)  # doctest: +SKIP
+    >>> model.generate(**inputs, max_new_tokens=512)  # doctest: +SKIP
+    >>> handle.disable()  # doctest: +SKIP
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model: wanted a transformers PreTrainedModel, got {type(model).__name__}")
+    if config is not None and not isinstance(config, VRGAConfig):
+        raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
+    if isinstance(question_end, str) and question_end != "auto":
+        raise ValueError(f"question_end: wanted 'auto', an index or one per row, got {question_end!r}")
+    if HANDLE_ATTRIBUTE in model.__dict__:
+        raise ValueError("model: VRGA is enabled already; disable it first")
+    config = (config or VRGAConfig()).replace(**overrides)
+    handle = VRGAHandle(model, config, QuestionFinder(processor), question_end)
+    handle.install()
+    return handle
+
+
+def disable(model: Any) -> None:
+    """Restore a model that VRGA was enabled in; a model without it is left as it is."""
+    handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    if handle is not None:
+        handle.disable()

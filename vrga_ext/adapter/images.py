@@ -1,0 +1,142 @@
+"""Where the images are: image tokens of a prompt, one span per image, and its patch grid."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrga_ext.config import ImageSpan
+from vrga_ext.selection import Span
+
+_TEXT = 0  # value of ``mm_token_type_ids`` for text; images and videos have other values
+
+
+def image_token_ids(config: Any) -> tuple[int, ...]:
+    """Ids of the placeholder tokens that images and videos are written to.
+
+    Raises
+    ------
+    ValueError
+        The model's configuration names no image token.
+    """
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    found = [getattr(config, name, None) for name in names]
+    if found[0] is None and found[1] is None:
+        raise ValueError(
+            "model: wanted a multimodal model whose configuration names an image token "
+            f"({names[0]} or {names[1]}), got {type(config).__name__} without one"
+        )
+    return tuple(dict.fromkeys(token for token in found if token is not None))
+
+
+def image_mask(input_ids: Tensor, token_ids: tuple[int, ...], token_types: Tensor | None) -> Tensor:
+    """Image tokens of a prompt as bool [B, S], from its ids and the processor's token types."""
+    mask = torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
+    if token_types is not None and token_types.shape == input_ids.shape:
+        mask = mask | (token_types.to(input_ids.device) != _TEXT)
+    return mask
+
+
+def config_grid(config: Any) -> tuple[int, int] | None:
+    """Patch grid of a model whose images all have one size, from its vision configuration.
+
+    None where images vary in size, are tiled, or are pooled in a way the configuration does not tell.
+    """
+    vision = getattr(config, "vision_config", None)
+    image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if not isinstance(image_size, int) or not isinstance(patch_size, int):
+        return None
+    if getattr(config, "image_grid_pinpoints", None) is not None:
+        return None
+    side = image_size // patch_size
+    return (side, side) if side > 0 else None
+
+
+def image_runs(mask: Tensor) -> list[tuple[int, int]]:
+    """Start and length of each run of consecutive image tokens of one row, bool [S]."""
+    outside = torch.zeros(1, dtype=torch.int)
+    edges = torch.diff(mask.int(), prepend=outside, append=outside)
+    starts = (edges == 1).nonzero().flatten().tolist()
+    ends = (edges == -1).nonzero().flatten().tolist()
+    return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+def image_keys(mask: Tensor, image_span: ImageSpan) -> Tensor:
+    """V as bool [B, S]: the image tokens, and with ``"vision_span"`` the token before each run."""
+    if image_span == "tokens":
+        return mask
+    following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    return mask | (following & ~mask)
+
+
+def image_spans(
+    mask: Tensor,
+    positions: Tensor | None,
+    fixed_grid: tuple[int, int] | None,
+    image_span: ImageSpan,
+) -> tuple[Tensor, list[Span]]:
+    """Image positions of one row and how they divide into images.
+
+    Parameters
+    ----------
+    mask : bool [S]
+        Image tokens of the row.
+    positions : int64 [3, S], optional
+        Time, height and width positions of a model with multi-axis rotary positions.
+    fixed_grid
+        Grid of a model whose images all have one size; a longer run of image tokens is divided
+        into images of that size.
+    image_span
+        ``"vision_span"`` counts the token before each image with it.
+
+    Returns
+    -------
+    positions : int64 [n]
+        Columns of the row that hold image tokens, ascending.
+    spans : list of Span
+        One per image, in the same order, indices into ``positions``.
+    """
+    columns: list[Tensor] = []
+    spans: list[Span] = []
+    n = 0
+    for start, length in image_runs(mask):
+        for first, size, grid in _divide(start, length, positions, fixed_grid):
+            lead = int(image_span == "vision_span" and first == start and first > 0)
+            columns.append(torch.arange(first - lead, first + size))
+            spans.append(Span(n, lead + size, lead, grid))
+            n += lead + size
+    return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long), spans
+
+
+def _divide(
+    start: int, length: int, positions: Tensor | None, fixed_grid: tuple[int, int] | None
+) -> list[tuple[int, int, tuple[int, int] | None]]:
+    """Divide one run of image tokens into images: (first column, length, grid) of each."""
+    if positions is not None:
+        time, cells = positions[0, start : start + length], positions[1:, start : start + length]
+        if (cells != time).any():  # else the positions count tokens, as they do for text
+            cuts = (torch.diff(time) != 0).nonzero().flatten().add(1).tolist()
+            bounds = [0, *cuts, length]
+            return [
+                (start + low, high - low, _grid_of(cells[:, low:high]))
+                for low, high in zip(bounds, bounds[1:], strict=False)
+            ]
+    size = math.prod(fixed_grid) if fixed_grid is not None else 0
+    if size and length % size == 0:
+        return [(start + offset, size, fixed_grid) for offset in range(0, length, size)]
+    return [(start, length, None)]
+
+
+def _grid_of(cells: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of row-major positions [2, n], or None if they form no rectangle."""
+    cells = cells - cells.amin(1, keepdim=True)
+    rows, columns = (cells.amax(1) + 1).tolist()
+    n = torch.arange(cells.shape[1], device=cells.device)
+    if rows * columns != cells.shape[1]:
+        return None
+    if not torch.equal(cells, torch.stack([n // columns, n % columns])):
+        return None
+    return rows, columns

@@ -1,0 +1,123 @@
+"""What was found for one sample of a prompt: visual heads, refined map and question-relevant tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vrga_ext import selection
+from vrga_ext.adapter.question import QuestionEnd, Rule
+from vrga_ext.config import VRGAConfig
+from vrga_ext.selection import Span
+
+HeadIndex = tuple[int, int]  # (layer, head), the layer as the model counts it
+
+
+@dataclass(frozen=True)
+class Region:
+    """Selection for one sample of the last prompt (paper section 4).
+
+    Positions are columns of the prompt as the model saw it, left padding included. All tensors are on
+    the CPU.
+    """
+
+    question_end: int  # prompt position whose attention row was read
+    question_rule: Rule  # how it was found: "given", "template" or "last_token"
+    image_positions: Tensor  # int64 [n], ascending; V
+    images: tuple[Span, ...]  # one per image, indices into image_positions
+    layers: tuple[int, ...]  # the model's full-attention layers, L of them
+    image_ratio: Tensor  # fp64 [L, H], R_img
+    image_entropy: Tensor  # fp64 [L, H], H_img in nats
+    efr: Tensor  # fp64 [L, H], H_img / R_img
+    visual_heads: tuple[HeadIndex, ...]  # H_v
+    background_heads: tuple[HeadIndex, ...]  # H_b
+    refined_map: Tensor  # fp64 [n]
+    focus: Tensor  # int64, prompt positions of T_q before widening
+    boosted: Tensor  # int64, prompt positions of T_q after widening
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patch rows and columns of the sample's image; None if unknown or not exactly one image."""
+        return self.images[0].grid if len(self.images) == 1 else None
+
+
+def select_region(
+    image_attention: Tensor,
+    layers: tuple[int, ...],
+    positions: Tensor,
+    spans: list[Span],
+    end: QuestionEnd,
+    attended: int,
+    config: VRGAConfig,
+) -> Region:
+    """Select heads and tokens for one sample.
+
+    Parameters
+    ----------
+    image_attention : [L, H, n]
+        The question row of every head over the sample's image keys.
+    layers
+        The model's index of each of the L layers.
+    positions : int64 [n]
+        Prompt columns of the image keys.
+    spans
+        The sample's images.
+    end
+        The question row.
+    attended
+        Keys that ``R_img`` is a ratio over.
+    config
+        Thresholds.
+    """
+    statistics = selection.row_statistics(image_attention, attended, config.epsilon)
+    visual = selection.visual_heads(statistics, config)
+    background = selection.background_heads(statistics, config)
+    if visual.any():
+        refined = selection.refined_map(image_attention, visual, background, config.background_weight)
+        focus, suppressed = selection.focus_tokens(refined, spans, config)
+        boosted = selection.widen_tokens(focus, suppressed, spans, config)
+    else:
+        refined = torch.zeros(positions.shape[0], dtype=torch.float64)
+        focus = boosted = torch.zeros(positions.shape[0], dtype=torch.bool)
+    return Region(
+        question_end=end.position,
+        question_rule=end.rule,
+        image_positions=positions,
+        images=tuple(spans),
+        layers=layers,
+        image_ratio=statistics.image_ratio.cpu(),
+        image_entropy=statistics.image_entropy.cpu(),
+        efr=statistics.efr.cpu(),
+        visual_heads=_pairs(visual, layers),
+        background_heads=_pairs(background, layers),
+        refined_map=refined.cpu(),
+        focus=positions[focus.cpu()],
+        boosted=positions[boosted.cpu()],
+    )
+
+
+def empty_region(end: QuestionEnd, layers: tuple[int, ...], heads: int) -> Region:
+    """Region of a sample without an image."""
+    none = torch.empty(0, dtype=torch.long)
+    zeros = torch.zeros(len(layers), heads, dtype=torch.float64)
+    return Region(
+        question_end=end.position,
+        question_rule=end.rule,
+        image_positions=none,
+        images=(),
+        layers=layers,
+        image_ratio=zeros,
+        image_entropy=zeros,
+        efr=torch.full_like(zeros, torch.inf),
+        visual_heads=(),
+        background_heads=(),
+        refined_map=torch.empty(0, dtype=torch.float64),
+        focus=none,
+        boosted=none,
+    )
+
+
+def _pairs(heads: Tensor, layers: tuple[int, ...]) -> tuple[HeadIndex, ...]:
+    return tuple((layers[layer], head) for layer, head in heads.nonzero().tolist())

@@ -1,0 +1,69 @@
+"""What was compiled, and what of it runs here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+
+import torch
+
+from vrga_ext import ops
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """Facts about the installed native build."""
+
+    version: str  # of vrga_ext
+    torch_built: str  # torch whose headers were compiled against
+    torch_running: str
+    compiler: str
+    simd: str  # instruction set the CPU kernels use
+    simd_compiled: tuple[str, ...]  # those compiled in, ascending; in brackets: cannot run here
+    threads: int  # torch.get_num_threads()
+    cuda_architectures: tuple[str, ...]  # empty: CPU operations only
+    cuda_version: str | None  # toolkit of the CUDA kernels
+    cuda_missing: str | None  # why there are no CUDA kernels
+
+    def __str__(self) -> str:
+        cuda = f"none ({self.cuda_missing})"
+        if self.cuda_architectures:
+            cuda = f"{' '.join(self.cuda_architectures)} (CUDA {self.cuda_version})"
+        lines = {
+            "vrga_ext": self.version,
+            "torch": f"{self.torch_running} (built against {self.torch_built})",
+            "compiler": self.compiler,
+            "SIMD": f"{self.simd} (compiled: {' '.join(self.simd_compiled)})",
+            "threads": str(self.threads),
+            "CUDA": cuda,
+        }
+        return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
+
+
+def build_info() -> BuildInfo:
+    """Say what was built.
+
+    Returns
+    -------
+    BuildInfo
+        Versions, compiler, instruction sets and CUDA architectures, or the reason why none.
+
+    Examples
+    --------
+    >>> build_info().simd_compiled[0]
+    'generic'
+    """
+    from vrga_ext import _build_info as facts
+
+    return BuildInfo(
+        version=importlib.metadata.version("vrga_ext"),
+        torch_built=facts.torch_version,
+        torch_running=torch.__version__,
+        compiler=facts.compiler,
+        simd=ops.simd_level(),
+        simd_compiled=tuple(torch.ops.vrga_ext._simd_levels().split()),
+        threads=torch.get_num_threads(),
+        cuda_architectures=tuple(facts.cuda_architectures.replace(";", " ").split()),
+        cuda_version=facts.cuda_version or None,
+        cuda_missing=facts.cuda_missing or None,
+    )
