@@ -27,6 +27,10 @@ inline int64_t block_index() {
   return simt::block_index();
 }
 
+inline int opaque(int value) {
+  return value;
+}
+
 inline void sync_block() {
   simt::block_barrier();
 }

@@ -44,13 +44,14 @@ VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
 // The tiles of one split, in ascending order. A tile that no row of the block attends to is never
 // loaded: the unused end of a static cache costs its mask, not its keys.
 struct TileList {
-  static constexpr int kMarked = 1024;  // tiles beyond that many are always loaded
+  static constexpr int kMarked = 896;  // tiles beyond that many are always loaded
 
-  const uint8_t* marks;  // shared [kMarked], or null: all
+  const uint8_t* marks;  // shared [kMarked]
+  bool marked;           // otherwise every tile is loaded
   int32_t first, step, count;
 
   VRGA_DEVICE_MEMBER int32_t skip(int32_t i) const {
-    if (marks != nullptr) {
+    if (marked) {
       while (i < count && i < kMarked && marks[i] == 0) {
         ++i;
       }
@@ -67,9 +68,9 @@ VRGA_DEVICE TileList list_tiles(const SplitParams& p, const BlockPlace& place, u
   const auto tiles = static_cast<int32_t>((decode.s_kv + kTileKeys - 1) / kTileKeys);
   const int32_t count = tiles > place.split ? (tiles - place.split + p.splits - 1) / p.splits : 0;
   if (decode.mask.kind == MaskKind::kNone) {
-    return {nullptr, place.split, p.splits, count};
+    return {marks, false, place.split, p.splits, count};
   }
-  const TileList list{marks, place.split, p.splits, count};
+  const TileList list{marks, true, place.split, p.splits, count};
   const bool shared_row = decode.mask.stride_h == 0 && decode.mask.stride_s == 0;
   for (int i = warp_index(); i < count && i < TileList::kMarked; i += kWarps) {
     bool attended = false;

@@ -33,8 +33,7 @@ struct SplitParams {
 };
 
 struct BlockPlace {
-  int64_t b, h_kv;
-  int32_t split, row_block;
+  int32_t b, h_kv, split, row_block;
 };
 
 // Row blocks vary fastest: blocks that read the same keys run at the same time and share the cache.
@@ -44,8 +43,8 @@ VRGA_HOST_DEVICE BlockPlace place_of(const SplitParams& p, int64_t block) {
   block /= p.row_blocks;
   place.split = static_cast<int32_t>(block % p.splits);
   block /= p.splits;
-  place.h_kv = block % p.decode.h_kv;
-  place.b = block / p.decode.h_kv;
+  place.h_kv = static_cast<int32_t>(block % p.decode.h_kv);
+  place.b = static_cast<int32_t>(block / p.decode.h_kv);
   return place;
 }
 
@@ -61,7 +60,7 @@ VRGA_HOST_DEVICE RowPlace row_of(const DecodeParams& p, const BlockPlace& place,
   RowPlace row;
   row.valid = index < group * rows;
   const int32_t head = !row.valid ? 0 : rows == 1 ? index : index / rows;
-  row.h = place.h_kv * group + head;
+  row.h = int64_t{place.h_kv} * group + head;
   row.s = row.valid ? index - head * rows : 0;
   row.row = (place.b * p.h_q + row.h) * p.s_q + row.s;
   return row;

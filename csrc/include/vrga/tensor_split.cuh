@@ -92,9 +92,11 @@ struct TensorShape {
   static constexpr int kSumBytes = kTensorWarps * 16 * kSumStride * 4;
   using Scratch = ResultScratch<kTensorWarps, kRows>;
   static constexpr int kResultBytes = kSumBytes + static_cast<int>(sizeof(Scratch));
-  // The ring, later the results; then the query, then the marks of the tiles.
+  // The ring, later the results; then the query, the mask offsets of the rows, the marks of the
+  // tiles.
   static constexpr int kQueryOffset = kRingBytes > kResultBytes ? kRingBytes : kResultBytes;
-  static constexpr int kMarksOffset = kQueryOffset + QueryFragments<kDim, kRowSlots>::kSharedBytes;
+  static constexpr int kRowsOffset = kQueryOffset + QueryFragments<kDim, kRowSlots>::kSharedBytes;
+  static constexpr int kMarksOffset = kRowsOffset + 16 * static_cast<int>(sizeof(int64_t));
   static constexpr int kSharedBytes = kMarksOffset + TileList::kMarked;
 };
 
@@ -128,7 +130,7 @@ VRGA_DEVICE void copy_keys(unsigned char* slot, const uint16_t* base, int64_t st
 template <class T, int kDim, int kRowSlots>
 VRGA_DEVICE void multiply_keys(float (&dots)[2][4], const unsigned char* slot,
                                const QueryFragments<kDim, kRowSlots>& query) {
-  const int lane = lane_index();
+  const int lane = opaque(lane_index());
   VRGA_UNROLL
   for (int step = 0; step < kDim / 16; ++step) {
     const int key = lane % 8 + lane / 16 * 8, chunk = 2 * step | lane / 8 % 2;
@@ -144,7 +146,7 @@ VRGA_DEVICE void multiply_keys(float (&dots)[2][4], const unsigned char* slot,
 template <class T, int kDim, int kTiles>
 VRGA_DEVICE void multiply_values(float (&sums)[kTiles][kDim / 8][4], const unsigned char* slot,
                                  const uint32_t (&probabilities)[kTiles][4], int tiles) {
-  const int lane = lane_index();
+  const int lane = opaque(lane_index());
   VRGA_UNROLL
   for (int n = 0; n < kDim / 8; n += 2) {
     uint32_t values[4];
@@ -202,6 +204,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   VRGA_SHARED(shared);
   unsigned char* ring = shared + warp * Shape::kSlots * Shape::kSlotBytes;
+  auto* mask_rows = reinterpret_cast<int64_t*>(shared + Shape::kRowsOffset);
+  if (thread_index() < Shape::kRows) {
+    const RowPlace row = row_of(decode, place, place.row_block * Shape::kRows + thread_index());
+    mask_rows[thread_index()] = mask_offset(decode.mask, place.b, row);
+  }
   const TileList list =
       list_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, shared + Shape::kMarksOffset);
 
@@ -247,12 +254,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   query.load(p, place, shared + Shape::kQueryOffset);
   const ScoreScale scale = score_scale(decode);
   const bool has_mask = decode.mask.kind != MaskKind::kNone;
-  int64_t mask_row[kRowSlots], result_row[kRowSlots];
+  int64_t result_row[kRowSlots];
   bool row_valid[kRowSlots];
   VRGA_UNROLL
   for (int s = 0; s < kRowSlots; ++s) {
     const RowPlace row = row_of(decode, place, place.row_block * Shape::kRows + lane / 4 + 8 * s);
-    mask_row[s] = mask_offset(decode.mask, place.b, row);
     result_row[s] = row.row;
     row_valid[s] = row.valid;
   }
@@ -280,7 +286,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
         keys[s].attended[e] = row_valid[s] && key < s_kv;
         keys[s].bias[e] = 0.0f;
         if (has_mask && keys[s].attended[e]) {
-          const KeyMask mask = read_mask(decode.mask, mask_row[s], key);
+          const KeyMask mask = read_mask(decode.mask, mask_rows[lane / 4 + 8 * s], key);
           keys[s].attended[e] = mask.attended;
           keys[s].bias[e] = mask.bias_bits;
         }
