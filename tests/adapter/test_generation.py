@@ -262,6 +262,28 @@ def test_beam_search_of_one_sample_reads_one_region(family):
     assert [r.boosted.tolist() for r in beams] == [r.boosted.tolist() for r in single]
 
 
+@pytest.mark.parametrize("gamma", [0.0, 4.0])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+        {"prefill_chunk_size": 5},
+        {"prefill_chunk_size": 23},  # for the Qwen models the last chunk is one token
+    ],
+    ids=lambda how: "-".join(map(str, *how.items())),
+)
+def test_other_ways_of_generating_equal_the_greedy_loop(family, how, gamma):
+    inputs = family.prompt(ROWS[0])
+    with vrga_ext.enable(family.model, **LOOSE | {"gamma": gamma}):
+        loop = greedy(family.model, inputs, 8)
+        ours = greedy(family.model, inputs, 8, **how)
+        again = greedy(family.model, inputs, 8, **how)  # a static cache is reset and used again
+    assert torch.equal(ours.sequences, loop.sequences)
+    assert torch.equal(again.sequences, loop.sequences)
+    torch.testing.assert_close(logits(ours), logits(loop), atol=1e-5, rtol=1e-5)
+
+
 def test_region_hook_replaces_what_is_boosted(family):
     inputs = family.prompt(*ROWS)
     plain = greedy(family.model, inputs, NEW)
