@@ -2,4 +2,5 @@
 
 from vrga_ext.cli import app
 
-app(prog_name="python -m vrga_ext")
+if __name__ == "__main__":
+    app(prog_name="python -m vrga_ext")
