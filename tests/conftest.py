@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     threads = torch.get_num_threads()

@@ -51,8 +51,13 @@ def test_unknown_override_lists_the_fields():
 def test_presets_differ_where_documented():
     default, paper, released = VRGAConfig(), VRGAConfig.paper(), VRGAConfig.released()
     assert (default.gate, paper.gate, released.gate) == ("static", "static", "dynamic")
-    assert paper.widen == 0 and not paper.border_suppression
-    assert (released.image_span, released.neighbourhood, released.widen) == ("vision_span", "flat", 2)
+    assert paper.widen == 0
+    assert not paper.border_suppression
+    assert (released.image_span, released.neighbourhood, released.widen) == (
+        "vision_span",
+        "flat",
+        2,
+    )
     assert VRGAConfig.released(gamma=2.0).gamma == 2.0
 
 

@@ -51,7 +51,10 @@ def test_row_statistics_with_the_released_epsilon():
 
 def test_nan_row_is_no_visual_head():
     stats = row_statistics(torch.tensor([[[math.nan, 0.1], [0.4, 0.1], [0.1, 0.1]]]), attended=2)
-    assert cells(visual_heads(stats, VRGAConfig(efr_percentile=100, ratio_percentile=0))[0]) == [1, 2]
+    assert cells(visual_heads(stats, VRGAConfig(efr_percentile=100, ratio_percentile=0))[0]) == [
+        1,
+        2,
+    ]
 
 
 def test_visual_heads_need_both_conditions():
@@ -113,7 +116,9 @@ def test_threshold_ignores_suppressed_cells():
     focus, suppressed = focus_tokens(refined, spans, VRGAConfig(focus_min_tokens=1))
     assert cells(suppressed) == [0, 1, 4]
     assert cells(focus) == [10]
-    plain = focus_tokens(refined, spans, VRGAConfig(focus_min_tokens=1, border_suppression=False))[0]
+    plain = focus_tokens(refined, spans, VRGAConfig(focus_min_tokens=1, border_suppression=False))[
+        0
+    ]
     assert cells(plain) == [0]
 
 
@@ -150,6 +155,6 @@ def test_leading_tokens_are_skipped_and_the_lead_is_no_cell():
     focus[[2, 5]] = True
     skipping = VRGAConfig(widen=0, skip_leading_tokens=3)
     assert cells(widen_tokens(focus, none, spans, skipping)) == [5]
-    assert cells(widen_tokens(focus, none, spans, VRGAConfig(widen=1, skip_leading_tokens=3))) == list(
-        range(1, 10)
-    )
+    assert cells(
+        widen_tokens(focus, none, spans, VRGAConfig(widen=1, skip_leading_tokens=3))
+    ) == list(range(1, 10))

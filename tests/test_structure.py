@@ -1,4 +1,4 @@
-"""The package's floors: each imports only from those below it, and only the adapter needs transformers."""
+"""The package's floors: each imports from those below it, and only the adapter transformers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_floor_imports_only_from_below(floor):
     modules = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
     for path in paths:
         ours = {
-            name.split(".")[1] for name in imports(path) if name.startswith("vrga_ext.") and name.count(".")
+            name.split(".")[1]
+            for name in imports(path)
+            if name.startswith("vrga_ext.") and name.count(".")
         }
         assert ours & modules <= ALLOWED[floor], path
 

@@ -1,7 +1,7 @@
 """Visual region-guided attention (VRGA) for stock transformers models.
 
-``enable(model)`` and ``disable(model)`` are all most people need; transformers is imported when one of
-them is first used, so that the operations alone stay light.
+``enable(model)`` and ``disable(model)`` are all most people need; transformers is imported when one
+of them is first used, so that the operations alone stay light.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from vrga_ext.config import VRGAConfig
 
-# Inside a clone, `import vrga_ext` finds this folder; the compiled operations of the installed package
-# are then found beside it.
+# Inside a clone, `import vrga_ext` finds this folder; the compiled operations of the installed
+# package are then found beside it.
 __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ __all__ = [
     "enable",
 ]
 
-_LAZY = {name: "vrga_ext.adapter" for name in ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable")}
+_LAZY = dict.fromkeys(
+    ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"), "vrga_ext.adapter"
+)
 _LAZY["build_info"] = "vrga_ext.build_info"
 
 

@@ -37,9 +37,10 @@ class VRGAConfig:
     r"""Thresholds of visual region-guided attention (VRGA).
 
     The defaults follow the paper's text (static gate, image tokens only, the question's last token)
-    and add three steps that only the released code has and that keep the region sound on large images:
-    border sinks are suppressed, at least ten tokens are kept, and the region is widened, here in two
-    dimensions. :meth:`paper` is the text alone; :meth:`released` reproduces the authors' code.
+    and add three steps that only the released code has and that keep the region sound on large
+    images: border sinks are suppressed, at least ten tokens are kept, and the region is widened,
+    here in two dimensions. :meth:`paper` is the text alone; :meth:`released` reproduces the
+    authors' code.
 
     The static gate is the default because the heads that are boosted are then the heads that were
     found, which can be inspected before a token is generated, and because layers without a visual
@@ -53,8 +54,9 @@ class VRGAConfig:
     mode
         ``"boost"``, or ``"mask"``: gated heads give image tokens outside :math:`T_q` weight 0.
     gate
-        ``"static"``: the visual heads found at the prefill. ``"dynamic"``: any head whose statistics at
-        the generated token satisfy ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint``.
+        ``"static"``: the visual heads found at the prefill. ``"dynamic"``: any head whose
+        statistics at the generated token satisfy ``R_img > min_ratio`` and
+        ``R_img > entropy_factor * H_joint``.
     efr_percentile, ratio_percentile
         A visual head has ``EFR`` at or below the first and ``R_img`` at or above the second
         percentile over all layers and heads, in percent, ``[0, 100]``.
@@ -65,17 +67,18 @@ class VRGAConfig:
     background_weight
         :math:`\lambda \ge 0`, the weight of the background heads' map in the refined map.
     focus_std
-        Tokens are kept where the refined map, divided by its mean, exceeds ``mean + focus_std * std``.
+        Tokens are kept where the refined map exceeds ``mean + focus_std * std`` of the tokens that
+        are not suppressed (standard deviations).
     focus_min_tokens
         At least this many tokens (``>= 1``) are kept, the largest ones.
     border_suppression
-        Leave the image's top-left corner, top row and left column out of the region, where attention
-        sinks sit. Needs a known patch grid; elsewhere nothing is suppressed.
+        Leave the image's top-left corner, top row and left column out of the region, where
+        attention sinks sit. Needs a known patch grid; elsewhere nothing is suppressed.
     border_max_share
         At most this share of the image tokens is suppressed, ``[0, 1]``.
     image_span
-        ``"tokens"``: image tokens only. ``"vision_span"``: the token before the image is counted with
-        it, as the released code does.
+        ``"tokens"``: image tokens only. ``"vision_span"``: the token before the image is counted
+        with it, as the released code does.
     skip_leading_tokens
         Kept tokens whose index within the image is below this are not boosted (tokens, ``>= 0``).
     widen
@@ -152,9 +155,7 @@ class VRGAConfig:
     @classmethod
     def paper(cls, **overrides: Any) -> VRGAConfig:
         """The paper's text (section 4) alone: no border suppression, no minimum, no widening."""
-        return cls(
-            **{"border_suppression": False, "focus_min_tokens": 1, "widen": 0} | overrides
-        )
+        return cls(**{"border_suppression": False, "focus_min_tokens": 1, "widen": 0} | overrides)
 
     @classmethod
     def released(cls, **overrides: Any) -> VRGAConfig:
@@ -174,7 +175,7 @@ class VRGAConfig:
         return cls(**released | overrides)
 
     def replace(self, **overrides: Any) -> VRGAConfig:
-        """A copy with some fields changed; unknown names raise ``TypeError`` and list the fields."""
+        """A copy with some fields changed; an unknown name raises ``TypeError``."""
         names = [field.name for field in fields(self)]
         unknown = sorted(set(overrides) - set(names))
         if unknown:
@@ -200,7 +201,9 @@ class VRGAConfig:
 def _check_number(name: str, value: object, wanted: type) -> None:
     kinds = (int,) if wanted is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise TypeError(f"{name}: wanted {'an integer' if wanted is int else 'a number'}, got {value!r}")
+        raise TypeError(
+            f"{name}: wanted {'an integer' if wanted is int else 'a number'}, got {value!r}"
+        )
     low, high = _RANGES[name]
     if not low <= value <= high or math.isinf(value):
         raise ValueError(f"{name}: wanted a number in [{low:g}, {high:g}], got {value!r}")

@@ -1,10 +1,12 @@
 r"""The specification of the three native operations, in plain PyTorch.
 
-Scores are materialised and softmax is taken over all keys, so every line can be held against a formula.
-Computation runs in fp64 for fp64 input and in fp32 otherwise. Symbols, per batch row, head and query row:
+Scores are materialised and softmax is taken over all keys, so every line can be held against a
+formula. Computation runs in fp64 for fp64 input and in fp32 otherwise. Symbols, per batch row, head
+and query row:
 
     s_j   scaled score plus mask              m = max s_j,  p_j = exp(s_j - m)
-    w_j   weight of key j for a gated head    1, ``focus_weight`` on T_q, ``image_weight`` on other image keys
+    w_j   weight of key j for a gated head    ``focus_weight`` on T_q, ``image_weight`` on other
+                                              image keys, 1 on text
     Z     = sum p_j                           Z_V = sum_V p_j          S_V = sum_V p_j (s_j - m)
     R_img = (Z_V / Z) * M / n                 M attended keys, n = |V| attended image keys
     H_img = log Z_V - S_V / Z_V               entropy inside the image (nats)
@@ -117,7 +119,15 @@ def decode_attention(
 
     scores, attended = _scores(query, key, attn_mask, scale, softcap)
     probabilities, statistics, gated = _reweight(
-        scores, attended, key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+        scores,
+        attended,
+        key_flags,
+        heads,
+        gate,
+        focus_weight,
+        image_weight,
+        min_ratio,
+        entropy_factor,
     )
 
     used = attended.reshape(batch, heads_kv, group * rows, keys).any(2)  # [B, Hkv, Skv]
@@ -161,7 +171,9 @@ def row_statistics(
     statistics, image = _statistics(probabilities, attended, key_flags)
     # A NaN attention row stays NaN on image keys; other keys are 0 whatever the row holds.
     image_attention = torch.where(image, probabilities, 0.0)[:, :, 0, : key_flags.shape[1]]
-    return RowResult(image_attention.contiguous(), HeadStatistics(*(s[:, :, 0] for s in statistics)))
+    return RowResult(
+        image_attention.contiguous(), HeadStatistics(*(s[:, :, 0] for s in statistics))
+    )
 
 
 def reweighted_softmax(
@@ -192,13 +204,22 @@ def reweighted_softmax(
     Examples
     --------
     >>> flags = torch.tensor([[3, 0, 0]], dtype=torch.uint8)
-    >>> reweighted_softmax(torch.zeros(1, 1, 1, 3), flags, gate="static", focus_weight=2.0).probabilities
+    >>> result = reweighted_softmax(torch.zeros(1, 1, 1, 3), flags, gate="static", focus_weight=2.0)
+    >>> result.probabilities
     tensor([[[[0.5000, 0.2500, 0.2500]]]])
     """
     attended = ~(scores <= torch.finfo(scores.dtype).min)  # a NaN score is attended, and shows
     widened = scores.to(_compute_dtype(scores))
     probabilities, statistics, gated = _reweight(
-        widened, attended, key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+        widened,
+        attended,
+        key_flags,
+        heads,
+        gate,
+        focus_weight,
+        image_weight,
+        min_ratio,
+        entropy_factor,
     )
     return SoftmaxResult(probabilities.to(scores.dtype), statistics, gated)
 

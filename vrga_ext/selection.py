@@ -1,7 +1,7 @@
 r"""From attention statistics at the question to heads and tokens: pure functions on tensors.
 
-One sample at a time. ``image_attention`` is the question row of every head, [L, H, n], over the n image
-keys; L counts the full-attention layers. Paper sections 3 and 4.
+One sample at a time. ``image_attention`` is the question row of every head, [L, H, n], over the n
+image keys; L counts the full-attention layers. Paper sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def border_sinks(span: Span, max_share: float) -> Tensor:
         return torch.empty(0, dtype=torch.long)
     columns = span.grid[1]
     corner = [0, 1, columns, columns + 1]
-    border = dict.fromkeys(corner + list(range(2, columns)) + list(range(2 * columns, span.length, columns)))
+    border = dict.fromkeys(
+        corner + list(range(2, columns)) + list(range(2 * columns, span.length, columns))
+    )
     inside = [index for index in border if index < span.length]
     return torch.tensor(inside[: int(max_share * span.length)], dtype=torch.long)
 
@@ -164,7 +166,9 @@ def focus_tokens(refined: Tensor, spans: list[Span], config: VRGAConfig) -> tupl
     suppressed = torch.zeros(refined.shape[0], dtype=torch.bool, device=refined.device)
     if config.border_suppression:
         for span in spans:
-            suppressed[span.start + border_sinks(span, config.border_max_share).to(refined.device)] = True
+            suppressed[
+                span.start + border_sinks(span, config.border_max_share).to(refined.device)
+            ] = True
     kept = refined[~suppressed]
     if kept.numel() == 0:
         return torch.zeros_like(suppressed), suppressed

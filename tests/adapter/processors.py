@@ -14,7 +14,8 @@ from transformers import (
 )
 
 _TEXT = """What is shown here? Describe the scene. USER: ASSISTANT: How many birds sit on the fence?
-Which colour is the car behind the tree? Answer in one word.\n user system assistant\n Read the sign!
+Which colour is the car behind the tree? Answer in one word.\n user system assistant\n
+Read the sign!
 Is there a dog? Yes. No. 12 7 2024 where when who why x = y + 2; la maison rouge [INST] [/INST]
 """
 

@@ -1,4 +1,4 @@
-"""Bad input gets a clear message and leaves the model as it was; what cannot be applied says so once."""
+"""Bad input: a clear message and an untouched model; what cannot be applied says so once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def family():
 
 def assert_untouched(model) -> None:
     assert not {"generate", "generate_batch", "_vrga_handle"} & set(model.__dict__)
-    assert not model._forward_pre_hooks and not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
     if hasattr(model.config, "get_text_config"):
         assert model.config.get_text_config()._attn_implementation == "sdpa"
 
@@ -40,10 +41,16 @@ def test_not_a_transformers_model():
 
 def test_not_a_multimodal_model():
     config = LlamaConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=32,
     )
     model = LlamaForCausalLM(config)
-    with pytest.raises(ValueError, match=r"model: wanted a multimodal model .* got LlamaConfig without one"):
+    with pytest.raises(
+        ValueError, match=r"model: wanted a multimodal model .* got LlamaConfig without one"
+    ):
         vrga_ext.enable(model)
     assert_untouched(model)
 
@@ -84,7 +91,9 @@ def test_cross_attention_is_refused_by_name():
         image_token_index=60,
     )
     model = MllamaForConditionalGeneration(config)
-    with pytest.raises(ValueError, match="MllamaForConditionalGeneration, which sees .* cross-attention"):
+    with pytest.raises(
+        ValueError, match=r"MllamaForConditionalGeneration, which sees .* cross-attention"
+    ):
         vrga_ext.enable(model)
     assert_untouched(model)
 
@@ -95,7 +104,11 @@ def test_cross_attention_is_refused_by_name():
         ({"config": {"gamma": 1}}, TypeError, "config: wanted a VRGAConfig, got dict"),
         ({"gamma": -1.0}, ValueError, "gamma: wanted a number"),
         ({"gama": 1.0}, TypeError, "gama: no such field"),
-        ({"question_end": "last"}, ValueError, "question_end: wanted 'auto', an index or one per row"),
+        (
+            {"question_end": "last"},
+            ValueError,
+            "question_end: wanted 'auto', an index or one per row",
+        ),
     ],
 )
 def test_bad_argument(family, arguments, error, message):
@@ -126,7 +139,10 @@ def test_enabled_already(family):
 def test_question_end_that_does_not_fit(family, question_end, message):
     inputs = family.prompt(ROW, [5, (4, 4), 7])
     plain = greedy(family.model, inputs, 3)
-    with vrga_ext.enable(family.model, question_end=question_end), pytest.raises(ValueError, match=message):
+    with (
+        vrga_ext.enable(family.model, question_end=question_end),
+        pytest.raises(ValueError, match=message),
+    ):
         greedy(family.model, inputs, 3)
     assert torch.equal(logits(greedy(family.model, inputs, 3)), logits(plain))
 
@@ -136,12 +152,17 @@ def test_prompt_without_an_image_says_so_once(name):
     family = build(name)
     inputs = family.prompt([5, 6, 7, 8])
     plain = greedy(family.model, inputs)
-    with vrga_ext.enable(family.model, **LOOSE) as handle, warnings.catch_warnings(record=True) as record:
+    with (
+        vrga_ext.enable(family.model, **LOOSE) as handle,
+        warnings.catch_warnings(record=True) as record,
+    ):
         warnings.simplefilter("always")
         first, second = greedy(family.model, inputs), greedy(family.model, inputs)
-    assert torch.equal(logits(first), logits(plain)) and torch.equal(logits(second), logits(plain))
+    assert torch.equal(logits(first), logits(plain))
+    assert torch.equal(logits(second), logits(plain))
     assert notices(record) == ["VRGA is not applied: the prompt has no image token"]
-    assert len(handle.regions) == 1 and handle.regions[0].visual_heads == ()
+    assert len(handle.regions) == 1
+    assert handle.regions[0].visual_heads == ()
 
 
 def test_no_processor_says_so_once(family):

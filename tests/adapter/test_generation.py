@@ -27,7 +27,7 @@ def family(request):
 
 
 def explicit_attention(regions, prompt_length, config):
-    """Eager attention that reweights stored weights head by head, the way the formula is written."""
+    """Eager attention that reweights stored weights, head by head as the formula is written."""
 
     def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
         group = query.shape[1] // key.shape[1]
@@ -46,13 +46,17 @@ def explicit_attention(regions, prompt_length, config):
                     if config.gate == "static":
                         gated = (module.layer_idx, head) in region.visual_heads
                     else:
-                        gated = bool(ratio > config.min_ratio and ratio > config.entropy_factor * joint)
+                        gated = bool(
+                            ratio > config.min_ratio and ratio > config.entropy_factor * joint
+                        )
                     if not gated:
                         continue
                     if config.mode == "boost":
                         a[row, head, 0, region.boosted] *= 1 + config.gamma
                     else:
-                        rest = region.image_positions[~torch.isin(region.image_positions, region.boosted)]
+                        rest = region.image_positions[
+                            ~torch.isin(region.image_positions, region.boosted)
+                        ]
                         a[row, head, 0, rest] = 0.0
                     a[row, head] /= a[row, head].sum()
         return (a @ value).transpose(1, 2).contiguous(), None
@@ -77,7 +81,9 @@ def test_equals_reweighting_stored_weights(family, gate, mode, monkeypatch):
     # Follow the same tokens, so that one rounding cannot lead elsewhere.
     forced = ours.sequences[:, -NEW:]
     step = iter(range(NEW))
-    follow = [lambda ids, scores: torch.full_like(scores, -1e9).scatter(1, forced[:, [next(step)]], 0.0)]
+    follow = [
+        lambda ids, scores: torch.full_like(scores, -1e9).scatter(1, forced[:, [next(step)]], 0.0)
+    ]
     explicit = greedy(family.model, inputs, NEW, logits_processor=follow)
     family.model.set_attn_implementation("sdpa")
     torch.testing.assert_close(logits(ours), logits(explicit), atol=2e-5, rtol=1e-4)
@@ -101,7 +107,9 @@ def test_batch_equals_single_rows(family, gate):
             first += count
             alone = greedy(family.model, single, NEW)
             padding = width - single["input_ids"].shape[1]
-            torch.testing.assert_close(logits(alone)[:, 0], logits(batch)[:, row], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                logits(alone)[:, 0], logits(batch)[:, row], atol=1e-4, rtol=1e-4
+            )
             region = handle.regions[0]
             assert torch.equal(region.boosted + padding, regions[row].boosted)
             assert torch.equal(region.focus + padding, regions[row].focus)
@@ -141,13 +149,16 @@ def test_row_without_an_image_is_plain(family):
         ours = greedy(family.model, inputs, NEW)
     torch.testing.assert_close(logits(ours)[:, 1], logits(plain)[:, 1], atol=1e-5, rtol=1e-5)
     assert (logits(ours)[1:, 0] - logits(plain)[1:, 0]).abs().max() > 1e-2
-    assert handle.regions[1].visual_heads == () and len(handle.regions[1].boosted) == 0
+    assert handle.regions[1].visual_heads == ()
+    assert len(handle.regions[1].boosted) == 0
 
 
 def test_question_end_per_row_and_single(family):
     inputs = family.prompt(*ROWS)
     width = inputs["input_ids"].shape[1]
-    with vrga_ext.enable(family.model, **LOOSE, question_end=[width - 1, width - 3, width - 2]) as handle:
+    with vrga_ext.enable(
+        family.model, **LOOSE, question_end=[width - 1, width - 3, width - 2]
+    ) as handle:
         greedy(family.model, inputs, 2)
         ends, rows = [r.question_end for r in handle.regions], [r.efr for r in handle.regions]
     assert ends == [width - 1, width - 3, width - 2]
@@ -170,7 +181,9 @@ def test_statistics_equal_eager_attention(family):
         a = torch.stack([layer[row, :, region.question_end].double() for layer in weights])
         tokens = int(inputs["attention_mask"][row].sum())
         image = a[..., region.image_positions]
-        torch.testing.assert_close(region.image_ratio, image.mean(-1) * tokens, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(
+            region.image_ratio, image.mean(-1) * tokens, rtol=1e-4, atol=1e-9
+        )
         inside = image / image.sum(-1, keepdim=True)
         entropy = -torch.special.xlogy(inside, inside).sum(-1)
         torch.testing.assert_close(region.image_entropy, entropy, rtol=1e-4, atol=1e-7)
@@ -195,7 +208,9 @@ def test_cache_made_by_the_model_is_used(family):
     with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
         first = family.model(**inputs, use_cache=True)
         token = first.logits[:, -1].argmax(-1, keepdim=True)
-        second = family.model(input_ids=token, past_key_values=first.past_key_values, use_cache=True)
+        second = family.model(
+            input_ids=token, past_key_values=first.past_key_values, use_cache=True
+        )
         generated = greedy(family.model, inputs, 2)
     torch.testing.assert_close(second.logits[:, -1], logits(generated)[1], atol=1e-5, rtol=1e-5)
 
@@ -238,13 +253,35 @@ def test_sampling_follows_the_seed(family):
 
 
 def test_beam_search_of_one_sample_reads_one_region(family):
-    inputs = family.prompt(*ROWS)
+    inputs = family.prompt(*ROWS[:2])
     with vrga_ext.enable(family.model, **LOOSE) as handle:
         greedy(family.model, inputs, 2)
         single = handle.regions
         greedy(family.model, inputs, NEW, num_beams=3)
         beams = handle.regions
     assert [r.boosted.tolist() for r in beams] == [r.boosted.tolist() for r in single]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 4.0])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"cache_implementation": "static"},
+        {"prompt_lookup_num_tokens": 3},
+        {"prefill_chunk_size": 5},
+        {"prefill_chunk_size": 23},  # for the Qwen models the last chunk is one token
+    ],
+    ids=lambda how: "-".join(map(str, *how.items())),
+)
+def test_other_ways_of_generating_equal_the_greedy_loop(family, how, gamma):
+    inputs = family.prompt(ROWS[0])
+    with vrga_ext.enable(family.model, **LOOSE | {"gamma": gamma}):
+        loop = greedy(family.model, inputs, 8)
+        ours = greedy(family.model, inputs, 8, **how)
+        again = greedy(family.model, inputs, 8, **how)  # a static cache is reset and used again
+    assert torch.equal(ours.sequences, loop.sequences)
+    assert torch.equal(again.sequences, loop.sequences)
+    torch.testing.assert_close(logits(ours), logits(loop), atol=1e-5, rtol=1e-5)
 
 
 def test_region_hook_replaces_what_is_boosted(family):

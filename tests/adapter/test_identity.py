@@ -27,7 +27,9 @@ def test_gamma_zero_is_bit_identical(name, config, attn_implementation):
     family = build(name, attn_implementation=attn_implementation)
     inputs = family.prompt(*ROWS)
     plain = greedy(family.model, inputs)
-    with vrga_ext.enable(family.model, question_end=-1 % inputs["input_ids"].shape[1], **config) as handle:
+    with vrga_ext.enable(
+        family.model, question_end=-1 % inputs["input_ids"].shape[1], **config
+    ) as handle:
         enabled = greedy(family.model, inputs)
         assert all(region.visual_heads for region in handle.regions)  # still analysed
     assert torch.equal(logits(enabled), logits(plain))
@@ -47,7 +49,8 @@ def test_disable_is_bit_identical(family):
     assert set(family.model.__dict__) == set(before)
     assert family.model.config.get_text_config()._attn_implementation == "sdpa"
     decoder = family.model.get_decoder()
-    assert not decoder._forward_pre_hooks and not family.model._forward_pre_hooks
+    assert not decoder._forward_pre_hooks
+    assert not family.model._forward_pre_hooks
 
 
 def test_enable_again_after_disable(family):

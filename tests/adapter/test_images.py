@@ -7,7 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vrga_ext.adapter.images import config_grid, image_keys, image_mask, image_spans, image_token_ids
+from vrga_ext.adapter.images import (
+    config_grid,
+    image_keys,
+    image_mask,
+    image_spans,
+    image_token_ids,
+)
 
 
 def row(text: str) -> torch.Tensor:
@@ -24,7 +30,9 @@ def mrope(*items: int | tuple[int, int]) -> torch.Tensor:
             position += item
         else:
             height, width = item
-            columns += [[position, position + y, position + x] for y in range(height) for x in range(width)]
+            columns += [
+                [position, position + y, position + x] for y in range(height) for x in range(width)
+            ]
             position += max(item)
     return torch.tensor(columns).T
 
@@ -88,7 +96,9 @@ def test_fixed_grid_divides_a_run():
 
 
 def test_lead_of_a_span():
-    positions, spans = image_spans(row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span")
+    positions, spans = image_spans(
+        row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span"
+    )
     assert positions.tolist() == list(range(10))
     assert [tuple(span) for span in spans] == [(0, 5, 1, (2, 2)), (5, 5, 1, (2, 2))]
 
@@ -103,5 +113,7 @@ def test_lead_of_a_span():
     ],
 )
 def test_grid_from_the_configuration(vision, pinpoints, expected):
-    config = SimpleNamespace(vision_config=SimpleNamespace(**vision), image_grid_pinpoints=pinpoints)
+    config = SimpleNamespace(
+        vision_config=SimpleNamespace(**vision), image_grid_pinpoints=pinpoints
+    )
     assert config_grid(config) == expected

@@ -1,4 +1,4 @@
-"""``VRGAConfig.released()`` against recordings of the authors' code with its one defect repaired."""
+"""``VRGAConfig.released()`` against recordings of the authors' code, its one defect repaired."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Run(NamedTuple):
 def run(request) -> Run:
     recorded = dict(np.load(request.param / "recording.npz"))
     case = json.loads((request.param / "case.json").read_text())
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(request.param, dtype=torch.float32).eval()
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        request.param, dtype=torch.float32
+    ).eval()
     inputs = {
         name: torch.from_numpy(recorded[name])
         for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")

@@ -1,4 +1,4 @@
-"""Tiny random models of real transformers architectures, and prompts for them, without any download."""
+"""Tiny random models of real transformers architectures, and prompts for them; no download."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Family:
     model: Any
 
     def prompt(self, *rows: list[int | tuple[int, int]], seed: int = 0) -> dict[str, Tensor]:
-        """Left-padded model inputs; a row is a list of token ids and of images as (rows, columns)."""
+        """Left-padded inputs; a row is a list of token ids and of images as (rows, columns)."""
         grids = [item for row in rows for item in row if isinstance(item, tuple)]
         tokens = [[t for item in row for t in self._tokens(item)] for row in rows]
         width = max(map(len, tokens))
@@ -94,18 +94,28 @@ def build(name: str, *, seed: int = 0, attn_implementation: str = "sdpa", **text
         model: Any = LlavaForConditionalGeneration
     else:
         rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-        vision = {"depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3, "spatial_merge_size": 2}
+        vision = {
+            "depth": 2,
+            "num_heads": 2,
+            "patch_size": 4,
+            "in_channels": 3,
+            "spatial_merge_size": 2,
+        }
         if name == "qwen2_vl":
             vision |= {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
             config = Qwen2VLConfig(
-                vision_config=vision, text_config=text_config | {"rope_parameters": rope}, **_QWEN_IDS
+                vision_config=vision,
+                text_config=text_config | {"rope_parameters": rope},
+                **_QWEN_IDS,
             )
             model = Qwen2VLForConditionalGeneration
         else:
             vision |= {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 64}
             vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
             config = Qwen2_5_VLConfig(
-                vision_config=vision, text_config=text_config | {"rope_parameters": rope}, **_QWEN_IDS
+                vision_config=vision,
+                text_config=text_config | {"rope_parameters": rope},
+                **_QWEN_IDS,
             )
             model = Qwen2_5_VLForConditionalGeneration
     config._attn_implementation = attn_implementation

@@ -44,16 +44,16 @@ def enable(
     Returns
     -------
     VRGAHandle
-        ``handle.disable()``, ``handle.pause()``, ``handle.config``, ``handle.regions``; also a context
-        manager that disables VRGA at its end.
+        ``handle.disable()``, ``handle.pause()``, ``handle.config``, ``handle.regions``; also a
+        context manager that disables VRGA at its end.
 
     Raises
     ------
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal, is enabled already, or cannot be served; or a threshold is out of
-        range. The model is left as it was.
+        The model is not multimodal, is enabled already, or cannot be served; or a threshold is
+        out of range. The model is left as it was.
 
     Examples
     --------
@@ -66,7 +66,9 @@ def enable(
     if config is not None and not isinstance(config, VRGAConfig):
         raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
     if isinstance(question_end, str) and question_end != "auto":
-        raise ValueError(f"question_end: wanted 'auto', an index or one per row, got {question_end!r}")
+        raise ValueError(
+            f"question_end: wanted 'auto', an index or one per row, got {question_end!r}"
+        )
     if HANDLE_ATTRIBUTE in model.__dict__:
         raise ValueError("model: VRGA is enabled already; disable it first")
     config = (config or VRGAConfig()).replace(**overrides)

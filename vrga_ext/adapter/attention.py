@@ -1,8 +1,8 @@
 """The attention function that transformers calls in every layer of an enabled language model.
 
 ``vrga`` travels as a keyword argument from a pre-hook on the decoder to this function: a
-:class:`PrefillPass` while a prompt is read, a :class:`SequenceState` while tokens are generated, and
-nothing otherwise. Wherever nothing is reweighted, the model's own attention runs, bit for bit.
+:class:`PrefillPass` while a prompt is read, a :class:`SequenceState` while tokens are generated,
+and nothing otherwise. Wherever nothing is reweighted, the model's own attention runs, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vrga_ext import ops, reference
 from vrga_ext.adapter.state import PrefillPass, SequenceState
 
-# The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or "flash"
-# in them are treated specially by transformers.
+# The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or
+# "flash" in them are treated specially by transformers.
 IMPLEMENTATIONS = {"sdpa": "vrga", "eager": "vrga_eager"}
 
 # Arguments that change the scores in a way the operations do not know.
@@ -87,7 +87,8 @@ def _attend(
 ) -> tuple[Tensor, Tensor | None]:
     if vrga is None or not _is_full_attention(kwargs):
         return base(module, query, key, value, mask, **kwargs)
-    layer, scale = module.layer_idx, kwargs.get("scaling")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    scale = kwargs.get("scaling")
     softcap = kwargs.get("softcap") or 0.0
     if isinstance(vrga, PrefillPass):
         vrga.record(layer, query, key, mask, scale, softcap)

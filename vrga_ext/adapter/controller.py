@@ -30,7 +30,9 @@ from vrga_ext.config import VRGAConfig
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
 _keys = itertools.count()
-_current_prompt: contextvars.ContextVar[Prompt | None] = contextvars.ContextVar("vrga_prompt", default=None)
+_current_prompt: contextvars.ContextVar[Prompt | None] = contextvars.ContextVar(
+    "vrga_prompt", default=None
+)
 
 
 class VRGAWarning(UserWarning):
@@ -45,8 +47,8 @@ class VRGAHandle:
     regions : list of Region
         What was found for each sample of the last prompt; empty before the first one.
     region_hook : callable (sample index, Region) -> Region, optional
-        Called after the selection for each sample; the heads and tokens of the region it returns are
-        used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
+        Called after the selection for each sample; the heads and tokens of the region it returns
+        are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
 
     Examples
     --------
@@ -56,7 +58,11 @@ class VRGAHandle:
     """
 
     def __init__(
-        self, model: Any, config: VRGAConfig, finder: QuestionFinder, question_end: QuestionEndArgument
+        self,
+        model: Any,
+        config: VRGAConfig,
+        finder: QuestionFinder,
+        question_end: QuestionEndArgument,
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
@@ -131,7 +137,9 @@ class VRGAHandle:
                 f"{type(self._decoder).__name__}, which keeps {self._base!r}"
             )
         if base != self._base:
-            self._notice(f"the language model runs 'sdpa' instead of {self._base!r} while VRGA is enabled")
+            self._notice(
+                f"the language model runs 'sdpa' instead of {self._base!r} while VRGA is enabled"
+            )
         model, decoder = self._model, self._decoder
         self._hooks = [
             model.register_forward_pre_hook(self._before_model, with_kwargs=True),
@@ -147,7 +155,9 @@ class VRGAHandle:
 
     def _switch(self, implementation: str) -> None:
         config = self._model.config
-        keys = [key for key in config.sub_configs if getattr(config, key, None) is self._text_config]
+        keys = [
+            key for key in config.sub_configs if getattr(config, key, None) is self._text_config
+        ]
         self._model.set_attn_implementation({keys[0] if keys else "": implementation})
 
     def _notice(self, message: str) -> None:
@@ -164,7 +174,9 @@ class VRGAHandle:
         mask = kwargs.get("attention_mask")
         prompt = Prompt(self._key, ids, kwargs.get("mm_token_type_ids"), managed=True)
         if ids is not None:
-            prompt.columns = (mask if isinstance(mask, Tensor) and mask.dim() == 2 else ids).shape[1]
+            prompt.columns = (mask if isinstance(mask, Tensor) and mask.dim() == 2 else ids).shape[
+                1
+            ]
         token = _current_prompt.set(prompt)
         try:
             return original(*args, **kwargs)
@@ -193,7 +205,9 @@ class VRGAHandle:
         prompt = _current_prompt.get()
         return prompt if prompt is not None and prompt.owner == self._key else None
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._decode_state(kwargs.get("past_key_values"), _tokens(args, kwargs)[1]) is not None:
             return
         prompt = self._prompt()
@@ -236,7 +250,14 @@ class VRGAHandle:
         if state.prompt is not prompt:
             columns = prompt.columns if prompt.columns is not None else past + tokens
             state.begin(
-                prompt, self._config, batch, past, columns, self._token_ids, self._question_end, self._finder
+                prompt,
+                self._config,
+                batch,
+                past,
+                columns,
+                self._token_ids,
+                self._question_end,
+                self._finder,
             )
             if cache is not None:
                 attach_state(cache, state)
@@ -256,7 +277,8 @@ class VRGAHandle:
             cache = getattr(output, "past_key_values", None)
             if cache is None:
                 self._notice(
-                    "VRGA is not applied without a KV cache: use_cache=False makes every step a prefill"
+                    "VRGA is not applied without a KV cache: with use_cache=False every step "
+                    "is a prefill"
                 )
                 return
             attach_state(cache, state)
@@ -273,7 +295,9 @@ class VRGAHandle:
                 f"{self._text_config._attn_implementation!r} after enable()"
             )
         elif prompt.ids is None:
-            self._notice("VRGA is not applied: without input_ids it is not known where the image is")
+            self._notice(
+                "VRGA is not applied: without input_ids it is not known where the image is"
+            )
         else:
             return True
         return False
@@ -285,7 +309,9 @@ class VRGAHandle:
             self.regions = state.without_image()
             return False
         if any(end.rule == "last_token" for end in state.ends):
-            why = self._finder.problem or "the prompt does not end like the processor's chat template"
+            why = (
+                self._finder.problem or "the prompt does not end like the processor's chat template"
+            )
             self._notice(
                 f"the question's end is taken to be the last prompt token, since {why}; "
                 "pass processor= or question_end= to enable()"

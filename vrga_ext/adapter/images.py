@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -43,10 +44,13 @@ def image_mask(input_ids: Tensor, token_ids: tuple[int, ...], token_types: Tenso
 def config_grid(config: Any) -> tuple[int, int] | None:
     """Patch grid of a model whose images all have one size, from its vision configuration.
 
-    None where images vary in size, are tiled, or are pooled in a way the configuration does not tell.
+    None where images vary in size, are tiled, or are pooled in a way that is not configured.
     """
     vision = getattr(config, "vision_config", None)
-    image_size, patch_size = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    image_size, patch_size = (
+        getattr(vision, "image_size", None),
+        getattr(vision, "patch_size", None),
+    )
     if not isinstance(image_size, int) or not isinstance(patch_size, int):
         return None
     if getattr(config, "image_grid_pinpoints", None) is not None:
@@ -122,7 +126,7 @@ def _divide(
             bounds = [0, *cuts, length]
             return [
                 (start + low, high - low, _grid_of(cells[:, low:high]))
-                for low, high in zip(bounds, bounds[1:], strict=False)
+                for low, high in itertools.pairwise(bounds)
             ]
     size = math.prod(fixed_grid) if fixed_grid is not None else 0
     if size and length % size == 0:

@@ -1,4 +1,4 @@
-"""Where the question ends: an explicit index, the chat template's tail, or the last prompt token."""
+"""Where the question ends: a given index, the chat template's tail, or the last prompt token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ Rule = Literal["given", "template", "last_token"]
 
 # Questions that share neither a last word nor a last character, so that what their rendered prompts
 # share at the end is the template's.
-_PROBES = ("What is shown here?", "Describe the scene.", "count to 7", "la voiture rouge!", "x = y + 2;")
+_PROBES = (
+    "What is shown here?",
+    "Describe the scene.",
+    "count to 7",
+    "la voiture rouge!",
+    "x = y + 2;",
+)
 
 
 @dataclass(frozen=True)
@@ -26,9 +32,9 @@ class QuestionEnd:
 class QuestionFinder:
     """Finds the question's last token in prompts written by a processor's chat template.
 
-    The template is rendered for several dissimilar questions; the longest common token suffix is its
-    tail, and the question ends just before that tail. If the image follows the question, the last
-    prompt token is used, since the question has not seen the image.
+    The template is rendered for several dissimilar questions; the longest common token suffix is
+    its tail, and the question ends just before that tail. If the image follows the question, the
+    last prompt token is used, since the question has not seen the image.
 
     Parameters
     ----------
@@ -45,7 +51,9 @@ class QuestionFinder:
             return
         try:
             self._tails = [_Tail.of(processor, prompted) for prompted in (True, False)]
-        except Exception as error:  # templates are user code: any failure means "no usable template"
+        except (
+            Exception
+        ) as error:  # templates are user code: any failure means "no usable template"
             self.problem = f"the processor's chat template could not be rendered ({error})"
 
     def find(self, ids: Sequence[int], is_image: Sequence[bool], offset: int) -> tuple[int, Rule]:
@@ -123,7 +131,9 @@ def _common_suffix(rows: list[list[int]]) -> list[int]:
     return rows[0][len(rows[0]) - length :]
 
 
-def given_ends(question_end: int | Sequence[int] | Tensor, mask: Tensor, past: int) -> list[QuestionEnd]:
+def given_ends(
+    question_end: int | Sequence[int] | Tensor, mask: Tensor, past: int
+) -> list[QuestionEnd]:
     """Check an explicit ``question_end`` against a prompt.
 
     Parameters
@@ -148,8 +158,11 @@ def given_ends(question_end: int | Sequence[int] | Tensor, mask: Tensor, past: i
     for row, end in enumerate(ends):
         if not isinstance(end, int) or not past <= end < columns:
             raise ValueError(
-                f"question_end: wanted an index in [{past}, {columns}) of the prompt, got {end!r} (row {row})"
+                f"question_end: wanted an index in [{past}, {columns}) of the prompt, "
+                f"got {end!r} (row {row})"
             )
         if not mask[row, end]:
-            raise ValueError(f"question_end: wanted a token of row {row}, got {end}, which is padding")
+            raise ValueError(
+                f"question_end: wanted a token of row {row}, got {end}, which is padding"
+            )
     return [QuestionEnd(end, "given") for end in ends]

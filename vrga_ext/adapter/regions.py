@@ -1,4 +1,4 @@
-"""What was found for one sample of a prompt: visual heads, refined map and question-relevant tokens."""
+"""What was found for one sample: visual heads, refined map and question-relevant tokens."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ HeadIndex = tuple[int, int]  # (layer, head), the layer as the model counts it
 class Region:
     """Selection for one sample of the last prompt (paper section 4).
 
-    Positions are columns of the prompt as the model saw it, left padding included. All tensors are on
-    the CPU.
+    Positions are columns of the prompt as the model saw it, left padding included. All tensors are
+    on the CPU.
     """
 
     question_end: int  # prompt position whose attention row was read
@@ -39,7 +39,7 @@ class Region:
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Patch rows and columns of the sample's image; None if unknown or not exactly one image."""
+        """Patch rows and columns of the one image; None if unknown or if there are several."""
         return self.images[0].grid if len(self.images) == 1 else None
 
 
@@ -75,7 +75,9 @@ def select_region(
     visual = selection.visual_heads(statistics, config)
     background = selection.background_heads(statistics, config)
     if visual.any():
-        refined = selection.refined_map(image_attention, visual, background, config.background_weight)
+        refined = selection.refined_map(
+            image_attention, visual, background, config.background_weight
+        )
         focus, suppressed = selection.focus_tokens(refined, spans, config)
         boosted = selection.widen_tokens(focus, suppressed, spans, config)
     else:

@@ -1,4 +1,4 @@
-"""What VRGA knows of a prompt and of a sequence, from the prompt's tokens to the decode step's tensors.
+"""What VRGA knows of a prompt and of a sequence, from tokens to the tensors of a decode step.
 
 A :class:`Prompt` lives for one call of ``generate`` (or one forward call of a manual loop). A
 :class:`SequenceState` lives on the KV cache it belongs to, so multi-turn use, copies of a cache,
@@ -39,7 +39,9 @@ class Prompt:
         Whether ``generate`` runs it, so that every later forward call is a decode step.
     """
 
-    def __init__(self, owner: int, ids: Tensor | None, token_types: Tensor | None, managed: bool) -> None:
+    def __init__(
+        self, owner: int, ids: Tensor | None, token_types: Tensor | None, managed: bool
+    ) -> None:
         self.owner = owner
         self.ids = None if ids is None else ids.detach().cpu()
         self.token_types = None if token_types is None else token_types.detach().cpu()
@@ -54,10 +56,14 @@ class SequenceState:
 
     def __init__(self) -> None:
         self.config = VRGAConfig()
-        self.prompt = Prompt(owner=-1, ids=None, token_types=None, managed=False)  # nobody's, until begin
+        self.prompt = Prompt(
+            owner=-1, ids=None, token_types=None, managed=False
+        )  # nobody's, until begin
         self.decoding = False
         self.image: Tensor = torch.zeros(0, 0, dtype=torch.bool)  # [B, columns]
-        self.keys: Tensor = self.image  # [B, columns], V: the image tokens and, if so configured, their lead
+        self.keys: Tensor = (
+            self.image
+        )  # [B, columns], V: the image tokens and, if so configured, their lead
         self.axes: Tensor | None = None  # int64 [3, B, columns], multi-axis rotary positions
         self.ends: list[QuestionEnd] = []
         self.attended: list[int] = []  # keys that each question row attends to
@@ -104,7 +110,14 @@ class SequenceState:
             image[:, :kept] = self.image[:, :kept]
 
         self.ends = _question_ends(
-            ids[:, -known:], mask, image & mask, past, question_end, finder, config.question_offset, copies
+            ids[:, -known:],
+            mask,
+            image & mask,
+            past,
+            question_end,
+            finder,
+            config.question_offset,
+            copies,
         )
         self.prompt, self.config, self.copies = prompt, config, copies
         self.decoding = False
@@ -143,7 +156,9 @@ class SequenceState:
                 continue
             attention = torch.stack([self.rows[layer][row][:, positions].cpu() for layer in layers])
             attended = self.attended if self.config.ratio_keys == "attended" else self.lengths
-            region = select_region(attention, layers, positions, spans, end, attended[row], self.config)
+            region = select_region(
+                attention, layers, positions, spans, end, attended[row], self.config
+            )
             regions.append(region if hook is None else hook(row // self.copies, region))
         self.rows = {}
         self._gate(regions, layers, heads)
@@ -200,7 +215,7 @@ def _question_ends(
     offset: int,
     copies: int,
 ) -> list[QuestionEnd]:
-    """The question's end of every row; ids [B, S] are the last tokens of mask, image [B, columns]."""
+    """The question's end of every row; ids [B, S] are the last tokens of the prompt."""
     batch, columns = mask.shape
     if not isinstance(question_end, str):
         given = given_ends(question_end, mask[::copies], past)
@@ -209,7 +224,9 @@ def _question_ends(
     ends = []
     for row in range(batch):
         kept = mask[row, first:].nonzero().flatten()
-        index, rule = finder.find(ids[row, kept].tolist(), image[row, first + kept].tolist(), offset)
+        index, rule = finder.find(
+            ids[row, kept].tolist(), image[row, first + kept].tolist(), offset
+        )
         column = first + int(kept[index])
         if column < past:  # read before this call
             column, rule = first + int(kept[-1]), "last_token"
@@ -241,7 +258,13 @@ class PrefillPass:
         self._counted = False
 
     def record(
-        self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None, softcap: float
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        softcap: float,
     ) -> None:
         """Image attention of the question row of every sample in this call, for one layer.
 
@@ -250,15 +273,17 @@ class PrefillPass:
         if not self._here:
             return
         on = self._tensors_on(query.device)
-        row = query.detach()[on.samples, :, on.index]  # [B, H, D]
+        row = query.detach()[on.samples, :, on.ends]  # [B, H, D]
         key = key.detach()
         if mask is None:  # causal, without padding
             key = key[:, :, : self.past + max(self._index) + 1]
-            mask = torch.arange(key.shape[2], device=key.device) <= (self.past + on.index)[:, None]
+            mask = torch.arange(key.shape[2], device=key.device) <= (self.past + on.ends)[:, None]
             mask = mask[:, None, None]  # [B, 1, 1, K]
         else:
             mask = mask.expand(len(on.samples), *mask.shape[1:])
-            mask = mask[on.samples, :, on.index if mask.shape[2] > 1 else 0][:, :, None]  # [B, h, 1, K]
+            mask = mask[on.samples, :, on.ends if mask.shape[2] > 1 else 0][
+                :, :, None
+            ]  # [B, h, 1, K]
         result = ops.row_statistics(
             row, key, on.flags[:, : key.shape[2]], attn_mask=mask, scale=scale, softcap=softcap
         )
@@ -275,7 +300,7 @@ class PrefillPass:
     def _tensors_on(self, device: torch.device) -> _PassTensors:
         if device not in self._on:
             self._on[device] = _PassTensors(
-                index=torch.tensor(self._index, device=device),
+                ends=torch.tensor(self._index, device=device),
                 samples=torch.arange(len(self._index), device=device),
                 here=torch.tensor(self._here, device=device),
                 flags=self.state.keys.to(device, torch.uint8) * IMAGE_FLAG,
@@ -284,7 +309,7 @@ class PrefillPass:
 
 
 class _PassTensors(NamedTuple):
-    index: Tensor  # int64 [B], row of the call that is the sample's question end
+    ends: Tensor  # int64 [B], row of the call that is the sample's question end
     samples: Tensor  # int64 [B], 0 ... B - 1
     here: Tensor  # int64, samples whose question end is in this call
     flags: Tensor  # uint8 [B, columns]

@@ -50,6 +50,15 @@ class AttentionTask {
   int64_t first_head() const { return h_kv_ * (p_.h_q / p_.h_kv); }
   int64_t head_of(int r) const { return first_head() + (first_row_ + r) / p_.s_q; }
 
+  const T* key_row(int64_t j) const {
+    return static_cast<const T*>(p_.k) + b_ * p_.stride_k_b + h_kv_ * p_.stride_k_h +
+           j * p_.stride_k_s;
+  }
+  const T* value_row(int64_t j) const {
+    return static_cast<const T*>(p_.v) + b_ * p_.stride_v_b + h_kv_ * p_.stride_v_h +
+           j * p_.stride_v_s;
+  }
+
   void stage_queries() {
     const T* q = static_cast<const T*>(p_.q) + b_ * p_.stride_q_b;
     for (int r = 0; r < rows_; ++r) {
@@ -65,9 +74,13 @@ class AttentionTask {
       write_image_scores(first, n, false);
       return;
     }
-    const T* k = static_cast<const T*>(p_.k) + b_ * p_.stride_k_b + h_kv_ * p_.stride_k_h +
-                 first * p_.stride_k_s;
-    score_block<T>(query_, rows_, k, p_.stride_k_s, n, p_.d, scores_);
+    const T* k = key_row(first);
+    int64_t next = p_.s_kv - first - n;
+    next = next < kBlockKeys ? next : kBlockKeys;
+    const Ahead next_keys(k + n * p_.stride_k_s, p_.stride_k_s, next, p_.d);
+    const bool values = p_.v != nullptr;
+    score_block<T>(query_, rows_, k, p_.stride_k_s, n, p_.d, scores_,
+                   values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys);
 
     float highest[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
@@ -81,8 +94,8 @@ class AttentionTask {
         scale_sums(r, factor);
       }
     }
-    if (p_.v != nullptr) {
-      accumulate_values(first, n);
+    if (values) {
+      accumulate_values(first, n, next_keys);
     }
   }
 
@@ -159,9 +172,8 @@ class AttentionTask {
     }
   }
 
-  void accumulate_values(int64_t first, int n) {
-    const T* v = static_cast<const T*>(p_.v) + b_ * p_.stride_v_b + h_kv_ * p_.stride_v_h +
-                 first * p_.stride_v_s;
+  void accumulate_values(int64_t first, int n, const Ahead& next_keys) {
+    const T* v = value_row(first);
     for (int c = 0; c < job_.classes.count; ++c) {
       if (!flags_.classes[c]) {
         continue;
@@ -181,7 +193,7 @@ class AttentionTask {
         memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
       }
       value_block<T>(v, p_.stride_v_s, count == n ? nullptr : index, count, p_.d_v, scores_, rows_,
-                     sums, job_.stride_sums);
+                     sums, job_.stride_sums, next_keys);
     }
   }
 

@@ -2,7 +2,7 @@
 // ceil(rows / kQkRows) times from cache.
 #pragma once
 
-#include "cpu/job.h"
+#include "cpu/kernels/ahead.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -61,7 +61,7 @@ void stage_query(const T* q, int64_t d, typename Dot<T>::Query* out) {
 template <class T, int R>
 __attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64_t stride_q,
                                           const T* k, int64_t stride_k, int n, int64_t d,
-                                          float* scores) {
+                                          float* scores, const Ahead& ahead) {
   using D = Dot<T>;
   const int64_t whole = d / D::kStep * D::kStep;
   const int rest = static_cast<int>(d - whole);
@@ -70,6 +70,7 @@ __attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       key[i] = k + (j + i < n ? j + i : n - 1) * stride_k;
+      ahead.fetch(j + i);
     }
     Vec sum[R][4];
 #pragma GCC unroll 8
@@ -111,22 +112,23 @@ __attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
 VRGA_HOST_DEVICE void score_tile_of(int rows, const typename Dot<T>::Query* q, int64_t stride_q,
-                                    const T* k, int64_t stride_k, int n, int64_t d, float* scores) {
+                                    const T* k, int64_t stride_k, int n, int64_t d, float* scores,
+                                    const Ahead& ahead) {
   if (rows == R) {
-    score_tile<T, R>(q, stride_q, k, stride_k, n, d, scores);
+    score_tile<T, R>(q, stride_q, k, stride_k, n, d, scores, ahead);
   } else if constexpr (R > 1) {
-    score_tile_of<T, R - 1>(rows, q, stride_q, k, stride_k, n, d, scores);
+    score_tile_of<T, R - 1>(rows, q, stride_q, k, stride_k, n, d, scores, ahead);
   }
 }
 
 // All rows against one block of keys.
 template <class T>
 void score_block(const typename Dot<T>::Query* q, int rows, const T* k, int64_t stride_k, int n,
-                 int64_t d, float* scores) {
+                 int64_t d, float* scores, const Ahead& ahead) {
   const int64_t stride_q = query_stride<T>(d);
   for (int r = 0; r < rows; r += kQkRows) {
     score_tile_of<T, kQkRows>(rows - r < kQkRows ? rows - r : kQkRows, q + r * stride_q, stride_q,
-                              k, stride_k, n, d, scores + r * kBlockKeys);
+                              k, stride_k, n, d, scores + r * kBlockKeys, r == 0 ? ahead : Ahead{});
   }
 }
 

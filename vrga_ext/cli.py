@@ -1,0 +1,48 @@
+"""``python -m vrga_ext``: what was built, and the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Visual region-guided attention (VRGA) for multimodal language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def info() -> None:
+    """Say what was compiled and what of it runs here."""
+    from vrga_ext.build_info import build_info
+
+    typer.echo(build_info())
+
+
+@app.command()
+def demo(
+    image: Annotated[
+        Path | None, typer.Option(help="A picture of your own; needs --question.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about the picture.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A real checkpoint from the hub, or a folder with one.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path("vrga_demo.png"),
+    samples: Annotated[int, typer.Option(min=0, help="Held-out pictures to measure on.")] = 64,
+) -> None:
+    """Answer a question about a picture with and without VRGA, and draw what changes.
+
+    Without options: the model and the picture shipped with the package, no download.
+    """
+    from vrga_ext.demo.run import run_demo
+
+    try:
+        run_demo(image=image, question=question, model_id=model, output=output, samples=samples)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"vrga_ext demo: {error}", err=True)
+        raise typer.Exit(2) from error
