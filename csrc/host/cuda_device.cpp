@@ -29,8 +29,8 @@ CudaScope::CudaScope(const torch::stable::Tensor& tensor)
   const int index = tensor.get_device_index();
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "query: wanted a torch with CUDA, got one without");
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream_) == 0,
-                  "device ", index, ": no current stream");
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(index, &stream_) == 0, "device ", index,
+                  ": no current stream");
   device_.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, index);
   device_.overlaps_launches = attribute(cudaDevAttrComputeCapabilityMajor, index) >= 9;
 }

@@ -33,7 +33,7 @@ inline float widen(uint16_t bits, bool bfloat16) {
 }
 
 // D = A B + C with A [16, 16], B [16, 8], C and D [16, 8], in the fragment layout of
-// mma.m16n8k16: lane = 4 * row + pair.
+// mma.m16n8k16: lane = 4 * row + pair. The hardware rounds once per instruction, not per product.
 inline void execute_mma(bool bfloat16, const LaneOperands* operands, LaneResult* results) {
   float a[16][16], b[16][8], c[16][8];
   for (int lane = 0; lane < kWarpLanes; ++lane) {
@@ -53,10 +53,17 @@ inline void execute_mma(bool bfloat16, const LaneOperands* operands, LaneResult*
     }
   }
   for (int row = 0; row < 16; ++row) {
+    double sums[8];
+    for (int column = 0; column < 8; ++column) {
+      sums[column] = c[row][column];
+    }
     for (int k = 0; k < 16; ++k) {
       for (int column = 0; column < 8; ++column) {
-        c[row][column] += a[row][k] * b[k][column];
+        sums[column] += static_cast<double>(a[row][k]) * b[k][column];
       }
+    }
+    for (int column = 0; column < 8; ++column) {
+      c[row][column] = static_cast<float>(sums[column]);
     }
   }
   for (int lane = 0; lane < kWarpLanes; ++lane) {

@@ -108,8 +108,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
   }
 }
 
-// The scores of attended image keys become attention, all other keys 0. One block per row and chunk
-// of kRowChunk image keys; the first of a row writes its statistics. Shared memory: two floats.
+// The dot products of attended image keys become attention, all other keys 0. One block per row and
+// chunk of kRowChunk image keys; the first of a row writes its statistics. Shared memory: two
+// floats.
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
     merge_row_statistics(const VRGA_GRID_CONSTANT SplitParams p) {
   const DecodeParams& decode = p.decode;
@@ -135,13 +136,19 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
   sync_block();
   const int64_t b = row / decode.h_q;
   const RowPlace place{row % decode.h_q, 0, row, true};
+  const ScoreScale scale = score_scale(decode);
   const float m = peak_and_mass[0], z = peak_and_mass[1];
   for (int64_t key = chunk * kRowChunk + thread_index();
        key < decode.n_flags && key < (chunk + 1) * kRowChunk; key += kMergeThreads) {
     float* attention = p.image_attention + row * decode.n_flags + key;
-    const bool counted = (read_flags(decode, b, key) & kFlagImage) != 0 &&
-                         read_mask(decode.mask, mask_offset(decode.mask, b, place), key).attended;
-    *attention = counted ? exp2_fast(*attention - m) / z : 0.0f;
+    float value = 0.0f;
+    if ((read_flags(decode, b, key) & kFlagImage) != 0) {
+      const KeyMask mask = read_mask(decode.mask, mask_offset(decode.mask, b, place), key);
+      if (mask.attended) {
+        value = exp2_fast(fmaf(*attention, scale.multiplier, mask.bias_bits - m)) / z;
+      }
+    }
+    *attention = value;
   }
 }
 

@@ -129,10 +129,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
       }
       if constexpr (!kDecode) {
         if (keys[r].attended[0] && image[0]) {
-          p.image_attention[rows[r].row * decode.n_flags + key] = keys[r].score(0, scale);
+          p.image_attention[rows[r].row * decode.n_flags + key] = keys[r].x[0];
         }
       }
-      add_keys(state[r], keys[r], scale, image, has_image, weights, weighted);
+      add_keys<Bits>(state[r], keys[r], scale, image, has_image, weights, weighted);
       if constexpr (kDecode) {
         shared.probabilities[warp][0][r][lane] = keys[r].p[0];
         shared.probabilities[warp][1][r][lane] = weights[0] * keys[r].p[0];

@@ -10,28 +10,27 @@
 
 namespace vrga::gpu {
 
-// From a dot product to a score in bits: s = multiplier * x + bias.
+// From a dot product to a score: s = multiplier * x + bias.
 struct ScoreScale {
-  float multiplier;  // scale * log2(e), or softcap * log2(e)
-  float cap;         // scale / softcap, or 0 without a soft-cap
+  float multiplier;      // scale or softcap, times log2(e) for scores in bits
+  float scale, softcap;  // softcap = 0: off
 
-  VRGA_DEVICE_MEMBER float prepare(float dot) const { return cap != 0.0f ? tanhf(dot * cap) : dot; }
+  VRGA_DEVICE_MEMBER float prepare(float dot) const {
+    return softcap > 0.0f ? tanhf(dot * scale / softcap) : dot;
+  }
 };
 
 VRGA_DEVICE ScoreScale score_scale(const DecodeParams& p) {
-  if (p.softcap > 0.0f) {
-    return {p.softcap * kLog2e, p.scale / p.softcap};
-  }
-  return {p.scale * kLog2e, 0.0f};
+  return {(p.softcap > 0.0f ? p.softcap : p.scale) * kLog2e, p.scale, p.softcap};
 }
 
 // kKeys keys of one row in one thread.
 template <int kKeys>
 struct KeyGroup {
   float x[kKeys];     // prepared dot products
-  float bias[kKeys];  // additive mask in bits
+  float bias[kKeys];  // additive mask in the unit of the scores
   bool attended[kKeys];
-  float p[kKeys];  // exp2(s - m), 0 where not attended
+  float p[kKeys];  // exp(s - m), 0 where not attended
 
   VRGA_DEVICE_MEMBER float score(int i, const ScoreScale& scale) const {
     return fmaf(x[i], scale.multiplier, bias[i]);
@@ -47,9 +46,18 @@ struct KeyGroup {
   }
 };
 
+// exp in the unit of the scores. Attention takes the short way in bits. A softmax of given scores
+// takes the long one in nats: with nothing else to compute it can be exact at no cost in time.
+VRGA_DEVICE float exponential(Bits, float x) {
+  return exp2_fast(x);
+}
+VRGA_DEVICE float exponential(Nats, float x) {
+  return expf(x);
+}
+
 // The sums of a thread's own keys; `state.m` is already at or above every score of the group.
 // `image` and `weights`: bit or weight of key i; has_image, has_weights say whether any matters.
-template <int kKeys>
+template <class Unit, int kKeys>
 VRGA_DEVICE void add_keys(SoftmaxState& state, KeyGroup<kKeys>& keys, const ScoreScale& scale,
                           const bool (&image)[kKeys], bool has_image, const float (&weights)[kKeys],
                           bool has_weights) {
@@ -60,7 +68,7 @@ VRGA_DEVICE void add_keys(SoftmaxState& state, KeyGroup<kKeys>& keys, const Scor
   for (int i = 0; i < kKeys; ++i) {
     // One fused multiply-add: the product is not rounded before the difference is taken.
     const float difference = fmaf(keys.x[i], scale.multiplier, keys.bias[i] - reference);
-    keys.p[i] = keys.attended[i] ? exp2_fast(difference) : 0.0f;
+    keys.p[i] = keys.attended[i] ? exponential(Unit{}, difference) : 0.0f;
     sum += keys.p[i];
     weighted += has_weights ? weights[i] * keys.p[i] : 0.0f;
     state.attended += keys.attended[i];

@@ -70,7 +70,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
   const uint8_t* key_flags = p.key_flags + b * p.stride_flags_b;
   const bool aligned = reinterpret_cast<uintptr_t>(scores) % 16 == 0;
   const bool aligned_out = reinterpret_cast<uintptr_t>(probabilities) % 16 == 0;
-  const ScoreScale scale{kLog2e, 0.0f};
+  const ScoreScale scale{1.0f, 1.0f, 0.0f};
   VRGA_SHARED(shared);
   auto* states = reinterpret_cast<SoftmaxState*>(shared);
 
@@ -92,11 +92,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
     }
     const float peak = fmaxf(state.m, keys.peak(scale));
     if (peak > state.m) {
-      rebase<Bits>(state, peak);
+      rebase<Nats>(state, peak);
     }
-    add_keys(state, keys, scale, image, true, weights, true);
+    add_keys<Nats>(state, keys, scale, image, true, weights, true);
   }
-  rebase<Bits>(state, max_across_lanes(state.m, 1, kWarpSize));
+  rebase<Nats>(state, max_across_lanes(state.m, 1, kWarpSize));
   add_across_lanes(state, 1, kWarpSize);
   if (lane_index() == 0) {
     states[warp_index()] = state;
@@ -104,12 +104,12 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
   sync_block();
   state = states[0];
   for (int w = 1; w < kSoftmaxWarps; ++w) {
-    merge<Bits>(state, states[w]);
+    merge<Nats>(state, states[w]);
   }
 
-  const HeadStatistics statistics = head_statistics<Bits>(state);
+  const HeadStatistics statistics = head_statistics<Nats>(state);
   const GateDecision decision =
-      resolve<Bits>(p.gate, head_enabled(p.heads, head), state, statistics);
+      resolve<Nats>(p.gate, head_enabled(p.heads, head), state, statistics);
   if (thread_index() == 0) {
     write_statistics(p.statistics + row * kDecodeStatistics, statistics, decision.open);
   }
@@ -122,7 +122,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
     for (int i = 0; i < kKeys; ++i) {
       const bool attended = !(vector.value[i] <= Lowest<T>::kValue);
       const float weight = decision.open ? key_weight(p.gate, vector.flags[i]) : 1.0f;
-      const float probability = exp2_fast(fmaf(vector.value[i], kLog2e, -state.m));
+      const float probability = exponential(Nats{}, vector.value[i] - state.m);
       words.element[i] = narrow<T>(attended ? weight * probability * decision.normaliser : 0.0f);
     }
     if (aligned_out && first + kKeys <= p.s_kv) {

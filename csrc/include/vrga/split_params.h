@@ -24,7 +24,7 @@ struct SplitParams {
   // Row r of [B, Hq, Sq] is (b * Hq + h) * Sq + s.
   float* partial_sums = nullptr;           // [B * Hq * Sq, splits, 2, pitch]: sum p v, sum w p v
   PartialState* partial_states = nullptr;  // [B * Hq * Sq, splits]
-  float* image_attention = nullptr;  // [B * Hq, N]; row statistics: scores in bits, then attention
+  float* image_attention = nullptr;  // [B * Hq, N]; row statistics: dot products, then attention
 
   int32_t splits = 1;      // 1: a decode kernel writes the result itself
   int32_t row_blocks = 1;  // blocks for the group * Sq rows of a kv head

@@ -192,7 +192,8 @@ VRGA_DEVICE void clear_unused(unsigned char* slot, uint32_t used) {
   sync_warp();
 }
 
-// kDecode: output and statistics. Otherwise row statistics: no V, and the scores of image keys.
+// kDecode: output and statistics. Otherwise row statistics: no V, and the dot products of image
+// keys.
 template <class T, int kDim, int kRowSlots, bool kDecode>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     tensor_split(const VRGA_GRID_CONSTANT SplitParams p) {
@@ -343,11 +344,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
           for (int e = 0; e < 4; ++e) {
             if (keys[s].attended[e] && image[e]) {
               p.image_attention[result_row[s] * decode.n_flags + key_0 + 2 * (lane % 4) + e % 2 +
-                                e / 2 * 8] = keys[s].score(e, scale);
+                                e / 2 * 8] = keys[s].x[e];
             }
           }
         }
-        add_keys(state[s], keys[s], scale, image, flags.image != 0, weights, weighted);
+        add_keys<Bits>(state[s], keys[s], scale, image, flags.image != 0, weights, weighted);
       }
       has_weighted = has_weighted || weighted;
       if constexpr (kDecode) {
