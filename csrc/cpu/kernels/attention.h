@@ -78,7 +78,7 @@ class AttentionTask {
     int64_t next = p_.s_kv - first - n;
     next = next < kBlockKeys ? next : kBlockKeys;
     const Ahead next_keys(k + n * p_.stride_k_s, p_.stride_k_s, next, p_.d);
-    const bool values = p_.v != nullptr;
+    const bool values = job_.has_values;
     score_block<T>(query_, rows_, k, p_.stride_k_s, n, p_.d, scores_,
                    values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys);
 
@@ -147,7 +147,7 @@ class AttentionTask {
 
   // The scores of image keys, for the second step of row_statistics; -inf for every other key.
   void write_image_scores(int64_t first, int n, bool computed) {
-    if (job_.image_scores == nullptr || first >= p_.n_flags) {
+    if (job_.has_values || first >= p_.n_flags) {
       return;
     }
     const int64_t count = p_.n_flags - first < n ? p_.n_flags - first : n;
