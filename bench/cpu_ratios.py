@@ -8,6 +8,7 @@ A ratio above 1 says how many times faster ``vrga_ext`` with its dynamic gate on
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import time
@@ -17,18 +18,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.peers import DECODE_PEERS, SHAPES, SMOKE_SHAPES, Inputs, check, make_inputs
+from bench.peers import INTERLEAVED_PEERS, SHAPES, SMOKE_SHAPES, Inputs, check, make_inputs
 
 
 def medians(inputs: Inputs, repeats: int) -> dict[str, float]:
-    """Seconds per call; the order of the implementations turns from round to round."""
-    times: dict[str, list[float]] = {name: [] for name in DECODE_PEERS}
-    names = list(DECODE_PEERS)
-    for turn in range(repeats + 2):
-        for i in range(len(names)):
-            name = names[(i + turn) % len(names)]
+    """Seconds per call; random order in each round: nobody always finds a warm cache."""
+    times: dict[str, list[float]] = {name: [] for name in INTERLEAVED_PEERS}
+    order = random.Random(0)
+    for _ in range(repeats + 2):
+        for name in order.sample(list(INTERLEAVED_PEERS), len(INTERLEAVED_PEERS)):
             start = time.perf_counter()
-            DECODE_PEERS[name](inputs)
+            INTERLEAVED_PEERS[name](inputs)
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(t[2:]) for name, t in times.items()}
 
@@ -47,7 +47,7 @@ def main() -> None:
     for shape in SMOKE_SHAPES if options.smoke else SHAPES:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             inputs = make_inputs(shape, dtype)
-            for name, peer in DECODE_PEERS.items():
+            for name, peer in INTERLEAVED_PEERS.items():
                 check(inputs, name, peer(inputs))
             seconds = medians(inputs, options.repeats)
             print(f"\n{shape} {str(dtype).removeprefix('torch.')}")

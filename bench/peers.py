@@ -152,6 +152,9 @@ DECODE_PEERS: dict[str, Peer] = {
     "SDPA enable_gqa, no VRGA": sdpa_gqa,
     "PyTorch VRGA, weights stored": materialising,
 }
+# Without enable_gqa: it repeats K and V for every query head, which empties the caches for whoever
+# comes next.
+INTERLEAVED_PEERS = {n: p for n, p in DECODE_PEERS.items() if p is not sdpa_gqa}
 ROW_PEERS: dict[str, Peer] = {
     "vrga_ext": row_statistics,
     "PyTorch, weights stored": materialising_rows,
