@@ -1,6 +1,8 @@
 #include "cpu/driver.h"
 
+#include <atomic>
 #include <cstdlib>
+#include <memory>
 #include <new>
 
 #include "cpu/job.h"
@@ -91,7 +93,7 @@ void run_attention(AttentionJob job, const Executor& run) {
   job.items = p.b * p.h_kv * job.chunks;
   job.plan = plan_splits(job.items, p.s_kv, kBlockKeys, kMinKeysPerSplit, kTargetTasks);
   job.classes = classes_of(p.gate);
-  job.stride_sums = p.v == nullptr ? 0 : padded(p.d_v);
+  job.stride_sums = job.has_values ? padded(p.d_v) : 0;
 
   const int64_t tasks = job.items * job.plan.splits;
   const int64_t sums = tasks * job.classes.count * job.rows_per_chunk * job.stride_sums;
@@ -103,11 +105,15 @@ void run_attention(AttentionJob job, const Executor& run) {
 
   const KernelTable& table = kernels();
   const int64_t dtype = table_index(p.dtype);
+  // The last split of an item to arrive merges all of them, in ascending order whoever that is: one
+  // parallel region instead of two.
+  const auto arrived = std::make_unique<std::atomic<int64_t>[]>(static_cast<size_t>(job.items));
   run(tasks, [&](int64_t task) {
     table.attention_task[dtype](job, task, task_scratch().floats(attention_scratch_floats(job)));
-  });
-  run(job.items, [&](int64_t item) {
-    table.attention_merge[dtype](job, item, task_scratch().floats(job.plan.splits));
+    const int64_t item = task / job.plan.splits;
+    if (arrived[item].fetch_add(1) + 1 == job.plan.splits) {
+      table.attention_merge[dtype](job, item, task_scratch().floats(job.plan.splits));
+    }
   });
   partials.keep_at_most(kRetainedBytes);
 }
@@ -144,6 +150,7 @@ void row_statistics(const RowStatisticsParams& params, const Executor& run) {
   p.stride_flags_b = params.stride_flags_b;
   p.scale = params.scale;
   p.softcap = params.softcap;
+  job.has_values = false;
   job.image_scores = params.image_attention;
   job.stride_statistics = kRowStatistics;
   run_attention(job, run);

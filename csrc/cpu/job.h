@@ -32,7 +32,8 @@ struct KeyClasses {
 //   keys).
 // Row r of a kv head is query head r / Sq of its group, query row r % Sq.
 struct AttentionJob {
-  DecodeParams p;                 // row_statistics: s_q = 1, v and out null
+  DecodeParams p;                 // row_statistics: s_q = 1, v and out unused
+  bool has_values = true;         // false: row_statistics
   float* image_scores = nullptr;  // [B, Hq, N] contiguous, row_statistics only
   int64_t stride_statistics = kDecodeStatistics;
 

@@ -78,9 +78,9 @@ class AttentionTask {
     int64_t next = p_.s_kv - first - n;
     next = next < kBlockKeys ? next : kBlockKeys;
     const Ahead next_keys(k + n * p_.stride_k_s, p_.stride_k_s, next, p_.d);
-    const bool values = p_.v != nullptr;
-    score_block<T>(query_, rows_, k, p_.stride_k_s, n, p_.d, scores_,
-                   values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys);
+    const Ahead values =
+        job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys;
+    score<T>({query_, k, scores_, rows_, n, p_.d, query_stride<T>(p_.d), p_.stride_k_s, values});
 
     float highest[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
@@ -94,7 +94,7 @@ class AttentionTask {
         scale_sums(r, factor);
       }
     }
-    if (values) {
+    if (job_.has_values) {
       accumulate_values(first, n, next_keys);
     }
   }
@@ -147,7 +147,7 @@ class AttentionTask {
 
   // The scores of image keys, for the second step of row_statistics; -inf for every other key.
   void write_image_scores(int64_t first, int n, bool computed) {
-    if (job_.image_scores == nullptr || first >= p_.n_flags) {
+    if (job_.has_values || first >= p_.n_flags) {
       return;
     }
     const int64_t count = p_.n_flags - first < n ? p_.n_flags - first : n;
@@ -192,8 +192,8 @@ class AttentionTask {
         seen_ = static_cast<uint8_t>(seen_ | (1 << c));
         memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
       }
-      value_block<T>(v, p_.stride_v_s, count == n ? nullptr : index, count, p_.d_v, scores_, rows_,
-                     sums, job_.stride_sums, next_keys);
+      accumulate<T>({v, count == n ? nullptr : index, count, scores_, sums, rows_, p_.d_v,
+                     p_.stride_v_s, job_.stride_sums, next_keys});
     }
   }
 

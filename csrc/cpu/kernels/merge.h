@@ -85,7 +85,7 @@ void attention_merge(const AttentionJob& job, int64_t item, float* factors) {
     out[0] = statistics.image_ratio;
     out[1] = statistics.image_entropy;
     out[2] = statistics.joint_entropy;
-    if (p.v != nullptr) {
+    if (job.has_values) {
       const bool enabled = p.heads == nullptr || p.heads[head];
       const GateDecision gate = resolve<Nats>(p.gate, enabled, total, statistics);
       out[3] = gate.open ? 1.0f : 0.0f;

@@ -56,20 +56,30 @@ void stage_query(const T* q, int64_t d, typename Dot<T>::Query* out) {
   }
 }
 
-// scores[r][j] = q_r . k_j for R rows and n keys; the row stride of `scores` is kBlockKeys. Writes
-// up to 3 columns beyond n (copies of the last key).
+template <class T>
+struct ScoreBlock {
+  const typename Dot<T>::Query* q;  // [rows, query_stride(D)]
+  const T* k;                       // [n, D], row stride stride_k
+  float* scores;  // [rows, kBlockKeys]; up to 3 columns beyond n get copies of the last key's
+  int rows, n;
+  int64_t d, stride_q, stride_k;
+  Ahead ahead;
+};
+
+// scores[r][j] = q_r . k_j for the rows [first, first + R) and all keys of the block.
 template <class T, int R>
-__attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64_t stride_q,
-                                          const T* k, int64_t stride_k, int n, int64_t d,
-                                          float* scores, const Ahead& ahead) {
+__attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, int first,
+                                          const Ahead& ahead) {
   using D = Dot<T>;
-  const int64_t whole = d / D::kStep * D::kStep;
-  const int rest = static_cast<int>(d - whole);
-  for (int j = 0; j < n; j += 4) {
+  const typename D::Query* q = block.q + first * block.stride_q;
+  const int64_t stride_q = block.stride_q;
+  const int64_t whole = block.d / D::kStep * D::kStep;
+  const int rest = static_cast<int>(block.d - whole);
+  for (int j = 0; j < block.n; j += 4) {
     const T* key[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
-      key[i] = k + (j + i < n ? j + i : n - 1) * stride_k;
+      key[i] = block.k + (j + i < block.n ? j + i : block.n - 1) * block.stride_k;
       ahead.fetch(j + i);
     }
     Vec sum[R][4];
@@ -80,55 +90,54 @@ __attribute__((noinline)) void score_tile(const typename Dot<T>::Query* q, int64
         sum[r][i] = zero();
       }
     }
-    const auto accumulate = [&](const typename D::Query* at, const typename D::Operand(&keys)[4])
-                                __attribute__((always_inline)) {
+    const auto multiply = [&](const typename D::Query* at, const typename D::Operand(&keys)[4])
+                              __attribute__((always_inline)) {
 #pragma GCC unroll 8
-                                  for (int r = 0; r < R; ++r) {
-                                    const typename D::Operand query = D::query(at + r * stride_q);
+                                for (int r = 0; r < R; ++r) {
+                                  const typename D::Operand query = D::query(at + r * stride_q);
 #pragma GCC unroll 4
-                                    for (int i = 0; i < 4; ++i) {
-                                      sum[r][i] = D::step(query, keys[i], sum[r][i]);
-                                    }
+                                  for (int i = 0; i < 4; ++i) {
+                                    sum[r][i] = D::step(query, keys[i], sum[r][i]);
                                   }
-                                };
+                                }
+                              };
     for (int64_t c = 0; c < whole; c += D::kStep) {
       const typename D::Operand keys[4] = {D::key(key[0] + c), D::key(key[1] + c),
                                            D::key(key[2] + c), D::key(key[3] + c)};
-      accumulate(q + c, keys);
+      multiply(q + c, keys);
     }
     if (rest > 0) {
       const typename D::Operand keys[4] = {
           D::key_partial(key[0] + whole, rest), D::key_partial(key[1] + whole, rest),
           D::key_partial(key[2] + whole, rest), D::key_partial(key[3] + whole, rest)};
-      accumulate(q + whole, keys);
+      multiply(q + whole, keys);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      reduce4(sum[r][0], sum[r][1], sum[r][2], sum[r][3], scores + r * kBlockKeys + j);
+      reduce4(sum[r][0], sum[r][1], sum[r][2], sum[r][3],
+              block.scores + (first + r) * kBlockKeys + j);
     }
   }
 }
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
-VRGA_HOST_DEVICE void score_tile_of(int rows, const typename Dot<T>::Query* q, int64_t stride_q,
-                                    const T* k, int64_t stride_k, int n, int64_t d, float* scores,
+VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, int first,
                                     const Ahead& ahead) {
   if (rows == R) {
-    score_tile<T, R>(q, stride_q, k, stride_k, n, d, scores, ahead);
+    score_tile<T, R>(block, first, ahead);
   } else if constexpr (R > 1) {
-    score_tile_of<T, R - 1>(rows, q, stride_q, k, stride_k, n, d, scores, ahead);
+    score_tile_of<T, R - 1>(rows, block, first, ahead);
   }
 }
 
-// All rows against one block of keys.
 template <class T>
-void score_block(const typename Dot<T>::Query* q, int rows, const T* k, int64_t stride_k, int n,
-                 int64_t d, float* scores, const Ahead& ahead) {
-  const int64_t stride_q = query_stride<T>(d);
-  for (int r = 0; r < rows; r += kQkRows) {
-    score_tile_of<T, kQkRows>(rows - r < kQkRows ? rows - r : kQkRows, q + r * stride_q, stride_q,
-                              k, stride_k, n, d, scores + r * kBlockKeys, r == 0 ? ahead : Ahead{});
+void score(const ScoreBlock<T>& block) {
+  const int tiles = (block.rows + kQkRows - 1) / kQkRows;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first = block.rows * tile / tiles;
+    const int last = block.rows * (tile + 1) / tiles;
+    score_tile_of<T, kQkRows>(last - first, block, first, block.ahead.part(tile, tiles));
   }
 }
 

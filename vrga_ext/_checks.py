@@ -1,0 +1,115 @@
+"""Argument checks of :mod:`vrga_ext.ops`: each message names the argument, what was wanted and got.
+
+The compiled operations check again, for callers that come past Python; these checks also run while
+a model is traced, where no kernel does. Messages are built only on failure: a decode step calls
+this once per layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GATES = ("static", "dynamic")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: wanted a floating dtype, got {tensor.dtype}")
+
+
+def check_attention(query: Tensor, key: Tensor, dims: int, layout: str) -> None:
+    """The query has the given layout and the key fits it."""
+    if query.dim() != dims:
+        raise ValueError(f"query: wanted {layout}, got {[*query.shape]}")
+    check_floating("query", query)
+    batch, heads_q, dim = query.shape[0], query.shape[1], query.shape[-1]
+    if key.dim() != 4 or key.shape[0] != batch or key.shape[3] != dim:
+        raise ValueError(f"key: wanted {[batch, 'Hkv', 'Skv', dim]}, got {[*key.shape]}")
+    heads_kv = key.shape[1]
+    if heads_kv == 0 or heads_q % heads_kv != 0:
+        raise ValueError(f"key: wanted a number of heads that divides {heads_q}, got {heads_kv}")
+    _check_like("key", key, query)
+
+
+def check_value(value: Tensor, query: Tensor, key: Tensor) -> None:
+    if value.dim() != 4 or value.shape[:3] != key.shape[:3]:
+        raise ValueError(f"value: wanted {[*key.shape[:3], 'Dv']}, got {[*value.shape]}")
+    _check_like("value", value, query)
+
+
+def check_flags(key_flags: Tensor, first: Tensor, keys: int) -> None:
+    """uint8 [B, N] with N at most ``keys``."""
+    if key_flags.dtype != torch.uint8:
+        raise ValueError(f"key_flags: wanted torch.uint8, got {key_flags.dtype}")
+    shape = key_flags.shape
+    if len(shape) != 2 or shape[0] != first.shape[0] or shape[1] > keys:
+        raise ValueError(f"key_flags: wanted [{first.shape[0]}, at most {keys}], got {[*shape]}")
+    _check_device("key_flags", key_flags, first)
+
+
+def check_mask(mask: Tensor | None, first: Tensor, shape: Sequence[int]) -> None:
+    """Boolean or floating, broadcasts to ``shape``; the last dimension is full."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f"attn_mask: wanted torch.bool or a floating dtype, got {mask.dtype}")
+    fits = 1 <= mask.dim() <= 4 and mask.shape[-1] == shape[-1]
+    for size, full in zip(mask.shape[:-1], shape[4 - mask.dim() :], strict=False):
+        fits = fits and size in (1, full)
+    if not fits:
+        raise ValueError(
+            f"attn_mask: wanted a shape that broadcasts to {[*shape]} with a full last "
+            f"dimension, got {[*mask.shape]}"
+        )
+    _check_device("attn_mask", mask, first)
+
+
+def check_heads(heads: Tensor | None, first: Tensor) -> None:
+    """Boolean [B, Hq]."""
+    if heads is None:
+        return
+    if heads.dtype != torch.bool:
+        raise ValueError(f"heads: wanted torch.bool, got {heads.dtype}")
+    if heads.shape != first.shape[:2]:
+        raise ValueError(f"heads: wanted {[*first.shape[:2]]}, got {[*heads.shape]}")
+    _check_device("heads", heads, first)
+
+
+def check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
+    if gate not in GATES:
+        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
+    if not focus_weight >= 0:
+        raise ValueError(f"focus_weight: wanted >= 0, got {focus_weight}")
+    if not image_weight >= 0:
+        raise ValueError(f"image_weight: wanted >= 0, got {image_weight}")
+
+
+def check_softcap(softcap: float) -> None:
+    if not softcap >= 0:
+        raise ValueError(f"softcap: wanted >= 0, got {softcap}")
+
+
+def check_no_grad(**tensors: Tensor | None) -> None:
+    """There is no backward: silently cutting the graph would be worse than refusing."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{name}: wanted a tensor that does not require grad (there is no backward), "
+                "got one that does; use torch.no_grad()"
+            )
+
+
+def _check_like(name: str, tensor: Tensor, query: Tensor) -> None:
+    if tensor.dtype != query.dtype:
+        raise ValueError(f"{name}: wanted {query.dtype}, got {tensor.dtype}")
+    _check_device(name, tensor, query)
+
+
+def _check_device(name: str, tensor: Tensor, first: Tensor) -> None:
+    if tensor.device != first.device:
+        raise ValueError(f"{name}: wanted on {first.device}, got {tensor.device}")
