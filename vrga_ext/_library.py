@@ -21,10 +21,28 @@ def _load() -> None:
 _load()
 
 
+MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies
+MAX_CUDA_HEAD_DIM = 256
+
+
 def has_cuda_kernels() -> bool:
     from vrga_ext import _build_info
 
     return _build_info.cuda_architectures != ""
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
+def cuda_obstacle(device: int | None, head_dim: int) -> str:
+    """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
+    if not has_cuda_kernels():
+        return "no cuda kernels (pip install . again with a CUDA build of torch and nvcc builds them)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CUDA_CAPABILITY:
+        wanted, got = (".".join(map(str, pair)) for pair in (MIN_CUDA_CAPABILITY, capability))
+        return f"no kernel for a GPU of compute capability {got} (wanted {wanted} or newer)"
+    if head_dim > MAX_CUDA_HEAD_DIM:
+        return f"no CUDA kernel for a head dim of {head_dim} (at most {MAX_CUDA_HEAD_DIM})"
+    return ""
 
 
 @torch.library.register_fake("vrga_ext::decode_attention")

@@ -64,7 +64,7 @@ def decode_attention(
     _checks.check_gate(gate, focus_weight, image_weight)
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if _no_kernel(query):
+    if _no_kernel(query, max(query.shape[-1], value.shape[-1])):
         return reference.decode_attention(
             query,
             key,
@@ -129,7 +129,7 @@ def row_statistics(
     _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if _no_kernel(query):
+    if _no_kernel(query, query.shape[-1]):
         return reference.row_statistics(
             query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
         )
@@ -214,18 +214,19 @@ def simd_level(name: str | None = None) -> str:
     return level
 
 
-def _no_kernel(tensor: Tensor) -> bool:
+def _no_kernel(tensor: Tensor, head_dim: int = 0) -> bool:
     """Whether the reference must serve this tensor; says why, once per reason."""
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
         return True
     if tensor.device.type == "cpu":
         return False
-    if tensor.device.type == "cuda" and _library.has_cuda_kernels():
-        return False
-    reason = "pip install . again with a CUDA build of torch and nvcc builds them"
-    _warn_once(f"no {tensor.device.type} kernels ({reason}); using vrga_ext.reference")
-    return True
+    reason = f"no kernels for {tensor.device.type}"
+    if tensor.device.type == "cuda":
+        reason = _library.cuda_obstacle(tensor.device.index, head_dim)
+    if reason:
+        _warn_once(f"{reason}; using vrga_ext.reference")
+    return reason != ""
 
 
 def _warn_once(text: str) -> None:

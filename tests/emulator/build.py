@@ -1,7 +1,7 @@
 """Builds of the CUDA sources on the emulator: a library of operations, and the driver.
 
-Everything is compiled by g++ in a folder of its own, object by object, and again only where a
-source or a flag changed.
+Everything is compiled by g++ in a folder of its own, object by object, and again only where the
+preprocessed source or a flag changed.
 """
 
 from __future__ import annotations
@@ -20,25 +20,16 @@ TSAN = "-fsanitize=thread"
 ASAN = "-fsanitize=address,undefined"
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler; its messages become the exception's."""
+def run(command: list[str]) -> str:
+    """Standard output of a compiler; its messages become the exception's."""
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+    return result.stdout
 
 
-def headers(csrc: Path) -> list[Path]:
-    """What any object may include."""
-    folders = (csrc, EMULATOR)
-    found = [p for folder in folders for p in folder.rglob("*") if p.suffix in (".h", ".cuh")]
-    return [*sorted(found), ROOT / "csrc" / "host" / "cuda_ops.cpp"]  # host_ops.cpp includes it
-
-
-def digest(paths: list[Path], *words: str) -> str:
-    text = hashlib.sha256(" ".join(words).encode())
-    for path in paths:
-        text.update(path.read_bytes())
-    return text.hexdigest()[:16]
+def digest(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
 
 
 def build(
@@ -50,18 +41,18 @@ def build(
     link: tuple[str, ...] = (),
     jobs: int | None = None,
 ) -> Path:
-    """Compile ``sources`` with ``flags`` and link them to ``build/emulator/<name>``."""
-    folder = CACHE / f"{name}.objects"
+    """Compile ``sources`` with ``flags`` and link them, in ``build/emulator/<name>``."""
+    folder = CACHE / name
     folder.mkdir(parents=True, exist_ok=True)
     include = [f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'cuda'}", f"-I{EMULATOR}"]
-    shared = headers(csrc)
 
     def compile_one(source: Path) -> Path:
         own = ["g++", "-std=c++20", "-fPIC", *include, *flags]
         if TSAN in flags and source.name in MACHINE:
             # The machine is not what is tested, and its own accesses are not the kernels'.
             own = [flag for flag in own if flag != TSAN] + ["-DVRGA_EMULATOR_TSAN"]
-        target = folder / f"{source.stem}-{digest([source, *shared], *own)}.o"
+        text = run([*own, "-x", "c++", "-E", "-P", str(source)])  # names no folder
+        target = folder / f"{source.stem}-{digest(text, *flags)}.o"
         if not target.exists():
             for old in folder.glob(f"{source.stem}-*.o"):
                 old.unlink()
@@ -70,10 +61,9 @@ def build(
 
     with ThreadPoolExecutor(jobs or min(4, os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, sources))
-    stamp = digest([], *map(str, objects), *link)
-    target = CACHE / f"{name}-{stamp}"
+    target = folder / f"linked-{digest(*map(str, objects), *link)}"
     if not target.exists():
-        for old in CACHE.glob(f"{name}-*"):
+        for old in folder.glob("linked-*"):
             old.unlink()
         sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
         run(["g++", *sanitizers, *map(str, objects), *link, "-o", str(target)])

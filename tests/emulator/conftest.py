@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,25 +24,29 @@ def emulator_library() -> str:
     return path
 
 
-@pytest.fixture
-def emulated(emulator_library: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Routes ``torch.ops.vrga_ext`` to the emulator; yields the names of the calls made."""
+def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
+    """Replace ``torch.ops.vrga_ext`` while ``patch`` lives; the names of the calls made come back."""
     import vrga_ext.ops  # noqa: F401  registers what is replaced
 
     calls: list[str] = []
 
     def route(name: str):
-        operation = getattr(torch.ops.vrga_emulated, name)
+        operation = getattr(torch.ops.vrga_emulated, name).default
 
         def call(*arguments):
             calls.append(name)
             return operation(*arguments)
 
-        return call
+        return SimpleNamespace(default=call)
 
     for name in OPERATIONS:
-        monkeypatch.setattr(torch.ops.vrga_ext, name, route(name))
-    yield calls
+        patch.setattr(torch.ops.vrga_ext, name, route(name))
+    return calls
+
+
+@pytest.fixture
+def emulated(emulator_library: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    return route_to_emulator(monkeypatch)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ const Case kCases[] = {
     {"narrow, splits, bool mask", kH, 1, 2, 2, 1, 321, 64, 200, kBool, kS, 1.5f, 1.0f, 0.0f, 4},
     {"wide, two row blocks", kB, 1, 9, 1, 2, 130, 64, 130, kAdd, kD, 2.0f, 0.5f, 0.0f, 4},
     {"plain", kF, 1, 3, 1, 2, 300, 24, 280, kBool, kD, 1.5f, 1.0f, 20.0f, 2},
+    {"narrow, the ring goes round", kB, 1, 2, 1, 1, 460, 64, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
     {"narrow 80", kB, 2, 7, 1, 1, 191, 80, 150, kBool, kD, 1.5f, 1.0f, 0.0f, 4},
     {"narrow 96, soft-cap", kH, 1, 8, 2, 1, 200, 96, 200, kAdd, kD, 1.5f, 1.0f, 15.0f, 2},
     {"narrow 128", kB, 1, 14, 2, 1, 513, 128, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
@@ -58,7 +59,7 @@ const Case kCases[] = {
     {"one key", kB, 1, 2, 1, 1, 1, 128, 1, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
     {"no key", kB, 1, 2, 1, 1, 0, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
 };
-constexpr int kSmall = 4;
+constexpr int kSmall = 5;
 
 std::mt19937_64 random_bits{7};
 double normal() {
