@@ -2,9 +2,9 @@
 
     python -m bench.gpu [--replays 30] [--out bench/results]
 
-Honest timing: enough distinct K and V buffers to exceed five times the L2 cache, one call per buffer
-captured in a CUDA graph, median over replays with the order of the implementations alternated, copy
-bandwidth measured in the same process, every output checked against fp64 first.
+Honest timing: enough distinct K and V buffers to exceed five times the L2 cache, one call per
+buffer captured in a CUDA graph, median over replays with the order of the implementations
+alternated, copy bandwidth measured in the same process, every output checked against fp64 first.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def output_of(*command: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0")
+    driver = output_of(
+        "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"
+    )
     info = vrga_ext.build_info()
     return {
         "GPU": torch.cuda.get_device_name(0),
@@ -154,13 +156,18 @@ def machine() -> dict[str, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--replays", type=int, default=30)
     parser.add_argument("--shapes", default="".join(SHAPES), help="letters, such as AC")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     if not torch.cuda.is_available() or not vrga_ext.build_info().cuda_architectures:
-        print(f"needs a CUDA GPU and a CUDA build of vrga_ext, got:\n{vrga_ext.build_info()}", file=sys.stderr)
+        print(
+            f"needs a CUDA GPU and a CUDA build of vrga_ext, got:\n{vrga_ext.build_info()}",
+            file=sys.stderr,
+        )
         return 1
     report: dict[str, Any] = {"machine": machine(), "copy_gbs": copy_bandwidth(), "shapes": []}
     for name in arguments.shapes:

@@ -1,4 +1,4 @@
-"""What a decode step on a GPU is measured against: whatever is importable, and why the rest is not."""
+"""What a decode step on a GPU is measured against: what is importable, and why the rest is not."""
 
 from __future__ import annotations
 

@@ -68,7 +68,9 @@ def markdown(report: dict[str, Any]) -> str:
             size = shape["kv_bytes"] / (2 if name == "row_statistics" else 1)
             ratio = time / times["vrga dynamic"]
             error = shape["errors"][name]
-            lines.append(f"| {name} | {time:.2f} | {size / time / 1e3:.0f} | {error:.1e} | {ratio:.2f} |")
+            lines.append(
+                f"| {name} | {time:.2f} | {size / time / 1e3:.0f} | {error:.1e} | {ratio:.2f} |"
+            )
         lines += ["", "| goal | measured | must | stretch | |", "| --- | --- | --- | --- | --- |"]
         for goal in goals(shape["name"], times, shape["kv_bytes"], report["copy_gbs"]):
             sign = "<=" if goal.at_most else ">="

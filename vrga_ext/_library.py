@@ -35,7 +35,9 @@ def has_cuda_kernels() -> bool:
 def cuda_obstacle(device: int | None, head_dim: int) -> str:
     """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
     if not has_cuda_kernels():
-        return "no cuda kernels (pip install . again with a CUDA build of torch and nvcc builds them)"
+        return (
+            "no cuda kernels (pip install . again with a CUDA build of torch and nvcc builds them)"
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CUDA_CAPABILITY:
         wanted, got = (".".join(map(str, pair)) for pair in (MIN_CUDA_CAPABILITY, capability))

@@ -56,8 +56,12 @@ def dynamic_shared() -> dict[tuple[int, int], int]:
         source = Path(__file__).with_name("shared_bytes.cpp")
         include = [f"-I{CSRC / 'include'}", f"-I{EMULATOR}"]
         simt = [str(EMULATOR / name) for name in ("simt.cpp", "fiber.cpp")]
-        subprocess.run(["g++", "-std=c++20", *include, str(source), *simt, "-o", str(program)], check=True)
-        lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
+        subprocess.run(
+            ["g++", "-std=c++20", *include, str(source), *simt, "-o", str(program)], check=True
+        )
+        lines = subprocess.run(
+            [str(program)], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
     return {(int(d), int(slots)): int(size) for d, slots, size in (line.split() for line in lines)}
 
 
@@ -65,7 +69,13 @@ def compile_file(nvcc: str, source: Path, architecture: int) -> str:
     """The output of ptxas -v."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
-        command += [f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}", str(source), "-o", f"{folder}/out"]
+        command += [
+            f"-I{CSRC / 'include'}",
+            f"-I{CSRC / 'cuda'}",
+            str(source),
+            "-o",
+            f"{folder}/out",
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise SystemExit(f"{source.name} for sm_{architecture}:\n{result.stdout}{result.stderr}")
@@ -86,7 +96,10 @@ def shared_of(name: str, shared: dict[tuple[int, int], int]) -> int | None:
 
 def parse(text: str, architecture: int, shared: dict[tuple[int, int], int]) -> list[Kernel]:
     kernels = []
-    pattern = r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) reg"
+    pattern = (
+        r"Compiling entry function '(\w+)'"
+        r".*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) reg"
+    )
     for symbol, stores, loads, registers in re.findall(pattern, text, re.S):
         name = demangle(symbol)
         size = shared_of(name, shared)
@@ -94,12 +107,16 @@ def parse(text: str, architecture: int, shared: dict[tuple[int, int], int]) -> l
         if size is not None:
             per_block = -(-int(registers) // 8) * 8 * 128
             blocks = min(REGISTERS // per_block, SHARED_KIB[architecture] * 1024 // (size + 1024))
-        kernels.append(Kernel(architecture, name, int(registers), int(stores) + int(loads), size, blocks))
+        kernels.append(
+            Kernel(architecture, name, int(registers), int(stores) + int(loads), size, blocks)
+        )
     return kernels
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--architectures", default=",".join(map(str, SHARED_KIB)))
     parser.add_argument("--files", default="", help="only sources whose name contains this")
     parser.add_argument("--jobs", type=int, default=2)
@@ -116,7 +133,8 @@ def main() -> int:
     print("| --- | --- | --- | --- | --- | --- |")
     for kernel in kernels:
         size, blocks = ("-" if value is None else value for value in kernel[4:])
-        print(f"| sm_{kernel[0]} | `{kernel.name}` | {kernel.registers} | {kernel.spill_bytes} | {size} | {blocks} |")
+        cells = [f"sm_{kernel.architecture}", f"`{kernel.name}`", kernel.registers]
+        print("|", " | ".join(map(str, [*cells, kernel.spill_bytes, size, blocks])), "|")
     failed = [kernel for kernel in kernels if not kernel.fits()]
     for kernel in failed:
         print(f"spills or does not fit: sm_{kernel.architecture} {kernel.name}", file=sys.stderr)

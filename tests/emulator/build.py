@@ -87,7 +87,12 @@ def build_operations() -> Path:
 
     host = ROOT / "csrc" / "host"
     sources = [ROOT / "csrc" / "ops.cpp", host / "checks.cpp"]
-    sources += [EMULATOR / "host_ops.cpp", EMULATOR / "host_device.cpp", *kernel_sources(), *(EMULATOR / f for f in MACHINE)]
+    sources += [
+        EMULATOR / "host_ops.cpp",
+        EMULATOR / "host_device.cpp",
+        *kernel_sources(),
+        *(EMULATOR / f for f in MACHINE),
+    ]
     flags = ["-O2", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += ["-Dvrga_ext=vrga_emulated"]  # the namespace of the registrations in csrc/
     flags += [f"-isystem{path}" for path in include_paths()]

@@ -25,7 +25,7 @@ def emulator_library() -> str:
 
 
 def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
-    """Replace ``torch.ops.vrga_ext`` while ``patch`` lives; the names of the calls made come back."""
+    """Replace ``torch.ops.vrga_ext`` while ``patch`` lives; returns the growing list of calls."""
     import vrga_ext.ops  # noqa: F401  registers what is replaced
 
     calls: list[str] = []
@@ -51,7 +51,7 @@ def emulated(emulator_library: str, monkeypatch: pytest.MonkeyPatch) -> list[str
 
 @pytest.fixture
 def threads() -> None:
-    """The machine is one thread; tests that change torch's number of threads change nothing here."""
+    """Torch's number of CPU threads means nothing here."""
 
 
 @pytest.fixture

@@ -85,7 +85,13 @@ FAULTS = [
         "store_sums<T, kTensorWarps, Shape::kRows>(p, place, scratch, sum_rows, "
         "Shape::kSumStride, kDim, 0,",
     ),
-    Fault("no barrier after the tile marks", "plain", ACCESS, "sync_block();\n  return list;", "return list;"),
+    Fault(
+        "no barrier after the tile marks",
+        "plain",
+        ACCESS,
+        "sync_block();\n  return list;",
+        "return list;",
+    ),
     Fault(
         "swizzle missing on one side",
         "plain",
@@ -153,7 +159,9 @@ def plant(fault: Fault | None, folder: Path) -> Path:
     if fault is not None:
         path = csrc / "include" / "vrga" / fault.file
         text = path.read_text()
-        assert text.count(fault.before) == 1, f"{fault.name}: text found {text.count(fault.before)} times"
+        assert text.count(fault.before) == 1, (
+            f"{fault.name}: text found {text.count(fault.before)} times"
+        )
         path.write_text(text.replace(fault.before, fault.after))
     return csrc
 

@@ -24,7 +24,9 @@ def emulated_module(emulator_library: str) -> Iterator[list[str]]:
         yield route_to_emulator(patch)
 
 
-@pytest.mark.parametrize(("dtype", "heads"), [(torch.float32, 4), (torch.bfloat16, 4), (torch.float16, 16)])
+@pytest.mark.parametrize(
+    ("dtype", "heads"), [(torch.float32, 4), (torch.bfloat16, 4), (torch.float16, 16)]
+)
 def test_tokens_of_the_reference(dtype, heads, emulated_module, monkeypatch):
     """Head dim 64: tensor cores in 16 bits, with groups of 2 and 8."""
     family = build("llava", head_dim=64, num_attention_heads=heads, num_key_value_heads=2)

@@ -42,4 +42,4 @@ def simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     for name in OPERATIONS:
         monkeypatch.setattr(torch.ops.vrga_ext, name, route(name))
-    yield "cuda"
+    return "cuda"

@@ -42,7 +42,15 @@ def on_device() -> dict[tuple[str, int], int]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "primitives"
         include = f"-I{build.ROOT / 'csrc' / 'include'}"
-        command = [find_nvcc(), "-std=c++20", "-arch=native", include, str(SOURCE), "-o", str(program)]
+        command = [
+            find_nvcc(),
+            "-std=c++20",
+            "-arch=native",
+            include,
+            str(SOURCE),
+            "-o",
+            str(program),
+        ]
         subprocess.run(command, check=True)
         return run(program)
 

@@ -1,6 +1,6 @@
 """A few calls of every kernel, small enough for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python -m tests.gpu.sanitized
+compute-sanitizer --tool memcheck python -m tests.gpu.sanitized
 """
 
 from __future__ import annotations

@@ -82,7 +82,15 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
     for (int part = 0; part < kParts; ++part) {
       const int column = 4 * (lane + part * kWarpSize);
       if (column < p.pitch) {
-        const Columns partial = *reinterpret_cast<const Columns*>(source + column);
+        Columns partial = {};
+        if (column + 4 <= decode.d_v) {
+          partial = *reinterpret_cast<const Columns*>(source + column);
+        } else {
+          VRGA_UNROLL
+          for (int c = 0; c < 4; ++c) {  // nobody wrote beyond d_v
+            partial.value[c] = column + c < decode.d_v ? source[column + c] : 0.0f;
+          }
+        }
         VRGA_UNROLL
         for (int c = 0; c < 4; ++c) {
           sums[part].value[c] = fmaf(factors[i], partial.value[c], sums[part].value[c]);
