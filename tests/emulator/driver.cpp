@@ -32,7 +32,7 @@ struct Case {
   MaskKind mask;
   GateKind gate;
   float focus_weight, image_weight, softcap;
-  int multiprocessors;
+  int multiprocessors;  // 0: a single split
 };
 
 constexpr DType kB = DType::kBFloat16, kH = DType::kFloat16, kF = DType::kFloat32;
@@ -57,6 +57,7 @@ const Case kCases[] = {
     {"plain, mask mode in fp16", kH, 1, 4, 2, 1, 260, 40, 200, kNo, kS, 1.0f, 0.0f, 0.0f, 2},
     {"no flags", kB, 1, 2, 1, 1, 70, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
     {"one key", kB, 1, 2, 1, 1, 1, 128, 1, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
+    {"more tiles than marks", kB, 1, 1, 1, 1, 60000, 64, 3000, kBool, kD, 1.5f, 1.0f, 0.0f, 0},
     {"no key", kB, 1, 2, 1, 1, 0, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
 };
 constexpr int kSmall = 5;
