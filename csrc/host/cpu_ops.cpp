@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <atomic>
+#include <memory>
 #include <tuple>
 
 #include "cpu/driver.h"
@@ -12,14 +13,23 @@
 namespace vrga::host {
 namespace {
 
-// Threads take the next task when they are done with one: tasks differ in cost (masked blocks are
+// Each thread has a run of neighbouring tasks, so that what it asks for ahead of time is what it
+// needs next, and helps the others when it is done: tasks differ in cost (masked blocks are
 // skipped), and a machine may be busy with something else. Who runs a task changes no result.
 void run_in_parallel(int64_t count, const std::function<void(int64_t)>& task) {
-  const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads < count ? threads : count, 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) {
-      task(i);
+  const int64_t available = static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t threads = available < count ? available : count;
+  const auto next = std::make_unique<std::atomic<int64_t>[]>(static_cast<size_t>(threads));
+  for (int64_t t = 0; t < threads; ++t) {
+    next[t] = count * t / threads;
+  }
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t) {
+    for (int64_t turn = 0; turn < threads; ++turn) {
+      const int64_t t = (begin + turn) % threads;
+      const int64_t end = count * (t + 1) / threads;
+      for (int64_t i = next[t]++; i < end; i = next[t]++) {
+        task(i);
+      }
     }
   });
 }
