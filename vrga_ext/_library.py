@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def _load() -> None:
 _load()
 
 
-MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies
+MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies; older GPUs lack both
 MAX_CUDA_HEAD_DIM = 256
 
 
@@ -31,17 +32,33 @@ def has_cuda_kernels() -> bool:
     return _build_info.cuda_architectures != ""
 
 
+def _serves(capability: tuple[int, int]) -> bool:
+    """Whether one of the built architectures runs there: same major, or PTX that is not newer."""
+    from vrga_ext import _build_info
+
+    built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", _build_info.cuda_architectures)
+    if capability < MIN_CUDA_CAPABILITY:
+        return False
+    for major, minor, ptx in built:
+        architecture = (int(major), int(minor))
+        if architecture <= capability and (ptx or architecture[0] == capability[0]):
+            return True
+    return not built  # names such as "Hopper": the launch will say
+
+
 @torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
 def cuda_obstacle(device: int | None, head_dim: int) -> str:
     """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
     if not has_cuda_kernels():
-        return (
-            "no cuda kernels (pip install . again with a CUDA build of torch and nvcc builds them)"
-        )
+        return "no CUDA kernels (with a CUDA build of torch and nvcc, pip install . builds them)"
     capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CUDA_CAPABILITY:
-        wanted, got = (".".join(map(str, pair)) for pair in (MIN_CUDA_CAPABILITY, capability))
-        return f"no kernel for a GPU of compute capability {got} (wanted {wanted} or newer)"
+    if not _serves(capability):
+        from vrga_ext import _build_info
+
+        return (
+            f"no kernel for a GPU of compute capability {capability[0]}.{capability[1]} "
+            f"(built for {_build_info.cuda_architectures})"
+        )
     if head_dim > MAX_CUDA_HEAD_DIM:
         return f"no CUDA kernel for a head dim of {head_dim} (at most {MAX_CUDA_HEAD_DIM})"
     return ""
