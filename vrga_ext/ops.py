@@ -64,7 +64,7 @@ def decode_attention(
     _checks.check_gate(gate, focus_weight, image_weight)
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if _no_kernel(query):
+    if not has_kernel(query):
         return reference.decode_attention(
             query,
             key,
@@ -129,7 +129,7 @@ def row_statistics(
     _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if _no_kernel(query):
+    if not has_kernel(query):
         return reference.row_statistics(
             query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
         )
@@ -178,7 +178,7 @@ def reweighted_softmax(
     _checks.check_heads(heads, scores)
     _checks.check_gate(gate, focus_weight, image_weight)
     _checks.check_no_grad(scores=scores)
-    if _no_kernel(scores):
+    if not has_kernel(scores):
         return reference.reweighted_softmax(
             scores,
             key_flags,
@@ -214,18 +214,18 @@ def simd_level(name: str | None = None) -> str:
     return level
 
 
-def _no_kernel(tensor: Tensor) -> bool:
-    """Whether the reference must serve this tensor; says why, once per reason."""
+def has_kernel(tensor: Tensor) -> bool:
+    """Whether the native operations serve this tensor's dtype and device; says once why not."""
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
-        return True
+        return False
     if tensor.device.type == "cpu":
-        return False
+        return True
     if tensor.device.type == "cuda" and _library.has_cuda_kernels():
-        return False
+        return True
     reason = "pip install . again with a CUDA build of torch and nvcc builds them"
     _warn_once(f"no {tensor.device.type} kernels ({reason}); using vrga_ext.reference")
-    return True
+    return False
 
 
 def _warn_once(text: str) -> None:
