@@ -211,6 +211,16 @@ def test_beam_search_of_one_sample_reads_one_region(family):
     assert [r.boosted.tolist() for r in beams] == [r.boosted.tolist() for r in single]
 
 
+def skip_unless_stock_equals_its_loop(model, inputs, how) -> None:
+    """Some transformers releases cannot split a prompt with an image into chunks."""
+    try:
+        stock = logits(greedy(model, inputs, 8, **how))
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
+    if not torch.allclose(stock, logits(greedy(model, inputs, 8)), atol=1e-4):
+        pytest.skip("this transformers release does not equal its own greedy loop")
+
+
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
 @pytest.mark.parametrize(
     "how",
@@ -224,9 +234,7 @@ def test_beam_search_of_one_sample_reads_one_region(family):
 )
 def test_other_ways_of_generating_equal_the_greedy_loop(family, how, gamma):
     inputs = family.prompt(ROWS[0])
-    stock, stock_loop = greedy(family.model, inputs, 8, **how), greedy(family.model, inputs, 8)
-    if not torch.allclose(logits(stock), logits(stock_loop), atol=1e-4):
-        pytest.skip("this transformers release does not equal its own greedy loop")
+    skip_unless_stock_equals_its_loop(family.model, inputs, how)
     with vrga_ext.enable(family.model, **LOOSE | {"gamma": gamma}):
         loop = greedy(family.model, inputs, 8)
         ours = greedy(family.model, inputs, 8, **how)
