@@ -63,7 +63,11 @@ def test_long_answers_scatter_the_aim_and_the_boost_restores_it(demo, samples):
     _, short = aim(*demo, samples[:64], DIRECT, DEMO_CONFIG.replace(gamma=0.0))
     _, long = aim(*demo, samples[:64], LONG, DEMO_CONFIG.replace(gamma=0.0))
     _, steered = aim(*demo, samples[:64], LONG, DEMO_CONFIG)
-    assert long.selected_mean < short.selected_mean < 1.2 * short.selected_mean
+    print(
+        f"RRAR of visual heads: {short.selected_mean:.1f} direct, {long.selected_mean:.1f} after "
+        f"{LONG} steps, {steered.selected_mean:.1f} with VRGA"
+    )
+    assert long.selected_mean < 0.8 * short.selected_mean
     assert long.selected_mean < steered.selected_mean
 
 

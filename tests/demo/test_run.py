@@ -43,7 +43,7 @@ def test_auto_processor_loads_the_processor():
 def test_left_padded_batch_answers_like_single_questions():
     model, processor = load_demo()
     image = Image.open(SAMPLE_IMAGE)
-    questions = ["directly: what color is the hollow star?", "directly: what color is the star"]
+    questions = ["directly: what color is the solid square?", "what color is the solid heart"]
 
     def written(texts: list[str]) -> list[str]:
         inputs = processor.apply_chat_template(

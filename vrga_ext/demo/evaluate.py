@@ -34,7 +34,6 @@ from vrga_ext.demo.build import token
 from vrga_ext.demo.interventions import Hook
 from vrga_ext.demo.recording import record
 
-
 LONG = 16  # steps of the long answers that the controls are measured on
 
 

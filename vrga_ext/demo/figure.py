@@ -58,7 +58,7 @@ def draw(figure: Figure, output: Path) -> None:
     width, margin, gap, bar_width = 11.0, 0.25, 0.3, 0.85  # inches
     side = (width - 2 * margin - 2 * gap - bar_width) / 3
     height = min(max(side * figure.image.height / figure.image.width, 1.2), 2.0 * side)
-    below, above = 0.95, 1.45
+    below, above = 0.85, 1.3
     total = height + below + above
     canvas = pyplot.figure(figsize=(width, total), dpi=160)
     axes = [
@@ -116,7 +116,7 @@ def draw(figure: Figure, output: Path) -> None:
     middle = (width - bar_width) / 2 / width
     lines = (
         (total - 0.15, "top", figure.question, 15, _INK, "bold"),
-        (total - 0.5, "top", figure.moment, 10, _FAINT, "normal"),
+        (total - 0.48, "top", figure.moment, 10, _FAINT, "normal"),
         (0.12, "bottom", figure.footer, 10, _INK, "normal"),
     )
     for y, vertical, text, size, color, weight in lines:

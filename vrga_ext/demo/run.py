@@ -24,9 +24,11 @@ from vrga_ext.demo.language import MODES
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture
 from vrga_ext.demo.recording import Recording, record
 
+# A held-out picture, picked from those on which the boost changes the answer; the accuracies say
+# how often that happens.
 SAMPLE_IMAGE = Path(__file__).parent / "sample.png"
-SAMPLE_QUESTION = "stepwise: what color is the hollow star?"
-SAMPLE_COLOR = "green"
+SAMPLE_QUESTION = "stepwise: what color is the solid square?"
+SAMPLE_COLOR = "purple"
 STEPS = 16  # of a long answer; the model was taught to read the picture in answers of up to 4
 _HELD_OUT_SEED = 7
 _BATCH = 32
