@@ -83,13 +83,13 @@ def test_background_heads_are_early_and_blind():
 
 
 def test_refined_map_subtracts_and_clamps():
-    a = torch.tensor([[[0.1, 0.3], [0.3, 0.1]]]).double()
-    visual, background = torch.tensor([[True, False]]), torch.tensor([[False, True]])
-    assert refined_map(a, visual, background).tolist() == [0.0, 1.0]
-    none = torch.zeros_like(background)
-    assert refined_map(a, visual, none).tolist() == pytest.approx([0.1, 0.3])
+    visual = torch.tensor([[0.1, 0.3]]).double()
+    background = torch.tensor([[0.3, 0.1]]).double()
+    assert refined_map(visual, background).tolist() == [0.0, 1.0]
+    assert refined_map(visual, background[:0]).tolist() == pytest.approx([0.1, 0.3])
+    assert refined_map(visual, background, 0.2).tolist() == pytest.approx([0.1 / 0.8, 0.7 / 0.8])
     # Everything clamps to 0: the unsubtracted, normalised map.
-    assert refined_map(a, visual, visual).tolist() == pytest.approx([0.25, 0.75])
+    assert refined_map(visual, visual).tolist() == pytest.approx([0.25, 0.75])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ PACKAGE = Path(vrga_ext.__file__).parent
 ALLOWED = {
     "config": set(),
     "reference": set(),
-    "ops": {"reference", "_build_info"},
+    "_checks": set(),
+    "_library": {"_build_info"},
+    "ops": {"reference", "_checks", "_library"},
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},
     "adapter": {"adapter", "config", "ops", "reference", "selection"},

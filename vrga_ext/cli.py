@@ -32,7 +32,9 @@ def demo(
     model: Annotated[
         str | None, typer.Option(help="A real checkpoint from the hub, or a folder with one.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path("vrga_demo.png"),
+    output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path(
+        "vrga_demo.png"
+    ),
     samples: Annotated[int, typer.Option(min=0, help="Held-out pictures to measure on.")] = 64,
 ) -> None:
     """Answer a question about a picture with and without VRGA, and draw what changes.

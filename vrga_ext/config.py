@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -89,8 +90,8 @@ class VRGAConfig:
     min_ratio, entropy_factor
         The two thresholds of the dynamic gate (no unit, and per nat; ``>= 0``).
     question_offset
-        How many tokens before the question's last token the statistics are read (tokens, ``>= 0``).
-        Only for ``question_end="auto"``; an explicit index is taken as it is.
+        How many tokens before the question's last token the statistics are read (tokens, ``>= 0``),
+        where the chat template tells that token; an explicit ``question_end`` is taken as it is.
     ratio_keys
         What the mean in the denominator of ``R_img`` is taken over when heads are selected:
         ``"attended"``, the keys the question row attends to, or ``"prompt"``, all tokens of the
@@ -150,7 +151,7 @@ class VRGAConfig:
                 if not isinstance(value, bool):
                     raise TypeError(f"{name}: wanted a bool, got {value!r}")
             else:
-                _check_number(name, value, wanted)
+                object.__setattr__(self, name, wanted(_checked_number(name, value, wanted)))
 
     @classmethod
     def paper(cls, **overrides: Any) -> VRGAConfig:
@@ -198,12 +199,14 @@ class VRGAConfig:
         return self.focus_weight == 1.0 and self.image_weight == 1.0
 
 
-def _check_number(name: str, value: object, wanted: type) -> None:
-    kinds = (int,) if wanted is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
+def _checked_number(name: str, value: Any, wanted: type) -> Any:
+    # numpy scalars are numbers too
+    integral, real = isinstance(value, numbers.Integral), isinstance(value, numbers.Real)
+    if isinstance(value, bool) or not (integral if wanted is int else real):
         raise TypeError(
             f"{name}: wanted {'an integer' if wanted is int else 'a number'}, got {value!r}"
         )
     low, high = _RANGES[name]
-    if not low <= value <= high or math.isinf(value):
+    if not low <= float(value) <= high or math.isinf(float(value)):
         raise ValueError(f"{name}: wanted a number in [{low:g}, {high:g}], got {value!r}")
+    return value

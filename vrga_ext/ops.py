@@ -64,7 +64,7 @@ def decode_attention(
     _checks.check_gate(gate, focus_weight, image_weight)
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if _no_kernel(query, max(query.shape[-1], value.shape[-1])):
+    if not has_kernel(query, max(query.shape[-1], value.shape[-1])):
         return reference.decode_attention(
             query,
             key,
@@ -129,7 +129,7 @@ def row_statistics(
     _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
     _checks.check_softcap(softcap)
     _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if _no_kernel(query, query.shape[-1]):
+    if not has_kernel(query, query.shape[-1]):
         return reference.row_statistics(
             query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
         )
@@ -178,7 +178,7 @@ def reweighted_softmax(
     _checks.check_heads(heads, scores)
     _checks.check_gate(gate, focus_weight, image_weight)
     _checks.check_no_grad(scores=scores)
-    if _no_kernel(scores):
+    if not has_kernel(scores):
         return reference.reweighted_softmax(
             scores,
             key_flags,
@@ -214,19 +214,19 @@ def simd_level(name: str | None = None) -> str:
     return level
 
 
-def _no_kernel(tensor: Tensor, head_dim: int = 0) -> bool:
-    """Whether the reference must serve this tensor; says why, once per reason."""
+def has_kernel(tensor: Tensor, head_dim: int = 0) -> bool:
+    """Whether the native operations serve this dtype, device and head dim; says once why not."""
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
-        return True
-    if tensor.device.type == "cpu":
         return False
+    if tensor.device.type == "cpu":
+        return True
     reason = f"no kernels for {tensor.device.type}"
     if tensor.device.type == "cuda":
         reason = _library.cuda_obstacle(tensor.device.index, head_dim)
     if reason:
         _warn_once(f"{reason}; using vrga_ext.reference")
-    return reason != ""
+    return reason == ""
 
 
 def _warn_once(text: str) -> None:

@@ -21,6 +21,13 @@ class RowStatistics(NamedTuple):
     image_entropy: Tensor  # H_img, nats
     efr: Tensor  # entropy-focus ratio H_img / R_img; low is concentrated and on the image
 
+    @classmethod
+    def of(cls, ratio: Tensor, entropy: Tensor, epsilon: float = 0.0) -> RowStatistics:
+        """From R_img and H_img: ``EFR = H / (R + epsilon)``, +inf for a head without both."""
+        seen = ratio + epsilon
+        efr = torch.where(seen > 0, entropy / torch.where(seen > 0, seen, 1.0), torch.inf)
+        return cls(ratio, entropy, torch.where(torch.isnan(ratio), torch.nan, efr))
+
 
 class Span(NamedTuple):
     """One image (or video frame) within the image keys of a sample."""
@@ -56,9 +63,7 @@ def row_statistics(image_attention: Tensor, attended: int, epsilon: float = 0.0)
     ratio = share * attended / max(n, 1)
     inside = a / torch.where(share + epsilon == 0, 1.0, share + epsilon)[..., None]
     entropy = -torch.where(inside > 0, inside * torch.log(inside + epsilon), 0.0).sum(-1)
-    seen = ratio + epsilon
-    efr = torch.where(seen > 0, entropy / torch.where(seen > 0, seen, 1.0), torch.inf)
-    return RowStatistics(ratio, entropy, torch.where(torch.isnan(ratio), torch.nan, efr))
+    return RowStatistics.of(ratio, entropy, epsilon)
 
 
 def visual_heads(statistics: RowStatistics, config: VRGAConfig) -> Tensor:
@@ -97,9 +102,7 @@ def background_heads(statistics: RowStatistics, config: VRGAConfig) -> Tensor:
     return (order < config.background_first_heads) & (ratio < config.background_max_ratio)
 
 
-def refined_map(
-    image_attention: Tensor, visual: Tensor, background: Tensor, weight: float = 1.0
-) -> Tensor:
+def refined_map(visual: Tensor, background: Tensor, weight: float = 1.0) -> Tensor:
     """Mean map of the visual heads minus the background heads', [n] in fp64.
 
     Each mean is normalised to sum 1, the difference clamped at 0 and normalised again. Without a
@@ -108,23 +111,21 @@ def refined_map(
 
     Parameters
     ----------
-    image_attention : [L, H, n]
-    visual, background : bool [L, H]
+    visual, background : [k, n]
+        Image attention of the visual heads (at least one) and of the background heads (or none).
     weight
         λ, the weight of the background map.
 
     Examples
     --------
-    >>> a = torch.tensor([[[0.2, 0.6], [0.1, 0.1]]])
-    >>> refined_map(a, torch.tensor([[True, False]]), torch.tensor([[False, True]]))
+    >>> refined_map(torch.tensor([[0.2, 0.6]]), torch.tensor([[0.1, 0.1]]))
     tensor([0., 1.], dtype=torch.float64)
     """
-    a = image_attention.double()
-    seen = a[visual].mean(0)  # [n]
-    if not background.any():
+    seen = visual.double().mean(0)  # [n]
+    if not len(background):
         return seen
     seen = _normalised(seen)
-    refined = (seen - weight * _normalised(a[background].mean(0))).clamp(min=0)
+    refined = (seen - weight * _normalised(background.double().mean(0))).clamp(min=0)
     return _normalised(refined) if refined.sum() > 0 else seen
 
 

@@ -7,14 +7,19 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, MllamaConfig, MllamaForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+)
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, build, greedy, logits
+from tests.adapter.tiny import FAMILIES, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAConfig, VRGAWarning
 
-ROW = [5, 6, (4, 4), 7, 8, 9, 10]
-LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
+ROW = ROWS[0]
 
 
 @pytest.fixture
@@ -109,6 +114,10 @@ def test_cross_attention_is_refused_by_name():
             ValueError,
             "question_end: wanted 'auto', an index or one per row",
         ),
+        ({"question_end": 3.5}, ValueError, "an index or one per row, got 3.5"),
+        ({"question_end": [1, 3.5]}, ValueError, "an index or one per row, got"),
+        ({"question_end": True}, ValueError, "an index or one per row, got True"),
+        ({"question_end": None}, ValueError, "an index or one per row, got None"),
     ],
 )
 def test_bad_argument(family, arguments, error, message):
@@ -133,7 +142,6 @@ def test_enabled_already(family):
         (-1, "question_end: wanted an index in"),
         ([1, 2, 3], r"question_end: wanted one index or one per row \(2\), got 3"),
         ([23, 0], "question_end: wanted a token of row 1, got 0, which is padding"),
-        ([23, 3.5], "question_end: wanted an index in .* got 3.5"),
     ],
 )
 def test_question_end_that_does_not_fit(family, question_end, message):
@@ -184,7 +192,7 @@ def test_no_cache_says_so(use_cache):
     plain = greedy(family.model, inputs, 3, **kwargs)
     with (
         vrga_ext.enable(family.model, **LOOSE, question_end=21),
-        pytest.warns(VRGAWarning, match="without a KV cache"),
+        pytest.warns(VRGAWarning, match="there is no KV cache"),
     ):
         ours = greedy(family.model, inputs, 3, **kwargs)
     assert torch.equal(logits(ours), logits(plain))
@@ -226,6 +234,62 @@ def test_inputs_embeds_without_ids_says_so(family):
     ):
         ours = greedy(family.model, {"inputs_embeds": embeds}, 3)
     assert torch.equal(logits(ours), logits(plain))
+
+
+def test_call_past_the_model_says_so(family):
+    with (
+        vrga_ext.enable(family.model, **LOOSE),
+        pytest.warns(VRGAWarning, match="straight to its decoder"),
+        torch.no_grad(),
+    ):
+        family.model.model(**family.prompt(ROW))
+
+
+def test_only_sliding_layers_says_so():
+    windows = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8}
+    family = build("qwen2_5_vl", **windows)
+    inputs = family.prompt(ROW)
+    plain = greedy(family.model, inputs)
+    with (
+        vrga_ext.enable(family.model, **LOOSE, question_end=23),
+        pytest.warns(VRGAWarning, match="no layer has full attention"),
+    ):
+        ours = greedy(family.model, inputs)
+    assert torch.equal(logits(ours), logits(plain))
+
+
+def test_enable_that_fails_late_leaves_the_model_as_it_was():
+    family = build("llava")
+    family.model.set_attn_implementation({"text_config": "flex_attention"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(VRGAWarning):
+            vrga_ext.enable(family.model)
+    assert family.model.config.get_text_config()._attn_implementation == "flex_attention"
+    assert not {"generate", "generate_batch", "_vrga_handle"} & set(family.model.__dict__)
+    assert not family.model._forward_pre_hooks
+    assert not family.model.get_decoder()._forward_pre_hooks
+
+
+def test_shared_configuration_is_refused(family):
+    other = type(family.model)(family.model.config).eval()
+    with (
+        vrga_ext.enable(family.model),
+        pytest.raises(ValueError, match="model: wanted a configuration of its own"),
+    ):
+        vrga_ext.enable(other)
+    assert_untouched(other)
+
+
+def test_new_tokens_without_a_mask_over_the_cache(family):
+    with vrga_ext.enable(family.model, **LOOSE):
+        cache = DynamicCache(config=family.model.config)
+        greedy(family.model, family.prompt(ROW), 3, past_key_values=cache)
+        with (
+            torch.no_grad(),
+            pytest.raises(ValueError, match="attention_mask: wanted one over the 26 cached"),
+        ):
+            family.model.generate(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
 
 
 def test_continuous_batching_is_refused(family):

@@ -9,10 +9,7 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, build, greedy, logits
-
-ROWS = ([5, 6, (4, 4), 7, 8, 9, 10], [11, (4, 4), 12, 13, 14, 15, 16, 17, 18])
-LOOSE = {"efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
+from tests.adapter.tiny import FAMILIES, LOOSE, ROWS, build, greedy, logits
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -39,7 +36,7 @@ def test_disable_is_bit_identical(family):
     inputs = family.prompt(*ROWS)
     before = dict(family.model.__dict__)
     plain = greedy(family.model, inputs)
-    handle = vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE)
+    handle = vrga_ext.enable(family.model, question_end=20, **LOOSE)
     boosted = greedy(family.model, inputs)
     handle.disable()
     handle.disable()
@@ -55,9 +52,9 @@ def test_disable_is_bit_identical(family):
 
 def test_enable_again_after_disable(family):
     inputs = family.prompt(*ROWS)
-    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE):
         first = greedy(family.model, inputs)
-    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE):
         again = greedy(family.model, inputs)
     vrga_ext.disable(family.model)
     assert torch.equal(logits(first), logits(again))
@@ -66,7 +63,7 @@ def test_enable_again_after_disable(family):
 def test_pause(family):
     inputs = family.prompt(*ROWS)
     plain = greedy(family.model, inputs)
-    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE) as handle:
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE) as handle:
         boosted = greedy(family.model, inputs)
         with handle.pause():
             paused = greedy(family.model, inputs)
@@ -80,7 +77,7 @@ def test_pause(family):
 def test_copies_are_independent(name):
     family = build(name)
     inputs = family.prompt(*ROWS)
-    handle = vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE)
+    handle = vrga_ext.enable(family.model, question_end=20, **LOOSE)
     copies = [copy.deepcopy(family.model), pickle.loads(pickle.dumps(family.model))]
     boosted = greedy(family.model, inputs)
     handle.disable()
@@ -110,12 +107,30 @@ def test_exception_in_generate_leaves_no_trace(family):
             raise KeyboardInterrupt
         return scores
 
-    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE):
         boosted = greedy(family.model, inputs)
         with pytest.raises(KeyboardInterrupt):
             greedy(family.model, inputs, logits_processor=[fail])
         assert torch.equal(logits(greedy(family.model, inputs)), logits(boosted))
     assert torch.equal(logits(greedy(family.model, inputs)), logits(plain))
+
+
+@pytest.mark.parametrize("config", [{}, {"gate": "dynamic"}])
+def test_output_attentions_of_an_eager_model_are_complete(config):
+    family = build("qwen2_5_vl", attn_implementation="eager")
+    inputs = family.prompt(*ROWS)
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE, **config) as handle:
+        output = greedy(family.model, inputs, 4, output_attentions=True)
+    assert [len(layers) for layers in output.attentions] == [3] * 4
+    with vrga_ext.enable(family.model, question_end=20, gamma=0.0):
+        plain = greedy(family.model, inputs, 4, output_attentions=True)
+    (layer, head), boosted = handle.regions[0].visual_heads[0], handle.regions[0].boosted
+    weights, before = (run.attentions[1][layer][0, head, 0] for run in (output, plain))
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    if layer == 0:  # deeper layers see another hidden state
+        raised = before.clone()
+        raised[boosted] *= 5
+        torch.testing.assert_close(weights, raised / raised.sum())
 
 
 def test_two_models_may_share_a_config_object():
@@ -125,5 +140,5 @@ def test_two_models_may_share_a_config_object():
     other.generation_config.eos_token_id = None
     inputs = family.prompt(*ROWS)
     plain = greedy(other, inputs)
-    with vrga_ext.enable(family.model, question_end=20, gamma=4.0, **LOOSE):
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE):
         assert torch.equal(logits(greedy(other, inputs)), logits(plain))

@@ -37,6 +37,10 @@ def mrope(*items: int | tuple[int, int]) -> torch.Tensor:
     return torch.tensor(columns).T
 
 
+def spans_of(image, positions, fixed_grid, image_span="tokens"):
+    return image_spans(image, image_keys(image[None], image_span)[0], positions, fixed_grid)
+
+
 def test_token_ids():
     assert image_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == (5, 7)
     assert image_token_ids(SimpleNamespace(image_token_index=5)) == (5,)
@@ -65,40 +69,38 @@ def test_vision_span_counts_the_token_before(text, expected):
 
 def test_spans_from_positions():
     mask = row("..xxxxxx.xxxx")
-    positions, spans = image_spans(mask, mrope(2, (2, 3), 1, (4, 1)), None, "tokens")
+    positions, spans = spans_of(mask, mrope(2, (2, 3), 1, (4, 1)), None)
     assert positions.tolist() == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
     assert [tuple(span) for span in spans] == [(0, 6, 0, (2, 3)), (6, 4, 0, (4, 1))]
 
 
 def test_adjacent_images_are_told_apart_by_time():
-    positions, spans = image_spans(row(".xxxxxxxx"), mrope(1, (2, 2), (2, 2)), None, "tokens")
+    positions, spans = spans_of(row(".xxxxxxxx"), mrope(1, (2, 2), (2, 2)), None)
     assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
     assert positions.tolist() == list(range(1, 9))
 
 
 def test_positions_that_count_tokens_give_no_grid():
-    _, spans = image_spans(row(".xxxx."), mrope(6), None, "tokens")
+    _, spans = spans_of(row(".xxxx."), mrope(6), None)
     assert [tuple(span) for span in spans] == [(0, 4, 0, None)]
 
 
 def test_positions_that_are_no_rectangle_give_no_grid():
     positions = mrope(1, (2, 3), 1)
     positions[2, 4] += 1
-    _, spans = image_spans(row(".xxxxxx."), positions, None, "tokens")
+    _, spans = spans_of(row(".xxxxxx."), positions, None)
     assert spans[0].grid is None
 
 
 def test_fixed_grid_divides_a_run():
-    _, spans = image_spans(row(".xxxxxxxx."), None, (2, 2), "tokens")
+    _, spans = spans_of(row(".xxxxxxxx."), None, (2, 2))
     assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
-    _, spans = image_spans(row(".xxxxx."), None, (2, 2), "tokens")
+    _, spans = spans_of(row(".xxxxx."), None, (2, 2))
     assert [tuple(span) for span in spans] == [(0, 5, 0, None)]
 
 
 def test_lead_of_a_span():
-    positions, spans = image_spans(
-        row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span"
-    )
+    positions, spans = spans_of(row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span")
     assert positions.tolist() == list(range(10))
     assert [tuple(span) for span in spans] == [(0, 5, 1, (2, 2)), (5, 5, 1, (2, 2))]
 

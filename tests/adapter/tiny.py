@@ -20,6 +20,14 @@ from transformers import (
 
 IMAGE, VIDEO, VISION_START, VISION_END, PAD = 100, 101, 102, 103, 0
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "llava")
+# Prompts: an image and a question, with different lengths, and two images in a row.
+ROWS = (
+    [5, 6, (4, 4), 7, 8, 9, 10],
+    [11, (4, 4), 12, 13, 14, 15, 16, 17, 18],
+    [5, (4, 4), (4, 4), 7, 8, 9],
+)
+# Thresholds that choose several heads of a model with twelve, and a boost that shows.
+LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
 _TEXT = {
     "vocab_size": 128,
     "hidden_size": 64,

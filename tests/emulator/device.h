@@ -23,8 +23,8 @@ using Stream = void*;
 inline int thread_index() {
   return simt::thread_index();
 }
-inline int64_t block_index() {
-  return simt::block_index();
+inline int block_index() {
+  return static_cast<int>(simt::block_index());
 }
 
 inline int opaque(int value) {

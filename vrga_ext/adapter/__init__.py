@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.regions import Region
-from vrga_ext.adapter.state import QuestionEndArgument
 from vrga_ext.config import VRGAConfig
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
@@ -20,7 +21,7 @@ def enable(
     config: VRGAConfig | None = None,
     *,
     processor: Any = None,
-    question_end: QuestionEndArgument = "auto",
+    question_end: str | int | Sequence[int] | Tensor = "auto",
     **overrides: Any,
 ) -> VRGAHandle:
     """Enable VRGA in a stock transformers model, in place.
@@ -36,8 +37,9 @@ def enable(
     question_end
         ``"auto"``: the token before the chat template's tail, and the last prompt token where no
         processor is given, the prompt does not end like its template, or the image follows the
-        question. An integer: absolute index in the prompt as passed, left padding included. A
-        sequence of integers: one per row of the prompt.
+        question. An integer: absolute index in the prompt, left padding and what is in the cache
+        already included. A sequence, array or tensor of integers: one per row of the prompt.
+        ``handle.question_end`` changes it for later prompts.
     **overrides
         Fields of :class:`VRGAConfig` to change.
 
@@ -65,10 +67,6 @@ def enable(
         raise TypeError(f"model: wanted a transformers PreTrainedModel, got {type(model).__name__}")
     if config is not None and not isinstance(config, VRGAConfig):
         raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
-    if isinstance(question_end, str) and question_end != "auto":
-        raise ValueError(
-            f"question_end: wanted 'auto', an index or one per row, got {question_end!r}"
-        )
     if HANDLE_ATTRIBUTE in model.__dict__:
         raise ValueError("model: VRGA is enabled already; disable it first")
     config = (config or VRGAConfig()).replace(**overrides)

@@ -5,27 +5,22 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import inspect
 import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vrga_ext.adapter import images
 from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
-from vrga_ext.adapter.question import QuestionFinder
+from vrga_ext.adapter.prefill import PrefillPass
+from vrga_ext.adapter.prompt import Prompt
+from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
 from vrga_ext.adapter.regions import Region
-from vrga_ext.adapter.state import (
-    PrefillPass,
-    Prompt,
-    QuestionEndArgument,
-    RegionHook,
-    SequenceState,
-    attach_state,
-    state_of,
-)
+from vrga_ext.adapter.state import RegionHook, SequenceState, attach_state, state_of
 from vrga_ext.config import VRGAConfig
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
@@ -58,18 +53,14 @@ class VRGAHandle:
     """
 
     def __init__(
-        self,
-        model: Any,
-        config: VRGAConfig,
-        finder: QuestionFinder,
-        question_end: QuestionEndArgument,
+        self, model: Any, config: VRGAConfig, finder: QuestionFinder, question_end: Any
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
+        self.question_end = question_end
         self._model = model
         self._config = config
         self._finder = finder
-        self._question_end = question_end
         self._key = next(_keys)  # survives copies of the model; a reference would copy the model
         self._paused = 0
         self._noticed: set[str] = set()
@@ -81,8 +72,14 @@ class VRGAHandle:
                 f"model: wanted image tokens among the keys of self-attention, got "
                 f"{type(model).__name__}, which sees the image through cross-attention"
             )
-        self._decoder = model.get_decoder()
         self._base: str = self._text_config._attn_implementation
+        if self._base in IMPLEMENTATIONS.values():
+            raise ValueError(
+                "model: wanted a configuration of its own, got one that is shared with another "
+                "model in which VRGA is enabled; copy the configuration or disable it there"
+            )
+        self._decoder = model.get_decoder()
+        self._names = tuple(inspect.signature(type(model).forward).parameters)[1:]
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._generate = model.__dict__.get("generate")  # set on the instance by someone else
 
@@ -93,10 +90,21 @@ class VRGAHandle:
         """The thresholds in use."""
         return self._config
 
+    @property
+    def question_end(self) -> str | int | list[int]:
+        """Where the question ends in the next prompts: see :func:`vrga_ext.enable`; may be set."""
+        return self._question_end
+
+    @question_end.setter
+    def question_end(self, value: Any) -> None:
+        self._question_end = normalise_question_end(value)
+
     def disable(self) -> None:
         """Restore the model, bit for bit; calling it again does nothing."""
-        if self._model.__dict__.get(HANDLE_ATTRIBUTE) is not self:
-            return
+        if self._model.__dict__.get(HANDLE_ATTRIBUTE) is self:
+            self._remove()
+
+    def _remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
         for name in ("generate", "generate_batch", HANDLE_ATTRIBUTE):
@@ -107,9 +115,10 @@ class VRGAHandle:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Run the model without VRGA inside a ``with`` block.
+        """Run the model without VRGA inside a ``with`` block, in every thread.
 
-        Prompts read inside are not analysed, so their sequences are not boosted afterwards either.
+        Prompts read inside are not analysed, so their answers are not boosted afterwards either,
+        until the next prompt on the same cache.
         """
         self._paused += 1
         try:
@@ -129,29 +138,30 @@ class VRGAHandle:
         """Switch the language model's attention, add the hooks and wrap ``generate``."""
         register()
         base = self._base if self._base in IMPLEMENTATIONS else "sdpa"
-        self._switch(IMPLEMENTATIONS[base])
-        if self._text_config._attn_implementation != IMPLEMENTATIONS[base]:
-            self._switch(self._base)
-            raise ValueError(
-                f"model: wanted a language model whose attention can be replaced, got "
-                f"{type(self._decoder).__name__}, which keeps {self._base!r}"
-            )
-        if base != self._base:
-            self._notice(
-                f"the language model runs 'sdpa' instead of {self._base!r} while VRGA is enabled"
-            )
         model, decoder = self._model, self._decoder
-        self._hooks = [
-            model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
-            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
-            decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
-        ]
-        if hasattr(model, "generate"):
-            model.generate = self._wrapped_generate
-        if hasattr(model, "generate_batch"):
-            model.generate_batch = self._refused_generate_batch
-        setattr(model, HANDLE_ATTRIBUTE, self)
+        try:
+            self._switch(IMPLEMENTATIONS[base])
+            if self._text_config._attn_implementation != IMPLEMENTATIONS[base]:
+                raise ValueError(
+                    f"model: wanted a language model whose attention can be replaced, got "
+                    f"{type(decoder).__name__}, which keeps {self._base!r}"
+                )
+            self._hooks += [
+                model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+                model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
+                decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+                decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
+            ]
+            if hasattr(model, "generate"):
+                model.generate = self._wrapped_generate
+            if hasattr(model, "generate_batch"):
+                model.generate_batch = self._refused_generate_batch
+            setattr(model, HANDLE_ATTRIBUTE, self)
+            if base != self._base:
+                self._notice(f"the language model runs 'sdpa' instead of {self._base!r}")
+        except Exception:
+            self._remove()
+            raise
 
     def _switch(self, implementation: str) -> None:
         config = self._model.config
@@ -170,13 +180,15 @@ class VRGAHandle:
     def _wrapped_generate(self, *args: Any, **kwargs: Any) -> Any:
         """``generate`` that tells the hooks where the prompt ends."""
         original = self._generate or functools.partial(type(self._model).generate, self._model)
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        mask = kwargs.get("attention_mask")
-        prompt = Prompt(self._key, ids, kwargs.get("mm_token_type_ids"), managed=True)
-        if ids is not None:
-            prompt.columns = (mask if isinstance(mask, Tensor) and mask.dim() == 2 else ids).shape[
-                1
-            ]
+        given = (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids"))
+        prompt = Prompt(
+            self._key,
+            next((ids for ids in given if ids is not None), None),
+            kwargs.get("mm_token_type_ids"),
+            kwargs.get("attention_mask"),
+            outer=self._prompt(),
+            managed=True,
+        )
         token = _current_prompt.set(prompt)
         try:
             return original(*args, **kwargs)
@@ -192,6 +204,13 @@ class VRGAHandle:
 
     # ---- hooks -------------------------------------------------------------------------------
 
+    def _prompt(self) -> Prompt | None:
+        """The prompt of this model that is being read."""
+        prompt = _current_prompt.get()
+        if prompt is None or prompt.owner != self._key or prompt.finished:
+            return None
+        return prompt
+
     def _decode_state(self, cache: Any, tokens: int) -> SequenceState | None:
         """The state of a forward call that generates, None for one that reads a prompt."""
         state = state_of(cache)
@@ -199,72 +218,80 @@ class VRGAHandle:
             return None
         if state.prompt.active:
             return state
-        return state if tokens == 1 and self._prompt() is None else None
-
-    def _prompt(self) -> Prompt | None:
-        prompt = _current_prompt.get()
-        return prompt if prompt is not None and prompt.owner == self._key else None
+        if tokens != 1 or self._prompt() is not None:
+            return None
+        if torch.compiler.is_compiling():
+            return state
+        # A cache that was cropped or reset has lost a part of the prompt.
+        return state if int(cache.get_seq_length()) >= state.image.shape[1] else None
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        if self._decode_state(kwargs.get("past_key_values"), _tokens(args, kwargs)[1]) is not None:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        if self._decode_state(given.get("past_key_values"), _size(given)[1]) is not None:
             return
         prompt = self._prompt()
         if prompt is None:  # a manual loop: this call is the prompt
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            prompt = Prompt(self._key, ids, kwargs.get("mm_token_type_ids"), managed=False)
+            outer = _current_prompt.get()
+            types = given.get("mm_token_type_ids")
+            prompt = Prompt(self._key, given.get("input_ids"), types, outer=outer)
             _current_prompt.set(prompt)
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2:
-            prompt.mask = mask.detach().cpu().bool()
+        prompt.set_mask(given.get("attention_mask"))
 
     def _after_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         state = state_of(kwargs.get("past_key_values"))
-        if state is not None and state.decoding and state.prompt.active:
+        if state is not None and state.prompt.active:
             return
-        prompt = self._prompt()
-        if prompt is not None and not prompt.managed:
-            _current_prompt.set(None)
+        prompt = _current_prompt.get()
+        if prompt is not None and prompt.owner == self._key and not prompt.managed:
+            _current_prompt.set(prompt.outer)
 
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._paused:
-            return None
         cache = kwargs.get("past_key_values")
-        batch, tokens = _tokens(args, kwargs)
+        given = kwargs if kwargs.get("inputs_embeds") is not None else {"input_ids": args[0]}
+        batch, tokens = _size(given)
         state = self._decode_state(cache, tokens)
         if state is not None:
-            return (args, kwargs | {"vrga": state}) if state.layer_heads else None
+            return self._with_state(args, kwargs, state, batch)
         prompt = self._prompt()
-        if prompt is None or not self._applies(module, prompt):
+        if not self._applies(module, prompt, kwargs):
             return None
+        assert prompt is not None
 
         past = int(cache.get_seq_length()) if cache is not None else 0
         state = state_of(cache)
         if state is None or past == 0 or state.prompt.owner != self._key:
             state = SequenceState()
         if state.prompt is not prompt:
-            columns = prompt.columns if prompt.columns is not None else past + tokens
+            columns = past + tokens if prompt.columns is None else prompt.columns
+            question = self._question_end
             state.begin(
-                prompt,
-                self._config,
-                batch,
-                past,
-                columns,
-                self._token_ids,
-                self._question_end,
-                self._finder,
+                prompt, self._config, batch, past, columns, self._token_ids, question, self._finder
             )
             if cache is not None:
                 attach_state(cache, state)
-            if not self._sees_image(state):
-                return None
         state.add_axes(kwargs.get("position_ids"), past)
+        if self._paused or not self._sees_image(state):
+            self._keep(prompt, [] if self._paused else state.finish_plain())
+            state.finish_plain()
+            return None
         return args, kwargs | {"vrga": PrefillPass(state, past, tokens)}
+
+    def _with_state(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], state: SequenceState, batch: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The arguments of a decode step, with the state if anything is boosted."""
+        if self._paused or not state.layer_heads:
+            return None
+        if not state.fits(batch):
+            self._notice("VRGA is not applied: rows were added to or taken out of the KV cache")
+            return None
+        return args, kwargs | {"vrga": state}
 
     def _after_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -272,41 +299,42 @@ class VRGAHandle:
         reading = kwargs.get("vrga")
         if not isinstance(reading, PrefillPass):
             return
-        state, cache = reading.state, kwargs.get("past_key_values")
-        if cache is None:
-            cache = getattr(output, "past_key_values", None)
-            if cache is None:
-                self._notice(
-                    "VRGA is not applied without a KV cache: with use_cache=False every step "
-                    "is a prefill"
-                )
-                return
-            attach_state(cache, state)
+        state = reading.state
+        if kwargs.get("past_key_values") is None:  # the decoder made the cache
+            attach_state(output.past_key_values, state)
         if reading.end >= state.image.shape[1]:
-            self.regions = state.finish(self._fixed_grid, self.region_hook)
+            if not state.rows:
+                self._notice("VRGA is not applied: no layer has full attention on the prompt")
+            self._keep(state.prompt, state.finish(self._fixed_grid, self.region_hook))
 
-    def _applies(self, decoder: nn.Module, prompt: Prompt) -> bool:
+    def _keep(self, prompt: Prompt, regions: list[Region]) -> None:
+        """Publish regions, unless the prompt only interrupts another one of this model."""
+        if prompt.outer is None or prompt.outer.owner != self._key:
+            self.regions = regions
+
+    def _applies(self, decoder: nn.Module, prompt: Prompt | None, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt can be analysed; says once why not."""
         if decoder.training:
-            self._notice("VRGA is not applied in training mode; call model.eval()")
+            why = "the model is in training mode; call model.eval()"
         elif self._text_config._attn_implementation not in IMPLEMENTATIONS.values():
-            self._notice(
-                "VRGA is not applied: the attention implementation was changed to "
-                f"{self._text_config._attn_implementation!r} after enable()"
-            )
+            got = self._text_config._attn_implementation
+            why = f"the attention implementation was changed to {got!r} after enable()"
+        elif prompt is None:
+            why = "the call went past the model that VRGA is enabled in, straight to its decoder"
         elif prompt.ids is None:
-            self._notice(
-                "VRGA is not applied: without input_ids it is not known where the image is"
-            )
+            why = "without input_ids it is not known where the image is"
+        elif kwargs.get("past_key_values") is None and kwargs.get("use_cache") is False:
+            why = "there is no KV cache (use_cache=False), so every step is a prefill"
         else:
             return True
+        if not self._paused:
+            self._notice(f"VRGA is not applied: {why}")
         return False
 
     def _sees_image(self, state: SequenceState) -> bool:
         """Whether any row has an image, and what there is to say about the question's end."""
         if not state.image.any():
             self._notice("VRGA is not applied: the prompt has no image token")
-            self.regions = state.without_image()
             return False
         if any(end.rule == "last_token" for end in state.ends):
             why = (
@@ -319,9 +347,8 @@ class VRGAHandle:
         return True
 
 
-def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+def _size(given: dict[str, Any]) -> tuple[int, int]:
     """Batch and number of tokens of a forward call."""
-    given = kwargs.get("inputs_embeds")
-    if given is None:
-        given = kwargs.get("input_ids", args[0] if args else None)
-    return (given.shape[0], given.shape[1]) if given is not None else (0, 0)
+    tensor = given.get("inputs_embeds")
+    tensor = given.get("input_ids") if tensor is None else tensor
+    return (0, 0) if tensor is None else (tensor.shape[0], tensor.shape[1])

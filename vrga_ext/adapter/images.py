@@ -77,38 +77,33 @@ def image_keys(mask: Tensor, image_span: ImageSpan) -> Tensor:
 
 
 def image_spans(
-    mask: Tensor,
-    positions: Tensor | None,
-    fixed_grid: tuple[int, int] | None,
-    image_span: ImageSpan,
+    image: Tensor, keys: Tensor, positions: Tensor | None, fixed_grid: tuple[int, int] | None
 ) -> tuple[Tensor, list[Span]]:
     """Image positions of one row and how they divide into images.
 
     Parameters
     ----------
-    mask : bool [S]
-        Image tokens of the row.
+    image, keys : bool [S]
+        Image tokens of the row, and V: the same and the tokens counted with them.
     positions : int64 [3, S], optional
         Time, height and width positions of a model with multi-axis rotary positions.
     fixed_grid
         Grid of a model whose images all have one size; a longer run of image tokens is divided
         into images of that size.
-    image_span
-        ``"vision_span"`` counts the token before each image with it.
 
     Returns
     -------
     positions : int64 [n]
-        Columns of the row that hold image tokens, ascending.
+        Columns of V, ascending.
     spans : list of Span
         One per image, in the same order, indices into ``positions``.
     """
     columns: list[Tensor] = []
     spans: list[Span] = []
     n = 0
-    for start, length in image_runs(mask):
+    for start, length in image_runs(image):
         for first, size, grid in _divide(start, length, positions, fixed_grid):
-            lead = int(image_span == "vision_span" and first == start and first > 0)
+            lead = int(first == start and first > 0 and bool(keys[first - 1]))
             columns.append(torch.arange(first - lead, first + size))
             spans.append(Span(n, lead + size, lead, grid))
             n += lead + size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class QuestionFinder:
         is_image
             Which of them are image tokens.
         offset
-            Tokens to step back from the question's end.
+            Tokens to step back from the question's end, where the template tells it.
         """
         last_image = max((i for i, image in enumerate(is_image) if image), default=-1)
         for tail in self._tails:
@@ -131,15 +132,41 @@ def _common_suffix(rows: list[list[int]]) -> list[int]:
     return rows[0][len(rows[0]) - length :]
 
 
-def given_ends(
-    question_end: int | Sequence[int] | Tensor, mask: Tensor, past: int
-) -> list[QuestionEnd]:
+def normalise_question_end(question_end: Any) -> str | int | list[int]:
+    """``"auto"``, an int, or a list of ints, from what a caller may pass for it.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
+    """
+    wanted = "question_end: wanted 'auto', an index or one per row"
+    if isinstance(question_end, str):
+        if question_end != "auto":
+            raise ValueError(f"{wanted}, got {question_end!r}")
+        return question_end
+    value = question_end.tolist() if hasattr(question_end, "tolist") else question_end
+    try:
+        if isinstance(value, Iterable):
+            return [_index(item) for item in value]
+        return _index(value)
+    except TypeError as error:
+        raise ValueError(f"{wanted}, got {question_end!r}") from error
+
+
+def _index(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a bool is no index")
+    return operator.index(value)
+
+
+def given_ends(question_end: int | Sequence[int], mask: Tensor, past: int) -> list[QuestionEnd]:
     """Check an explicit ``question_end`` against a prompt.
 
     Parameters
     ----------
     question_end
-        One index, or one per row.
+        One column, or one per row.
     mask : bool [B, columns]
         Tokens of the prompt; False is padding.
     past
@@ -148,18 +175,17 @@ def given_ends(
     Raises
     ------
     ValueError
-        Not one index or one per row, an index outside the prompt, or one that points at padding.
+        Not one per row, a column outside the prompt, or one that holds padding.
     """
     rows, columns = mask.shape
-    values = question_end.tolist() if isinstance(question_end, Tensor) else question_end
-    ends = [values] * rows if isinstance(values, int) else list(values)
+    ends = [question_end] * rows if isinstance(question_end, int) else list(question_end)
     if len(ends) != rows:
         raise ValueError(f"question_end: wanted one index or one per row ({rows}), got {len(ends)}")
     for row, end in enumerate(ends):
-        if not isinstance(end, int) or not past <= end < columns:
+        if not past <= end < columns:
             raise ValueError(
                 f"question_end: wanted an index in [{past}, {columns}) of the prompt, "
-                f"got {end!r} (row {row})"
+                f"got {end} (row {row})"
             )
         if not mask[row, end]:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,60 +44,86 @@ class Region:
         return self.images[0].grid if len(self.images) == 1 else None
 
 
+class Rows(NamedTuple):
+    """The question rows of one layer, as ``row_statistics`` gives them."""
+
+    image_attention: Tensor  # fp32 [B, H, columns]
+    image_ratio: Tensor  # fp32 [B, H], R_img over the attended keys
+    image_entropy: Tensor  # fp32 [B, H], H_img in nats
+
+    @property
+    def heads(self) -> int:
+        """H, the number of query heads."""
+        return self.image_ratio.shape[1]
+
+    def of(self, row: int) -> Rows:
+        """The tensors of one row, without the batch dimension."""
+        return Rows(*(tensor[row] for tensor in self))
+
+
 def select_region(
-    image_attention: Tensor,
+    rows: list[Rows],
     layers: tuple[int, ...],
     positions: Tensor,
     spans: list[Span],
     end: QuestionEnd,
     attended: int,
+    ratio_over: int,
     config: VRGAConfig,
 ) -> Region:
     """Select heads and tokens for one sample.
 
     Parameters
     ----------
-    image_attention : [L, H, n]
-        The question row of every head over the sample's image keys.
+    rows
+        The sample's question row in each of the L layers.
     layers
-        The model's index of each of the L layers.
+        The model's index of each layer.
     positions : int64 [n]
         Prompt columns of the image keys.
     spans
         The sample's images.
     end
         The question row.
-    attended
-        Keys that ``R_img`` is a ratio over.
+    attended, ratio_over
+        Keys that the row attends to, and keys that ``R_img`` is to be a ratio over.
     config
         Thresholds.
     """
-    statistics = selection.row_statistics(image_attention, attended, config.epsilon)
+
+    def maps(heads: Tensor) -> Tensor:  # [k, n], in the order of the heads
+        picked = [rows[layer].image_attention[head] for layer, head in heads.nonzero().tolist()]
+        return torch.stack(picked).cpu()[:, positions] if picked else torch.empty(0, len(positions))
+
+    if config.epsilon:
+        everything = torch.stack([layer.image_attention for layer in rows]).cpu()[..., positions]
+        statistics = selection.row_statistics(everything, ratio_over, config.epsilon)
+    else:
+        ratio = torch.stack([layer.image_ratio for layer in rows]).cpu().double()
+        entropy = torch.stack([layer.image_entropy for layer in rows]).cpu().double()
+        statistics = selection.RowStatistics.of(ratio * (ratio_over / attended), entropy)
     visual = selection.visual_heads(statistics, config)
     background = selection.background_heads(statistics, config)
+    refined = torch.zeros(len(positions), dtype=torch.float64)
+    focus = boosted = torch.zeros(len(positions), dtype=torch.bool)
     if visual.any():
-        refined = selection.refined_map(
-            image_attention, visual, background, config.background_weight
-        )
+        refined = selection.refined_map(maps(visual), maps(background), config.background_weight)
         focus, suppressed = selection.focus_tokens(refined, spans, config)
         boosted = selection.widen_tokens(focus, suppressed, spans, config)
-    else:
-        refined = torch.zeros(positions.shape[0], dtype=torch.float64)
-        focus = boosted = torch.zeros(positions.shape[0], dtype=torch.bool)
     return Region(
         question_end=end.position,
         question_rule=end.rule,
         image_positions=positions,
         images=tuple(spans),
         layers=layers,
-        image_ratio=statistics.image_ratio.cpu(),
-        image_entropy=statistics.image_entropy.cpu(),
-        efr=statistics.efr.cpu(),
+        image_ratio=statistics.image_ratio,
+        image_entropy=statistics.image_entropy,
+        efr=statistics.efr,
         visual_heads=_pairs(visual, layers),
         background_heads=_pairs(background, layers),
-        refined_map=refined.cpu(),
-        focus=positions[focus.cpu()],
-        boosted=positions[boosted.cpu()],
+        refined_map=refined,
+        focus=positions[focus],
+        boosted=positions[boosted],
     )
 
 

@@ -58,8 +58,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
     const PartialState* states = p.partial_states + row * p.splits;
     const SoftmaxState state = merge_states(states, p.splits, factors);
     const HeadStatistics statistics = head_statistics<Bits>(state);
-    const GateDecision decision =
-        resolve<Bits>(decode.gate, head_enabled(decode.heads, row / decode.s_q), state, statistics);
+    const GateDecision decision = resolve<Bits>(
+        decode.gate, head_enabled(decode.heads, block_index() / static_cast<int>(decode.s_q)),
+        state, statistics);
     for (int i = lane; i < p.splits; i += kWarpSize) {
       planes[i] = decision.open && states[i].has_weighted != 0 ? 1 : 0;
     }
@@ -122,7 +123,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
     merge_row_statistics(const VRGA_GRID_CONSTANT SplitParams p) {
   const DecodeParams& decode = p.decode;
-  const int64_t chunks = (decode.n_flags + kRowChunk - 1) / kRowChunk;
+  const int chunks = static_cast<int>((decode.n_flags + kRowChunk - 1) / kRowChunk);
   const int64_t row = block_index() / (chunks > 0 ? chunks : 1);
   const int64_t chunk = block_index() % (chunks > 0 ? chunks : 1);
 
@@ -142,8 +143,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
     }
   }
   sync_block();
-  const int64_t b = row / decode.h_q;
-  const RowPlace place{row % decode.h_q, 0, row, true};
+  const int heads = static_cast<int>(decode.h_q);
+  const int64_t b = static_cast<int>(row) / heads;
+  const RowPlace place{static_cast<int>(row) % heads, 0, row, true};
   const ScoreScale scale = score_scale(decode);
   const float m = peak_and_mass[0], z = peak_and_mass[1];
   for (int64_t key = chunk * kRowChunk + thread_index();

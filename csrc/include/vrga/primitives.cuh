@@ -54,8 +54,8 @@ using Stream = cudaStream_t;
 VRGA_DEVICE int thread_index() {
   return static_cast<int>(threadIdx.x);
 }
-VRGA_DEVICE int64_t block_index() {
-  return blockIdx.x;
+VRGA_DEVICE int block_index() {
+  return static_cast<int>(blockIdx.x);
 }
 
 // The same value, which the compiler cannot see through: what is computed from it stays where it is
@@ -197,6 +197,10 @@ void launch(void (*kernel)(Params), const char* name, int64_t grid, int threads,
       throw std::runtime_error(std::string(name) + ": " + step + ": " + cudaGetErrorString(error));
     }
   };
+  if (grid > 2147483647) {
+    throw std::runtime_error(std::string(name) + ": wanted fewer than 2^31 blocks, got " +
+                             std::to_string(grid));
+  }
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),

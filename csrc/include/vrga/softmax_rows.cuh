@@ -63,7 +63,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
     softmax_rows(const VRGA_GRID_CONSTANT SoftmaxParams p) {
   constexpr int kKeys = ScoreVector<T>::kKeys;
   const int64_t row = block_index();
-  const int64_t s = row % p.s_q, head = row / p.s_q, h = head % p.h_q, b = head / p.h_q;
+  const int rows = static_cast<int>(p.s_q), heads = static_cast<int>(p.h_q);
+  const int head = block_index() / rows;
+  const int64_t s = block_index() % rows, h = head % heads, b = head / heads;
   const auto* scores =
       static_cast<const T*>(p.scores) + b * p.stride_s_b + h * p.stride_s_h + s * p.stride_s_s;
   auto* probabilities = static_cast<T*>(p.probabilities) + row * p.s_kv;

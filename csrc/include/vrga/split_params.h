@@ -37,14 +37,16 @@ struct BlockPlace {
 };
 
 // Row blocks vary fastest: blocks that read the same keys run at the same time and share the cache.
-VRGA_HOST_DEVICE BlockPlace place_of(const SplitParams& p, int64_t block) {
+// Grids have fewer than 2^31 blocks; 64-bit divisions would take longer than a short key range.
+VRGA_HOST_DEVICE BlockPlace place_of(const SplitParams& p, int32_t block) {
+  const auto h_kv = static_cast<int32_t>(p.decode.h_kv);
   BlockPlace place;
-  place.row_block = static_cast<int32_t>(block % p.row_blocks);
+  place.row_block = block % p.row_blocks;
   block /= p.row_blocks;
-  place.split = static_cast<int32_t>(block % p.splits);
+  place.split = block % p.splits;
   block /= p.splits;
-  place.h_kv = static_cast<int32_t>(block % p.decode.h_kv);
-  place.b = static_cast<int32_t>(block / p.decode.h_kv);
+  place.h_kv = block % h_kv;
+  place.b = block / h_kv;
   return place;
 }
 
@@ -55,7 +57,7 @@ struct RowPlace {
 
 // `index` counts the group * Sq rows of a kv head.
 VRGA_HOST_DEVICE RowPlace row_of(const DecodeParams& p, const BlockPlace& place, int32_t index) {
-  const auto group = static_cast<int32_t>(p.h_q / p.h_kv);
+  const int32_t group = static_cast<int32_t>(p.h_q) / static_cast<int32_t>(p.h_kv);
   const auto rows = static_cast<int32_t>(p.s_q);
   RowPlace row;
   row.valid = index < group * rows;

@@ -1,0 +1,146 @@
+"""The demo command: its answers and picture, and what it says to input it cannot use."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+import vrga_ext
+from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
+from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, open_picture
+from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
+
+
+def test_model_is_small_and_safetensors_only():
+    sizes = {path.name: path.stat().st_size for path in MODEL_PATH.iterdir()}
+    assert sum(sizes.values()) < 4e6
+    assert "model.safetensors" in sizes
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".py")) for name in sizes)
+
+
+def test_auto_class_loads_the_model():
+    model = AutoModelForImageTextToText.from_pretrained(MODEL_PATH)
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert model.dtype == torch.float32
+
+
+def test_auto_processor_loads_the_processor():
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(MODEL_PATH)
+    except ImportError as error:
+        pytest.skip(f"this transformers needs torchvision for any AutoProcessor: {error}")
+    assert processor.image_token == "<|image_pad|>"
+
+
+def test_left_padded_batch_answers_like_single_questions():
+    model, processor = load_demo()
+    image = Image.open(SAMPLE_IMAGE)
+    questions = ["directly: what color is the solid square?", "what color is the solid heart"]
+
+    def written(texts: list[str]) -> list[str]:
+        inputs = processor.apply_chat_template(
+            [messages(image, text) for text in texts],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        output = model.generate(**inputs, max_new_tokens=8)
+        return processor.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+
+    assert written(questions) == [written([text])[0] for text in questions]
+
+
+def test_demo_answers_and_draws(tmp_path, capsys):
+    output = tmp_path / "figure.png"
+    outcome = run_demo(output=output, samples=32)
+    with Image.open(output) as figure:
+        assert figure.width > 1000
+    assert outcome.accuracy_without is not None
+    assert outcome.accuracy_with is not None
+    shown = capsys.readouterr().out
+    assert "without VRGA" in shown
+    assert SAMPLE_QUESTION in shown
+
+
+def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
+    path = tmp_path / "tall.jpg"
+    pixels = np.random.default_rng(0).integers(0, 255, size=(300, 140, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    outcome = run_demo(
+        image=path,
+        question="directly: what color is the solid heart?",
+        output=tmp_path / "figure.png",
+        samples=0,
+    )
+    assert outcome.accuracy_with is None
+    assert outcome.output.exists()
+
+
+def test_demo_model_itself_is_left_alone(tmp_path):
+    model, _ = load_demo()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with vrga_ext.enable(model):
+        pass
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def _huge_png() -> bytes:
+    """A PNG header that announces far more pixels than anybody should decode."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_unusable_pictures_get_a_clear_message(tmp_path):
+    def message(name: str, content: bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(DemoError) as caught:
+            open_picture(path)
+        return str(caught.value)
+
+    good = SAMPLE_IMAGE.read_bytes()
+    assert "is not a picture" in message("text.png", b"hello")
+    assert "is not a picture" in message("empty.png", b"")
+    assert "damaged" in message("cut.png", good[: len(good) // 2])
+    assert f"at most {MAX_PIXELS:,} pixels" in message("huge.png", _huge_png())
+    with pytest.raises(DemoError, match="there is no file"):
+        open_picture(tmp_path / "missing.png")
+    with pytest.raises(DemoError, match="not a file"):
+        open_picture(tmp_path)
+    thin = tmp_path / "thin.png"
+    Image.new("RGB", (400, 2)).save(thin)
+    with pytest.raises(DemoError, match="within a factor"):
+        open_picture(thin)
+
+
+def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
+    output = tmp_path / "figure.png"
+    with pytest.raises(DemoError, match="wanted one to go with the picture"):
+        run_demo(image=SAMPLE_IMAGE, output=output)
+    with pytest.raises(DemoError, match="does not know 'cat'"):
+        run_demo(image=SAMPLE_IMAGE, question="what color is the cat?", output=output)
+    with pytest.raises(DemoError, match="wanted a picture of yours"):
+        run_demo(model_id="somebody/something", output=output)
+    assert not output.exists()

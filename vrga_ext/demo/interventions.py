@@ -1,0 +1,88 @@
+"""Controls: what to change in a region that VRGA found, to see which part of it matters.
+
+Each control is a function ``(row of the prompt, Region) -> Region`` for ``VRGAHandle.region_hook``.
+Random ones are a function of their seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from vrga_ext.adapter.regions import HeadIndex, Region
+
+Hook = Callable[[int, Region], Region]
+
+
+def permuted_tokens(seed: int) -> Hook:
+    """As many boosted tokens as VRGA found, drawn from the rest of the picture."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def hook(row: int, region: Region) -> Region:
+        rest = region.image_positions[~torch.isin(region.image_positions, region.boosted)]
+        order = torch.randperm(len(rest), generator=generator)
+        drawn = rest[order[: len(region.boosted)]].sort().values
+        return replace(region, focus=drawn, boosted=drawn)
+
+    return hook
+
+
+def all_image_tokens() -> Hook:
+    """Every image token, in the heads that VRGA found."""
+    return lambda row, region: replace(region, boosted=region.image_positions)
+
+
+def true_region(cells: Sequence[int]) -> Hook:
+    """The one token the object asked for stands in.
+
+    ``cells`` holds it for each question, in the order in which they are asked.
+    """
+    left = iter(cells)
+
+    def hook(row: int, region: Region) -> Region:
+        position = region.image_positions[[next(left)]]
+        return replace(region, focus=position, boosted=position)
+
+    return hook
+
+
+def random_heads(seed: int) -> Hook:
+    """As many heads as VRGA found, drawn from those it did not choose."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def hook(row: int, region: Region) -> Region:
+        others = [head for head in all_heads(region) if head not in region.visual_heads]
+        order = torch.randperm(len(others), generator=generator)
+        drawn = order[: len(region.visual_heads)].tolist()
+        return replace(region, visual_heads=tuple(others[i] for i in sorted(drawn)))
+
+    return hook
+
+
+def lowest_ratio_heads() -> Hook:
+    """As many heads as VRGA found, those that look at the picture least."""
+
+    def hook(row: int, region: Region) -> Region:
+        heads = all_heads(region)
+        order = region.image_ratio.flatten().argsort()[: len(region.visual_heads)]
+        return replace(region, visual_heads=tuple(heads[i] for i in sorted(order.tolist())))
+
+    return hook
+
+
+def blinded(choose: Hook | None = None) -> Hook:
+    """No boosted token: in ``mask`` mode the heads, those of ``choose``, then see no picture."""
+
+    def hook(row: int, region: Region) -> Region:
+        chosen = choose(row, region) if choose is not None else region
+        empty = region.image_positions[:0]
+        return replace(chosen, focus=empty, boosted=empty)
+
+    return hook
+
+
+def all_heads(region: Region) -> list[HeadIndex]:
+    """Every (layer, head), layer by layer."""
+    return [(layer, head) for layer in region.layers for head in range(region.image_ratio.shape[1])]

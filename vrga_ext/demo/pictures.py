@@ -1,0 +1,84 @@
+"""Reading a picture file that somebody else made, and questions the demo model can understand."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vrga_ext.demo.language import MODES, WORDS, unknown_words
+from vrga_ext.demo.scenes import COLORS, FILLS, SHAPES
+
+MAX_PIXELS = 64_000_000  # larger than any camera's picture a model would be shown
+MAX_BYTES = 200_000_000
+MAX_ASPECT = 50  # the image processors refuse 200; slivers carry nothing to look at
+
+
+class DemoError(ValueError):
+    """Something the user gave cannot be used; the message says what and what would do."""
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture file as RGB, turned the way its camera held it.
+
+    Raises
+    ------
+    DemoError
+        The file is missing, not a picture, damaged, or unreasonably large or thin.
+    """
+    if not path.exists():
+        raise DemoError(f"image: there is no file {path}")
+    if not path.is_file():
+        raise DemoError(f"image: wanted a picture file, got {path}, which is not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise DemoError(
+            f"image: wanted at most {MAX_BYTES // 10**6} MB, got {path.stat().st_size // 10**6} MB"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked just below
+            file = Image.open(path)
+        width, height = file.size
+        if width * height > MAX_PIXELS:
+            raise DemoError(
+                f"image: wanted at most {MAX_PIXELS:,} pixels, got {width} x {height} in {path}"
+            )
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise DemoError(
+                f"image: wanted sides within a factor of {MAX_ASPECT}, got {width} x {height}"
+            )
+        return ImageOps.exif_transpose(file).convert("RGB")
+    except DemoError:
+        raise
+    except UnidentifiedImageError:
+        raise DemoError(f"image: {path} is not a picture in a format that is known here") from None
+    except Image.DecompressionBombError:
+        raise DemoError(
+            f"image: wanted at most {MAX_PIXELS:,} pixels, got more in {path}"
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DemoError(f"image: {path} is damaged and cannot be read ({error})") from None
+
+
+def check_question(question: str) -> str:
+    """A question to the demo model, with how to answer put before it if it does not say.
+
+    Raises
+    ------
+    DemoError
+        The question is empty, or has words that the demo model has never seen.
+    """
+    if not question.strip():
+        raise DemoError("question: wanted a question, got nothing")
+    unknown = unknown_words(question)
+    if unknown:
+        raise DemoError(
+            f"question: the demo model does not know {', '.join(map(repr, unknown))}. It knows "
+            f"questions such as 'what color is the hollow star?', with {' or '.join(FILLS)}; "
+            f"{', '.join(SHAPES)}; pictures with colors {', '.join(COLORS)}; and all in all the "
+            f"words {' '.join(word for word in WORDS if word.isalpha())}. For other questions use "
+            "a real checkpoint: --model ID"
+        )
+    words = question.lower().replace(":", " ").split()
+    return question if any(mode in words for mode in MODES) else f"{MODES[1]}: {question}"

@@ -1,0 +1,282 @@
+"""``python -m vrga_ext demo``: one picture, one question, two answers, and a picture of why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+import vrga_ext
+from vrga_ext import VRGAConfig
+from vrga_ext.adapter.regions import Region
+from vrga_ext.demo import answers
+from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
+from vrga_ext.demo.build import token
+from vrga_ext.demo.figure import Figure, View, draw
+from vrga_ext.demo.language import MODES
+from vrga_ext.demo.pictures import DemoError, check_question, open_picture
+from vrga_ext.demo.recording import Recording, record
+
+# A held-out picture, picked from those on which the boost changes the answer; the accuracies say
+# how often that happens.
+SAMPLE_IMAGE = Path(__file__).parent / "sample.png"
+SAMPLE_QUESTION = "stepwise: what color is the solid square?"
+SAMPLE_COLOR = "purple"
+STEPS = 16  # of a long answer; the model was taught to read the picture in answers of up to 4
+_HELD_OUT_SEED = 7
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo found: both answers, both accuracies (``None`` for a real checkpoint)."""
+
+    answer_without: str
+    answer_with: str
+    accuracy_without: float | None
+    accuracy_with: float | None
+    output: Path
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One answer, what VRGA found at the question, and the attention while it was written."""
+
+    words: str
+    region: Region
+    attention: np.ndarray  # [n], mean over the visual heads, share of all attention
+    on_region: float
+
+
+def run_demo(
+    image: Path | None = None,
+    question: str | None = None,
+    model_id: str | None = None,
+    output: Path = Path("vrga-demo.png"),
+    samples: int = 128,
+    steps: int = STEPS,
+    gamma: float | None = None,
+    max_new_tokens: int = 256,
+    console: Console | None = None,
+) -> Outcome:
+    """Answer a question about a picture with and without VRGA, and draw where the model looked.
+
+    Parameters
+    ----------
+    image
+        A picture file; the demo's own without it. A picture of your own needs ``question``.
+    question
+        For the demo model in its few words; for a real checkpoint anything.
+    model_id
+        A checkpoint of the hub or a folder, loaded from safetensors only and never with code of
+        its own; the demo model without it.
+    output
+        Where the drawing goes.
+    samples
+        Held-out questions for the accuracies, 0 for none. Demo model only.
+    steps
+        Steps of the demo model's long answers.
+    gamma
+        Boost; the configuration's own (4 for the demo model, 0.5 for a checkpoint) without it.
+    max_new_tokens
+        Longest answer of a real checkpoint.
+    console
+        Where to print.
+
+    Raises
+    ------
+    DemoError
+        The picture or the question cannot be used; nothing was loaded or written then.
+    """
+    console = console or Console()
+    if samples < 0 or steps < 1:
+        raise DemoError(f"samples, steps: wanted at least 0 and 1, got {samples} and {steps}")
+    if image is not None and question is None:
+        raise DemoError("question: wanted one to go with the picture, got none")
+    if model_id is not None and image is None:
+        raise DemoError("image: wanted a picture of yours for a checkpoint of yours, got none")
+    picture = open_picture(image or SAMPLE_IMAGE)
+    text = question or SAMPLE_QUESTION
+    if model_id is not None:
+        model, processor = _load_checkpoint(model_id)
+        config = VRGAConfig()
+    else:
+        text = check_question(text)
+        model, processor = load_demo()
+        config = DEMO_CONFIG
+    if gamma is not None:
+        config = config.replace(gamma=gamma)
+    forced = None
+    if model_id is None:
+        forced = steps if MODES[1] in text.lower() else 0
+
+    console.print(f"[bold]{text}[/bold]")
+    runs = tuple(
+        _answer(model, processor, picture, text, setting, forced, max_new_tokens)
+        for setting in (config.replace(gamma=0.0), config)
+    )
+    for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
+        console.print(f"[bold]{name}[/bold]  {_shorten(run.words)}")
+
+    accuracy: tuple[float, float] | None = None
+    if model_id is None and samples:
+        accuracy = _accuracies(model, processor, config, samples, steps, console)
+        console.print(
+            f"accuracy over {samples} held-out questions, {steps} steps: "
+            f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
+        )
+    truth = SAMPLE_COLOR if image is None and question is None else None
+    figure = _figure(picture, text, runs, config, forced, accuracy, samples, truth)
+    draw(figure, output)
+    console.print(f"picture written to {output}")
+    before, after = accuracy or (None, None)
+    return Outcome(runs[0].words, runs[1].words, before, after, output)
+
+
+def _load_checkpoint(model_id: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        model_id, dtype="auto", trust_remote_code=False, use_safetensors=True
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), processor
+
+
+def _answer(
+    model: Any,
+    processor: Any,
+    picture: Image.Image,
+    text: str,
+    config: VRGAConfig,
+    forced: int | None,
+    max_new_tokens: int,
+) -> _Run:
+    """One greedy answer; ``forced`` is the number of steps, ``None`` for a real checkpoint."""
+    inputs = processor.apply_chat_template(
+        messages(picture, text),
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+    ).to(model.device)
+    length = inputs["input_ids"].shape[1]
+    with vrga_ext.enable(model, config, processor=processor) as handle, record(model) as recording:
+        if forced is not None:
+            written = answers.generate(model, inputs, forced)
+        else:
+            with torch.inference_mode():
+                written = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[
+                    :, length:
+                ]
+        region = handle.regions[0] if handle.regions else None
+    if region is None or not region.visual_heads:
+        raise DemoError("image: no visual head was found for this picture and question")
+    attention = _attention(recording, region, written[0], forced is not None)
+    focus = torch.isin(region.image_positions, region.focus)
+    words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
+    return _Run(words, region, attention.numpy(), float(attention[focus].sum()))
+
+
+def _attention(recording: Recording, region: Region, written: Tensor, at_name: bool) -> Tensor:
+    """Mean attention ``[n]`` of the visual heads on the image tokens.
+
+    For the demo model while it reads the last word of the target's name, from which it writes the
+    colour; for a real checkpoint the mean over the whole answer.
+    """
+    steps = range(len(recording.steps))
+    if at_name:
+        last = int((written == token("so")).nonzero()[-1]) if token("so") in written else 0
+        steps = range(len(steps))[last + 2 : last + 3] or steps
+    rows = torch.stack([recording.step_rows(step)[0] for step in steps]).mean(0)  # [L, H, columns]
+    heads = [rows[region.layers.index(layer), head] for layer, head in region.visual_heads]
+    return torch.stack(heads).mean(0)[region.image_positions].float().cpu()
+
+
+def _accuracies(
+    model: Any, processor: Any, config: VRGAConfig, count: int, steps: int, console: Console
+) -> tuple[float, float]:
+    """Accuracy without and with VRGA over the same held-out questions."""
+    samples = held_out(count, _HELD_OUT_SEED)
+    right = [0, 0]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("held-out questions, answered twice", total=count)
+        for first in range(0, count, _BATCH):
+            batch = samples[first : first + _BATCH]
+            for which, setting in enumerate((None, config)):
+                if setting is None:
+                    found = list(answers.answer_all(model, processor, batch, steps))
+                else:
+                    with vrga_ext.enable(model, setting, processor=processor):
+                        found = list(answers.answer_all(model, processor, batch, steps))
+                right[which] += sum(a.is_right(s) for a, s in zip(found, batch, strict=True))
+            progress.advance(task, len(batch))
+    return right[0] / count, right[1] / count
+
+
+def _figure(
+    picture: Image.Image,
+    text: str,
+    runs: tuple[_Run, ...],
+    config: VRGAConfig,
+    forced: int | None,
+    accuracy: tuple[float, float] | None,
+    samples: int,
+    truth: str | None,
+) -> Figure:
+    region = runs[1].region
+    grid = region.grid or (1, len(region.image_positions))
+    focus = torch.isin(region.image_positions, region.focus).numpy().reshape(grid)
+    boosted = rf"Visual heads, with VRGA ($\gamma$ = {config.gamma:g})"
+    views = [
+        View(
+            title,
+            _shorten(run.words),
+            None if truth is None else run.words.split()[-1] == truth,
+            run.attention.reshape(grid),
+            run.on_region,
+        )
+        for title, run in zip(
+            ("Visual heads, without VRGA", boosted),
+            runs,
+            strict=True,
+        )
+    ]
+    moment = "attention averaged over the answer"
+    if forced is not None:
+        moment = "attention at the moment the model is about to write the color"
+        moment += f", after {forced} written steps" if forced else ""
+    footer = "greedy decoding, the same picture and question"
+    if accuracy is not None:
+        footer = (
+            f"tiny model trained for this demo; over {samples} held-out questions: "
+            f"{accuracy[0]:.1%} right without VRGA, {accuracy[1]:.1%} with"
+        )
+    return Figure(
+        picture, text, len(region.visual_heads), focus, (views[0], views[1]), moment, footer
+    )
+
+
+def _shorten(words: str, longest: int = 34) -> str:
+    """The end of an answer, where it says what was asked: its last clause, cut if need be."""
+    last = words.split(" ; ")[-1]
+    if len(last) > longest:
+        last = last[-longest:].split(" ", 1)[-1]
+    return last if last == words else f"… {last}"
+
+
+__all__ = ["DemoError", "ForcedSteps", "Outcome", "run_demo"]
