@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vrga_ext
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
@@ -31,8 +31,6 @@ def test_auto_class_loads_the_model():
 
 
 def test_auto_processor_loads_the_processor():
-    from transformers import AutoProcessor
-
     try:
         processor = AutoProcessor.from_pretrained(MODEL_PATH)
     except ImportError as error:
@@ -86,6 +84,22 @@ def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
     )
     assert outcome.accuracy_with is None
     assert outcome.output.exists()
+
+
+def test_demo_takes_a_checkpoint(tmp_path):
+    try:
+        AutoProcessor.from_pretrained(MODEL_PATH)
+    except ImportError as error:
+        pytest.skip(f"this transformers needs torchvision for any AutoProcessor: {error}")
+    outcome = run_demo(
+        image=SAMPLE_IMAGE,
+        question="directly: what color is the solid square?",
+        model_id=str(MODEL_PATH),
+        output=tmp_path / "figure.svg",
+        max_new_tokens=8,
+    )
+    assert outcome.answer_without == "so solid square purple"
+    assert outcome.output.read_text().startswith("<?xml")
 
 
 def test_demo_model_itself_is_left_alone(tmp_path):
