@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ def _load() -> None:
 
 
 _load()
+
+decode_attention: Any = torch.ops.vrga_ext.decode_attention.default
+row_statistics: Any = torch.ops.vrga_ext.row_statistics.default
+reweighted_softmax: Any = torch.ops.vrga_ext.reweighted_softmax.default
 
 
 def has_cuda_kernels() -> bool:
