@@ -41,6 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
+    torch.set_grad_enabled(False)
+
     from vrga_ext.build_info import build_info
 
     print(build_info())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.peers import DECODE_PEERS, ROW_PEERS, SOFTMAX_PEERS, Inputs, Peer, check
@@ -13,7 +14,8 @@ def measure(benchmark: BenchmarkFixture, inputs: Inputs, name: str, peer: Peer, 
     dtype = str(inputs.query.dtype).removeprefix("torch.")
     benchmark.group = f"{op}, {inputs.shape} {dtype}"
     benchmark.extra_info["kv_bytes"] = inputs.kv_bytes
-    benchmark(peer, inputs)
+    with torch.no_grad():
+        benchmark(peer, inputs)
 
 
 @pytest.mark.parametrize("name", DECODE_PEERS)

@@ -1,8 +1,8 @@
 """Argument checks of :mod:`vrga_ext.ops`: each message names the argument, what was wanted and got.
 
-The compiled operations check again, for callers that come past Python; these checks also run while
-a model is traced, where no kernel does. Messages are built only on failure: a decode step calls
-this once per layer.
+The compiled operations check the same; these checks run where an operation has refused its input,
+to turn that into a ValueError, and where no kernel runs: for the reference, and while a model is
+traced.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ def check_attention(query: Tensor, key: Tensor, dims: int, layout: str) -> None:
     if heads_kv == 0 or heads_q % heads_kv != 0:
         raise ValueError(f"key: wanted a number of heads that divides {heads_q}, got {heads_kv}")
     _check_like("key", key, query)
+
+
+def check_scores(scores: Tensor) -> None:
+    if scores.dim() != 4:
+        raise ValueError(f"scores: wanted [B, Hq, Sq, Skv], got {[*scores.shape]}")
+    check_floating("scores", scores)
 
 
 def check_value(value: Tensor, query: Tensor, key: Tensor) -> None:

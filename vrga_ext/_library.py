@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,22 +23,19 @@ def _load() -> None:
 
 _load()
 
+decode_attention: Any = torch.ops.vrga_ext.decode_attention.default
+row_statistics: Any = torch.ops.vrga_ext.row_statistics.default
+reweighted_softmax: Any = torch.ops.vrga_ext.reweighted_softmax.default
+
 
 MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies; older GPUs lack both
 MAX_CUDA_HEAD_DIM = 256
 
 
-def has_cuda_kernels() -> bool:
-    from vrga_ext import _build_info
-
-    return _build_info.cuda_architectures != ""
-
-
-def _serves(capability: tuple[int, int]) -> bool:
+@cache
+def _serves(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether one of the built architectures runs there: same major, or PTX that is not newer."""
-    from vrga_ext import _build_info
-
-    built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", _build_info.cuda_architectures)
+    built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", architectures)
     if capability < MIN_CUDA_CAPABILITY:
         return False
     for major, minor, ptx in built:
@@ -49,16 +48,15 @@ def _serves(capability: tuple[int, int]) -> bool:
 @torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
 def cuda_obstacle(device: int | None, head_dim: int) -> str:
     """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
-    if not has_cuda_kernels():
+    from vrga_ext import _build_info
+
+    built = _build_info.cuda_architectures
+    if built == "":
         return "no CUDA kernels (with a CUDA build of torch and nvcc, pip install . builds them)"
     capability = torch.cuda.get_device_capability(device)
-    if not _serves(capability):
-        from vrga_ext import _build_info
-
-        return (
-            f"no kernel for a GPU of compute capability {capability[0]}.{capability[1]} "
-            f"(built for {_build_info.cuda_architectures})"
-        )
+    if not _serves(built, capability):
+        wanted = ".".join(map(str, capability))
+        return f"no kernel for a GPU of compute capability {wanted} (built for {built})"
     if head_dim > MAX_CUDA_HEAD_DIM:
         return f"no CUDA kernel for a head dim of {head_dim} (at most {MAX_CUDA_HEAD_DIM})"
     return ""

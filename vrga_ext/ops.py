@@ -8,6 +8,8 @@ requires grad is refused while grad mode is on.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,16 +57,20 @@ def decode_attention(
     >>> result.output[0, 0, 0], result.gate.item()
     (tensor([0.2000, 0.4000, 0.2000, 0.2000]), True)
     """
-    _checks.check_attention(query, key, 4, "[B, Hq, Sq, D]")
-    _checks.check_value(value, query, key)
-    keys = key.shape[2]
-    _checks.check_flags(key_flags, query, keys)
-    _checks.check_mask(attn_mask, query, (*query.shape[:3], keys))
-    _checks.check_heads(heads, query)
-    _checks.check_gate(gate, focus_weight, image_weight)
-    _checks.check_softcap(softcap)
+
+    def check() -> None:
+        _checks.check_attention(query, key, 4, "[B, Hq, Sq, D]")
+        _checks.check_value(value, query, key)
+        keys = key.shape[2]
+        _checks.check_flags(key_flags, query, keys)
+        _checks.check_mask(attn_mask, query, (*query.shape[:3], keys))
+        _checks.check_heads(heads, query)
+        _checks.check_gate(gate, focus_weight, image_weight)
+        _checks.check_softcap(softcap)
+
     _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if not has_kernel(query, max(query.shape[-1], value.shape[-1])):
+    if not has_kernel(query, (query, value)):
+        check()
         return reference.decode_attention(
             query,
             key,
@@ -80,7 +86,9 @@ def decode_attention(
             min_ratio=min_ratio,
             entropy_factor=entropy_factor,
         )
-    output, packed = torch.ops.vrga_ext.decode_attention.default(
+    output, packed = _call(
+        _library.decode_attention,
+        check,
         query,
         key,
         value,
@@ -124,16 +132,22 @@ def row_statistics(
     >>> result.image_attention, result.statistics.image_ratio
     (tensor([[[0.0000, 0.2500, 0.2500]]]), tensor([[1.]]))
     """
-    _checks.check_attention(query, key, 3, "[B, Hq, D]")
-    _checks.check_flags(key_flags, query, key.shape[2])
-    _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
-    _checks.check_softcap(softcap)
+
+    def check() -> None:
+        _checks.check_attention(query, key, 3, "[B, Hq, D]")
+        _checks.check_flags(key_flags, query, key.shape[2])
+        _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
+        _checks.check_softcap(softcap)
+
     _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if not has_kernel(query, query.shape[-1]):
+    if not has_kernel(query, (query,)):
+        check()
         return reference.row_statistics(
             query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
         )
-    image_attention, packed = torch.ops.vrga_ext.row_statistics.default(
+    image_attention, packed = _call(
+        _library.row_statistics,
+        check,
         query,
         key,
         key_flags,
@@ -171,14 +185,16 @@ def reweighted_softmax(
     >>> reweighted_softmax(scores, flags, gate="static", focus_weight=2.0).probabilities
     tensor([[[[0.5000, 0.2500, 0.2500]]]])
     """
-    if scores.dim() != 4:
-        raise ValueError(f"scores: wanted [B, Hq, Sq, Skv], got {[*scores.shape]}")
-    _checks.check_floating("scores", scores)
-    _checks.check_flags(key_flags, scores, scores.shape[3])
-    _checks.check_heads(heads, scores)
-    _checks.check_gate(gate, focus_weight, image_weight)
+
+    def check() -> None:
+        _checks.check_scores(scores)
+        _checks.check_flags(key_flags, scores, scores.shape[3])
+        _checks.check_heads(heads, scores)
+        _checks.check_gate(gate, focus_weight, image_weight)
+
     _checks.check_no_grad(scores=scores)
     if not has_kernel(scores):
+        check()
         return reference.reweighted_softmax(
             scores,
             key_flags,
@@ -189,8 +205,17 @@ def reweighted_softmax(
             min_ratio=min_ratio,
             entropy_factor=entropy_factor,
         )
-    probabilities, packed = torch.ops.vrga_ext.reweighted_softmax.default(
-        scores, key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
+    probabilities, packed = _call(
+        _library.reweighted_softmax,
+        check,
+        scores,
+        key_flags,
+        heads,
+        gate,
+        focus_weight,
+        image_weight,
+        min_ratio,
+        entropy_factor,
     )
     ratio, entropy, joint, gated = packed.unbind(-1)
     return SoftmaxResult(probabilities, HeadStatistics(ratio, entropy, joint), gated != 0)
@@ -214,8 +239,29 @@ def simd_level(name: str | None = None) -> str:
     return level
 
 
-def has_kernel(tensor: Tensor, head_dim: int = 0) -> bool:
-    """Whether the native operations serve this dtype, device and head dim; says once why not."""
+def _call(op: Any, check: Callable[[], None], *arguments: object) -> tuple[Tensor, Tensor]:
+    """Run a kernel, which checks its arguments itself; where it refuses them, say why.
+
+    A decode step comes here once per layer, and checking twice would cost more than the call.
+    While a model is traced no kernel runs, so that the checks come first.
+    """
+    if torch.compiler.is_compiling():
+        check()
+    try:
+        result: tuple[Tensor, Tensor] = op(*arguments)
+    except RuntimeError:
+        check()
+        raise
+    return result
+
+
+def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
+    """Whether the native operations serve this dtype and device, and the length of these vectors.
+
+    Says once why not.
+    """
+    if not tensor.is_floating_point():
+        return False  # nothing serves it; the checks before the reference say so
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
         return False
@@ -223,6 +269,7 @@ def has_kernel(tensor: Tensor, head_dim: int = 0) -> bool:
         return True
     reason = f"no kernels for {tensor.device.type}"
     if tensor.device.type == "cuda":
+        head_dim = max((v.shape[-1] for v in vectors if v.dim() > 0), default=0)
         reason = _library.cuda_obstacle(tensor.device.index, head_dim)
     if reason:
         _warn_once(f"{reason}; using vrga_ext.reference")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import struct
 import zlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vrga_ext
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
 from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, open_picture
 from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
+
+needs_matplotlib = pytest.mark.skipif(
+    find_spec("matplotlib") is None, reason="needs matplotlib: pip install 'vrga_ext[viz]'"
+)
 
 
 def test_model_is_small_and_safetensors_only():
@@ -31,8 +36,6 @@ def test_auto_class_loads_the_model():
 
 
 def test_auto_processor_loads_the_processor():
-    from transformers import AutoProcessor
-
     try:
         processor = AutoProcessor.from_pretrained(MODEL_PATH)
     except ImportError as error:
@@ -62,6 +65,7 @@ def test_left_padded_batch_answers_like_single_questions():
     assert written(questions) == [written([text])[0] for text in questions]
 
 
+@needs_matplotlib
 def test_demo_answers_and_draws(tmp_path, capsys):
     output = tmp_path / "figure.png"
     outcome = run_demo(output=output, samples=32)
@@ -74,6 +78,7 @@ def test_demo_answers_and_draws(tmp_path, capsys):
     assert SAMPLE_QUESTION in shown
 
 
+@needs_matplotlib
 def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
     path = tmp_path / "tall.jpg"
     pixels = np.random.default_rng(0).integers(0, 255, size=(300, 140, 3), dtype=np.uint8)
@@ -86,6 +91,23 @@ def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
     )
     assert outcome.accuracy_with is None
     assert outcome.output.exists()
+
+
+@needs_matplotlib
+def test_demo_takes_a_checkpoint(tmp_path):
+    try:
+        AutoProcessor.from_pretrained(MODEL_PATH)
+    except ImportError as error:
+        pytest.skip(f"this transformers needs torchvision for any AutoProcessor: {error}")
+    outcome = run_demo(
+        image=SAMPLE_IMAGE,
+        question="directly: what color is the solid square?",
+        model_id=str(MODEL_PATH),
+        output=tmp_path / "figure.svg",
+        max_new_tokens=8,
+    )
+    assert outcome.answer_without == "so solid square purple"
+    assert outcome.output.read_text().startswith("<?xml")
 
 
 def test_demo_model_itself_is_left_alone(tmp_path):
@@ -135,6 +157,7 @@ def test_unusable_pictures_get_a_clear_message(tmp_path):
         open_picture(thin)
 
 
+@needs_matplotlib
 def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
     output = tmp_path / "figure.png"
     with pytest.raises(DemoError, match="wanted one to go with the picture"):

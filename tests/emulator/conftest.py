@@ -26,7 +26,7 @@ def emulator_library() -> str:
 
 def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
     """Replace ``torch.ops.vrga_ext`` while ``patch`` lives; returns the growing list of calls."""
-    import vrga_ext.ops  # noqa: F401  registers what is replaced
+    from vrga_ext import _library
 
     calls: list[str] = []
 
@@ -40,7 +40,9 @@ def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
         return SimpleNamespace(default=call)
 
     for name in OPERATIONS:
-        patch.setattr(torch.ops.vrga_ext, name, route(name))
+        replacement = route(name)
+        patch.setattr(torch.ops.vrga_ext, name, replacement)
+        patch.setattr(_library, name, replacement.default)
     return calls
 
 

@@ -30,7 +30,7 @@ def threads() -> None:
 @pytest.fixture
 def simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """In place of the instruction sets of the CPU kernels."""
-    import vrga_ext.ops  # noqa: F401  registers what is replaced
+    from vrga_ext import _library
 
     def route(name: str):
         operation = getattr(torch.ops.vrga_ext, name).default
@@ -41,5 +41,7 @@ def simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         return SimpleNamespace(default=call)
 
     for name in OPERATIONS:
-        monkeypatch.setattr(torch.ops.vrga_ext, name, route(name))
+        replacement = route(name)
+        monkeypatch.setattr(torch.ops.vrga_ext, name, replacement)
+        monkeypatch.setattr(_library, name, replacement.default)
     return "cuda"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, LogitsProcessor, LogitsProcessorList
+from transformers.utils import logging
 
 from vrga_ext import VRGAConfig
 from vrga_ext.demo.build import load_processor, token
@@ -53,9 +55,24 @@ class Answer:
 
 def load_demo(path: Path = MODEL_PATH) -> tuple[Any, Any]:
     """The demo's ``(model, processor)``, in float32 on the CPU."""
-    processor = load_processor(path)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+    with _quiet():
+        processor = load_processor(path)
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
     return model.eval(), processor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and notices about classes that are not ours."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def held_out(count: int, seed: int, objects: int = OBJECTS) -> list[Sample]:

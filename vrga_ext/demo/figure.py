@@ -38,21 +38,9 @@ class Figure:
 
 
 def draw(figure: Figure, output: Path) -> None:
-    """Write the picture; the format follows the file's suffix.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the picture needs matplotlib: pip install 'vrga_ext[viz]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Write the picture; the format follows the file's suffix."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
 
     rows, columns = figure.region.shape
     width, margin, gap, bar_width = 11.0, 0.25, 0.3, 0.85  # inches
@@ -60,7 +48,8 @@ def draw(figure: Figure, output: Path) -> None:
     height = min(max(side * figure.image.height / figure.image.width, 1.2), 2.0 * side)
     below, above = 0.85, 1.3
     total = height + below + above
-    canvas = pyplot.figure(figsize=(width, total), dpi=160)
+    canvas = Canvas(figsize=(width, total), dpi=160)
+    FigureCanvasAgg(canvas)
     axes = [
         canvas.add_axes(
             (
@@ -126,7 +115,6 @@ def draw(figure: Figure, output: Path) -> None:
         )  # fmt: skip
     output.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(output, facecolor="white")
-    pyplot.close(canvas)
 
 
 def _label(axis: Any, title: str, subtitle: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,12 @@ def run_demo(
     ------
     DemoError
         The picture or the question cannot be used; nothing was loaded or written then.
+    ModuleNotFoundError
+        matplotlib is not installed.
     """
     console = console or Console()
+    if find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("the demo draws with matplotlib: pip install 'vrga_ext[viz]'")
     if samples < 0 or steps < 1:
         raise DemoError(f"samples, steps: wanted at least 0 and 1, got {samples} and {steps}")
     if image is not None and question is None:
@@ -260,12 +265,15 @@ def _figure(
     if forced is not None:
         moment = "attention at the moment the model is about to write the color"
         moment += f", after {forced} written steps" if forced else ""
-    footer = "greedy decoding, the same picture and question"
+    notes = ["greedy decoding, the same picture and question"]
+    if truth is not None:
+        notes = ["tiny model trained for this demo, a picture picked where the answer changes"]
     if accuracy is not None:
-        footer = (
-            f"tiny model trained for this demo; over {samples} held-out questions: "
-            f"{accuracy[0]:.1%} right without VRGA, {accuracy[1]:.1%} with"
+        notes.append(
+            f"over {samples} held-out questions {accuracy[0]:.0%} right without VRGA, "
+            f"{accuracy[1]:.0%} with"
         )
+    footer = "; ".join(notes)
     return Figure(
         picture, text, len(region.visual_heads), focus, (views[0], views[1]), moment, footer
     )

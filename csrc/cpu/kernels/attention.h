@@ -5,6 +5,9 @@
 #include "cpu/kernels/row_softmax.h"
 #include "cpu/kernels/scores.h"
 #include "cpu/kernels/values.h"
+#ifdef VRGA_BF16_DOT
+#  include "cpu/kernels/values_bf16.h"
+#endif
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -99,42 +102,31 @@ class AttentionTask {
     }
   }
 
-  // Fills bias_ and the counts; false if no row attends to any key of the block. Keys that no row
-  // attends to leave the lists of accumulate_values: whatever their V holds must not be touched,
-  // since 0 * NaN is NaN.
+  // Fills bias_, live_ and the counts; false if no row attends to any key of the block.
   bool read_masks(int64_t first, int n) {
-    all_live_ = true;
     if (p_.mask.kind == MaskKind::kNone) {
+      live_ = first_keys(n);
       attended_ += n;
-      images_ += flags_.images;
+      images_ += __builtin_popcountll(flags_.image);
       return true;
     }
-    bool any = false;
-    for (int j = 0; j < n; ++j) {
-      live_[j] = false;
-    }
+    live_ = 0;
     for (int u = 0; u < masks_.count; ++u) {
       MaskRow& row = masks_.row[u];
       float* bias = bias_ + u * kBlockKeys;
       read_bias(p_.mask, row.offset + first * p_.mask.stride_k, n, bias);
-      int attended = 0, zeros = 0;
-      float images = 0.0f;
+      KeySet attended = 0;
+      int zeros = 0;
       for (int j = 0; j < n; ++j) {
-        const bool attends = bias[j] != kMasked;
-        attended += attends;
+        attended |= KeySet{bias[j] != kMasked} << j;
         zeros += bias[j] == 0.0f;
-        images += attends ? flags_.image[j] : 0.0f;
-        live_[j] = live_[j] || attends;
       }
-      row.attended += attended;
-      row.image += static_cast<int64_t>(images);
+      row.attended += __builtin_popcountll(attended);
+      row.image += __builtin_popcountll(attended & flags_.image);
       row.kind = attended == 0 ? MaskRow::kNothing : zeros == n ? MaskRow::kAll : MaskRow::kSome;
-      any = any || attended > 0;
+      live_ |= attended;
     }
-    for (int j = 0; j < n; ++j) {
-      all_live_ = all_live_ && live_[j];
-    }
-    return any;
+    return live_ != 0;
   }
 
   const float* bias_of(int r) const {
@@ -154,7 +146,7 @@ class AttentionTask {
     for (int r = 0; r < rows_; ++r) {
       float* out = job_.image_scores + (b_ * p_.h_q + head_of(r)) * p_.n_flags + first;
       for (int64_t j = 0; j < count; ++j) {
-        out[j] = computed && flags_.image[j] != 0.0f ? scores_[r * kBlockKeys + j] : kMasked;
+        out[j] = computed && (flags_.image >> j & 1) != 0 ? scores_[r * kBlockKeys + j] : kMasked;
       }
     }
   }
@@ -175,25 +167,23 @@ class AttentionTask {
   void accumulate_values(int64_t first, int n, const Ahead& next_keys) {
     const T* v = value_row(first);
     for (int c = 0; c < job_.classes.count; ++c) {
-      if (!flags_.classes[c]) {
+      // Keys that no row attends to are left out, not multiplied by p = 0: their V may hold NaN.
+      const KeySet keys = flags_.classes[c] & live_;
+      if (keys == 0) {
         continue;
       }
       int32_t index[kBlockKeys];
       int count = 0;
-      for (int j = 0; j < n; ++j) {
-        index[count] = j;
-        count += flags_.key_class[j] == c && (all_live_ || live_[j]);
-      }
-      if (count == 0) {
-        continue;
+      for (KeySet rest = keys; rest != 0; rest &= rest - 1) {
+        index[count++] = __builtin_ctzll(rest);
       }
       float* sums = class_sums(c);
       if (!(seen_ & (1 << c))) {
         seen_ = static_cast<uint8_t>(seen_ | (1 << c));
         memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
       }
-      accumulate<T>({v, count == n ? nullptr : index, count, scores_, sums, rows_, p_.d_v,
-                     p_.stride_v_s, job_.stride_sums, next_keys});
+      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, sums, rows_,
+                               p_.d_v, p_.stride_v_s, job_.stride_sums, next_keys});
     }
   }
 
@@ -217,8 +207,7 @@ class AttentionTask {
   float* bias_;                    // [distinct mask rows, kBlockKeys]
   BlockFlags flags_;
   MaskRows masks_;
-  bool live_[kBlockKeys];  // some row attends to the key
-  bool all_live_ = true;
+  KeySet live_ = 0;                    // keys of the block that some row attends to
   int64_t attended_ = 0, images_ = 0;  // without a mask: the same for every row
   uint8_t seen_ = 0;                   // bit c: class_sums(c) is initialised
 };

@@ -9,29 +9,67 @@ namespace vrga::cpu::VRGA_ISA {
 constexpr float kMasked = -INFINITY;
 constexpr float kLowest = -3.402823466e38f;  // scores below it (that is, -inf) are masked
 
+// Sets of keys of a block: bit j is key j.
+using KeySet = uint64_t;
+static_assert(kBlockKeys == 64, "one bit per key");
+
+VRGA_HOST_DEVICE KeySet first_keys(int n) {
+  return n < 64 ? (KeySet{1} << n) - 1 : ~KeySet{0};
+}
+
+// Keys whose flags have the given bit. Multiplying moves the lowest bits of 8 bytes into the top
+// one.
+VRGA_HOST_DEVICE KeySet keys_with(const uint8_t* flags, int bit) {
+  KeySet keys = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t bytes;
+    memcpy(&bytes, flags + i * 8, 8);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    bytes = __builtin_bswap64(bytes);
+#endif
+    bytes = bytes >> bit & 0x0101010101010101u;
+    keys |= (bytes * 0x0102040810204080u >> 56) << (i * 8);
+  }
+  return keys;
+}
+
 // Flags of the keys [first, first + n) of one batch row.
 struct BlockFlags {
-  float image[kBlockKeys];   // 1 for an image key, else 0
-  float weight[kBlockKeys];  // w_j
-  uint8_t key_class[kBlockKeys];
-  int images;  // number of image keys
-  bool classes[kMaxClasses];
-  bool weighted;  // some key is outside class 0
+  KeySet image;                 // image keys
+  KeySet classes[kMaxClasses];  // keys of each weight; every key is in one of them
+  bool weighted;                // some key is outside class 0
+
+  // For arithmetic; filled only if some key has a flag.
+  float is_image[kBlockKeys];  // 1 for an image key, else 0
+  float weight[kBlockKeys];    // w_j
 
   void read(const uint8_t* flags, int64_t n_flags, int64_t first, int n,
             const KeyClasses& key_classes) {
-    images = 0;
-    classes[0] = classes[1] = classes[2] = false;
-    for (int j = 0; j < kBlockKeys; ++j) {
-      const uint8_t f = j < n && first + j < n_flags ? flags[first + j] & 3 : 0;
-      const uint8_t c = key_classes.of_flags[f];
-      images += f & kFlagImage;
-      image[j] = static_cast<float>(f & kFlagImage);
-      weight[j] = key_classes.weight[c];
-      key_class[j] = c;
-      classes[c] = classes[c] || j < n;
+    const int64_t left = n_flags - first;
+    const int64_t known = left < 0 ? 0 : left < n ? left : n;
+    uint8_t local[kBlockKeys] = {};
+    if (known > 0) {
+      memcpy(local, flags + first, static_cast<size_t>(known));
     }
-    weighted = classes[1] || classes[2];
+    image = keys_with(local, 0);
+    const KeySet focus = keys_with(local, 1), all = first_keys(n);
+    const KeySet of_flags[4] = {all & ~image & ~focus, image & ~focus, focus & ~image,
+                                image & focus};
+    classes[0] = classes[1] = classes[2] = 0;
+    for (int f = 0; f < 4; ++f) {
+      classes[key_classes.of_flags[f]] |= of_flags[f];
+    }
+    weighted = (classes[1] | classes[2]) != 0;
+    if ((image | focus) == 0) {
+      return;
+    }
+    const float focus_weight = key_classes.weight[key_classes.of_flags[kFlagFocus]];
+    const float image_weight = key_classes.weight[key_classes.of_flags[kFlagImage]];
+    for (int j = 0; j < kBlockKeys; ++j) {
+      is_image[j] = static_cast<float>(local[j] & kFlagImage);
+      const float unfocused = local[j] & kFlagImage ? image_weight : 1.0f;
+      weight[j] = local[j] & kFlagFocus ? focus_weight : unfocused;
+    }
   }
 };
 

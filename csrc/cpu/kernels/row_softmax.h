@@ -50,7 +50,7 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const Block
     store(s + j, p);
     z = z + p;
     if (kImage) {
-      const Vec p_image = p * load(flags.image + j);
+      const Vec p_image = p * load(flags.is_image + j);
       z_image = z_image + p_image;
       // p is 0 long before -200; the bound keeps 0 * -inf out.
       s_image = fma(p_image, max_keep_second(splat(-200.0f), distance), s_image);
@@ -73,7 +73,7 @@ VRGA_HOST_DEVICE float softmax_block(float* s, int n, float highest, const Block
                                      SoftmaxState& state) {
   const float m = highest > state.m ? highest : state.m;
   const float factor = rebase<Nats>(state, m);
-  if (flags.images > 0) {
+  if (flags.image != 0) {
     add(state, flags.weighted ? exponentiate<true, true>(s, n, m, flags)
                               : exponentiate<true, false>(s, n, m, flags));
   } else {

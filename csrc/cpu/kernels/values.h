@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/ahead.h"
+#include "cpu/kernels/keys.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -9,6 +10,7 @@ template <class T>
 struct ValueBlock {
   const T* v;            // [kBlockKeys, Dv], row stride stride_v
   const int32_t* index;  // [count] keys to sum; null: 0 ... count - 1
+  KeySet keys;           // the same as a set
   int count;
   const float* p;  // [rows, kBlockKeys]
   float* sums;     // [rows, Dv], row stride stride_sums, padded to whole vectors
