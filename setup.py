@@ -18,7 +18,7 @@ from typing import Any
 
 from setuptools import setup
 
-DEFAULT_CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # LibTorch stable ABI of 2.11: serves every later torch
 
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
@@ -57,7 +57,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     from setuptools import Extension
     from torch.utils import cpp_extension
 
-    cuda_sources = _sources("csrc/cuda/**/*.cu", "csrc/host/cuda_*.cpp")
+    cuda_sources = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/host/cuda_*.cpp")
     obstacle = _cuda_obstacle([path for path in cuda_sources if path.endswith(".cu")])
     if obstacle and os.environ.get("VRGA_EXT_CUDA") == "1":
         raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA=1, but no CUDA kernels: {obstacle}")

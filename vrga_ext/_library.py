@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,10 +28,38 @@ row_statistics: Any = torch.ops.vrga_ext.row_statistics.default
 reweighted_softmax: Any = torch.ops.vrga_ext.reweighted_softmax.default
 
 
-def has_cuda_kernels() -> bool:
+MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies; older GPUs lack both
+MAX_CUDA_HEAD_DIM = 256
+
+
+@cache
+def _serves(architectures: str, capability: tuple[int, int]) -> bool:
+    """Whether one of the built architectures runs there: same major, or PTX that is not newer."""
+    built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", architectures)
+    if capability < MIN_CUDA_CAPABILITY:
+        return False
+    for major, minor, ptx in built:
+        architecture = (int(major), int(minor))
+        if architecture <= capability and (ptx or architecture[0] == capability[0]):
+            return True
+    return not built  # names such as "Hopper": the launch will say
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
+def cuda_obstacle(device: int | None, head_dim: int) -> str:
+    """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
     from vrga_ext import _build_info
 
-    return _build_info.cuda_architectures != ""
+    built = _build_info.cuda_architectures
+    if built == "":
+        return "no CUDA kernels (with a CUDA build of torch and nvcc, pip install . builds them)"
+    capability = torch.cuda.get_device_capability(device)
+    if not _serves(built, capability):
+        wanted = ".".join(map(str, capability))
+        return f"no kernel for a GPU of compute capability {wanted} (built for {built})"
+    if head_dim > MAX_CUDA_HEAD_DIM:
+        return f"no CUDA kernel for a head dim of {head_dim} (at most {MAX_CUDA_HEAD_DIM})"
+    return ""
 
 
 @torch.library.register_fake("vrga_ext::decode_attention")

@@ -69,7 +69,7 @@ def decode_attention(
         _checks.check_softcap(softcap)
 
     _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if not has_kernel(query):
+    if not has_kernel(query, (query, value)):
         check()
         return reference.decode_attention(
             query,
@@ -140,7 +140,7 @@ def row_statistics(
         _checks.check_softcap(softcap)
 
     _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if not has_kernel(query):
+    if not has_kernel(query, (query,)):
         check()
         return reference.row_statistics(
             query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
@@ -255,8 +255,11 @@ def _call(op: Any, check: Callable[[], None], *arguments: object) -> tuple[Tenso
     return result
 
 
-def has_kernel(tensor: Tensor) -> bool:
-    """Whether the native operations serve this tensor's dtype and device; says once why not."""
+def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
+    """Whether the native operations serve this dtype and device, and the length of these vectors.
+
+    Says once why not.
+    """
     if not tensor.is_floating_point():
         return False  # nothing serves it; the checks before the reference say so
     if tensor.dtype not in KERNEL_DTYPES:
@@ -264,11 +267,13 @@ def has_kernel(tensor: Tensor) -> bool:
         return False
     if tensor.device.type == "cpu":
         return True
-    if tensor.device.type == "cuda" and _library.has_cuda_kernels():
-        return True
-    reason = "pip install . again with a CUDA build of torch and nvcc builds them"
-    _warn_once(f"no {tensor.device.type} kernels ({reason}); using vrga_ext.reference")
-    return False
+    reason = f"no kernels for {tensor.device.type}"
+    if tensor.device.type == "cuda":
+        head_dim = max((v.shape[-1] for v in vectors if v.dim() > 0), default=0)
+        reason = _library.cuda_obstacle(tensor.device.index, head_dim)
+    if reason:
+        _warn_once(f"{reason}; using vrga_ext.reference")
+    return reason == ""
 
 
 def _warn_once(text: str) -> None:

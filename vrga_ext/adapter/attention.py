@@ -109,7 +109,7 @@ def decode_attention(
     no use for the typed results of :func:`vrga_ext.ops.decode_attention`.
     """
     flags, heads = state.flags_on(key.device), state.heads_on(layer, key.device)
-    if _operations(query) is ops and ops.has_kernel(query):
+    if _operations(query) is ops and ops.has_kernel(query, (query, value)):
         output: Tensor = torch.ops.vrga_ext.decode_attention.default(
             query, key, value, flags, mask, heads, scale, 0.0, *state.gate_arguments
         )[0]

@@ -1,0 +1,4 @@
+#include "../tensor_launch.cuh"
+
+template void vrga::gpu::launch_tensor_split<vrga::gpu::Float16, 64>(const SplitParams&,
+                                                                     const CallPlan&, bool, Stream);

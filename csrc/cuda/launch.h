@@ -1,0 +1,23 @@
+// Entry to the kernels: enqueues on `stream` and returns. Throws std::runtime_error if a launch
+// fails, std::invalid_argument for what `unsupported` names.
+#pragma once
+
+#include "plan.h"
+
+namespace vrga::gpu {
+
+using StreamHandle = void*;  // cudaStream_t
+
+// At least the sizes of the plan, in device memory; contents do not matter.
+struct Workspace {
+  float* partial_sums = nullptr;   // 16-byte aligned
+  void* partial_states = nullptr;  // 16-byte aligned
+};
+
+void launch_decode(const DecodeParams& params, const CallPlan& plan, const Workspace& workspace,
+                   const Device& device, StreamHandle stream);
+void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
+                 const Workspace& workspace, const Device& device, StreamHandle stream);
+void launch_softmax(const SoftmaxParams& params, StreamHandle stream);
+
+}  // namespace vrga::gpu

@@ -1,0 +1,129 @@
+#include "plan.h"
+
+#include <algorithm>
+
+#include "vrga/split_policy.h"
+
+namespace vrga::gpu {
+namespace {
+
+constexpr int64_t kTensorTileKeys = 64;
+constexpr int64_t kPlainTileKeys = 128;
+constexpr int64_t kTensorMinKeys = 128;  // per split
+constexpr int64_t kPlainMinKeys = 256;
+constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int64_t kMaxSplits = 1024;
+
+// fp16 keeps p and w p in [6e-8, 65504]. Beyond these weights one of them would lose its digits (or
+// all of w p, where the kept keys lie far below the removed ones), so the plain path takes the
+// call.
+constexpr float kHalfMinWeight = 1.0f / 256.0f;
+constexpr float kHalfMaxWeight = 16384.0f;
+
+bool half_holds(const GateParams& gate) {
+  const float lowest = std::min(gate.focus_weight, gate.image_weight);
+  const float highest = std::max(gate.focus_weight, gate.image_weight);
+  return lowest >= kHalfMinWeight && highest <= kHalfMaxWeight;
+}
+
+bool rows_aligned(const void* data, int64_t stride_b, int64_t stride_h, int64_t stride_s) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_b % 8 == 0 && stride_h % 8 == 0 &&
+         stride_s % 8 == 0;
+}
+
+bool tensor_dim(int64_t d) {
+  return d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
+}
+
+bool tensor_path(const DecodeParams& p, bool with_values) {
+  if (p.dtype == DType::kFloat32 || !tensor_dim(p.d) ||
+      !rows_aligned(p.k, p.stride_k_b, p.stride_k_h, p.stride_k_s)) {
+    return false;
+  }
+  if (!with_values) {
+    return true;
+  }
+  const bool weights_fit = p.dtype != DType::kFloat16 || p.n_flags == 0 || half_holds(p.gate);
+  return weights_fit && p.d_v == p.d && rows_aligned(p.v, p.stride_v_b, p.stride_v_h, p.stride_v_s);
+}
+
+CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
+  const int64_t rows = p.h_q / p.h_kv * p.s_q;
+  CallPlan plan;
+  plan.path = tensor_path(p, decode) ? Path::kTensor : Path::kPlain;
+  const bool tensor = plan.path == Path::kTensor;
+  // The accumulators of 16 rows and both sums fill the registers at D = 128.
+  plan.row_slots = tensor && decode && rows > 8 && p.d <= 128 ? 2 : 1;
+  plan.rows_per_block = tensor ? 8 * plan.row_slots : 4;
+  plan.row_blocks = static_cast<int32_t>(ceil_div(rows, plan.rows_per_block));
+  plan.weighted =
+      decode && p.n_flags > 0 && (p.gate.focus_weight != 1.0f || p.gate.image_weight != 1.0f);
+
+  // One wave of blocks and no second, fuller or emptier one: as many splits as fit into it.
+  const int64_t items = p.b * p.h_kv * plan.row_blocks;
+  const int64_t wave = int64_t{device.multiprocessors} * kBlocksPerMultiprocessor;
+  const int64_t per_item = items > 0 ? std::max<int64_t>(1, wave / items) : 1;
+  const int64_t splits = plan_splits(items, p.s_kv, tensor ? kTensorTileKeys : kPlainTileKeys,
+                                     tensor ? kTensorMinKeys : kPlainMinKeys, items * per_item)
+                             .splits;
+  plan.splits = static_cast<int32_t>(std::min(splits, kMaxSplits));
+  plan.blocks = items * plan.splits;
+  const int64_t partials = p.b * p.h_q * p.s_q * plan.splits;
+  if (decode) {
+    plan.pitch = static_cast<int32_t>(ceil_div(p.d_v, 4) * 4);
+  }
+  if (!decode || plan.splits > 1) {
+    plan.partial_states = partials;
+    plan.partial_sums = partials * 2 * plan.pitch;
+  }
+  return plan;
+}
+
+}  // namespace
+
+const char* unsupported(const DecodeParams& p) {
+  if (p.d > kMaxHeadDim) {
+    return "query: wanted a head dim of at most 256";
+  }
+  return p.d_v > kMaxHeadDim ? "value: wanted a head dim of at most 256" : nullptr;
+}
+
+const char* unsupported(const RowStatisticsParams& p) {
+  return p.d > kMaxHeadDim ? "query: wanted a head dim of at most 256" : nullptr;
+}
+
+CallPlan plan_decode(const DecodeParams& params, const Device& device) {
+  return plan(params, device, true);
+}
+
+CallPlan plan_rows(const RowStatisticsParams& params, const Device& device) {
+  return plan(as_decode(params), device, false);
+}
+
+DecodeParams as_decode(const RowStatisticsParams& rows) {
+  DecodeParams p;
+  p.q = rows.q;
+  p.k = rows.k;
+  p.key_flags = rows.key_flags;
+  p.statistics = rows.statistics;
+  p.mask = rows.mask;
+  p.dtype = rows.dtype;
+  p.b = rows.b;
+  p.h_q = rows.h_q;
+  p.h_kv = rows.h_kv;
+  p.s_q = 1;
+  p.s_kv = rows.s_kv;
+  p.d = rows.d;
+  p.n_flags = rows.n_flags;
+  p.stride_q_b = rows.stride_q_b;
+  p.stride_q_h = rows.stride_q_h;
+  p.stride_k_b = rows.stride_k_b;
+  p.stride_k_h = rows.stride_k_h;
+  p.stride_k_s = rows.stride_k_s;
+  p.stride_flags_b = rows.stride_flags_b;
+  p.scale = rows.scale;
+  p.softcap = rows.softcap;
+  return p;
+}
+
+}  // namespace vrga::gpu

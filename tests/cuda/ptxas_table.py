@@ -1,0 +1,146 @@
+"""Compile every kernel for every architecture and print what ptxas says.
+
+    python tests/cuda/ptxas_table.py [--architectures 80,90] [--files d128] [--jobs 2]
+
+Registers, spills, shared memory and blocks per multiprocessor, one line per kernel and
+architecture. Exit status 1 if a kernel spills, or if a kernel with D <= 128 does not fit twice into
+a multiprocessor. Needs nvcc and g++, neither a GPU nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+EMULATOR = Path(__file__).resolve().parents[1] / "emulator"
+# Shared memory of a multiprocessor in KiB; every block takes 1 KiB of it for itself.
+SHARED_KIB = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+REGISTERS = 65536
+
+
+class Kernel(NamedTuple):
+    """One line of the table."""
+
+    architecture: int
+    name: str
+    registers: int
+    spill_bytes: int
+    shared_bytes: int | None
+    blocks: int | None
+
+    def fits(self) -> bool:
+        wanted = 1 if "256" in self.name else 2
+        return self.spill_bytes == 0 and (self.blocks is None or self.blocks >= wanted)
+
+
+def find_nvcc() -> str:
+    """Path of nvcc; SystemExit without one."""
+    path = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(path).exists():
+        raise SystemExit("nvcc: not on the PATH and not under /usr/local/cuda/bin")
+    return path
+
+
+def dynamic_shared() -> dict[tuple[int, int], int]:
+    """Dynamic shared memory in bytes by (D, row slots); D = 0 is the plain kernel."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "shared_bytes"
+        source = Path(__file__).with_name("shared_bytes.cpp")
+        include = [f"-I{CSRC / 'include'}", f"-I{EMULATOR}"]
+        simt = [str(EMULATOR / name) for name in ("simt.cpp", "fiber.cpp")]
+        subprocess.run(
+            ["g++", "-std=c++20", *include, str(source), *simt, "-o", str(program)], check=True
+        )
+        lines = subprocess.run(
+            [str(program)], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+    return {(int(d), int(slots)): int(size) for d, slots, size in (line.split() for line in lines)}
+
+
+def compile_file(nvcc: str, source: Path, architecture: int) -> str:
+    """The output of ptxas -v."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
+        command += [
+            f"-I{CSRC / 'include'}",
+            f"-I{CSRC / 'cuda'}",
+            str(source),
+            "-o",
+            f"{folder}/out",
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise SystemExit(f"{source.name} for sm_{architecture}:\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def demangle(symbol: str) -> str:
+    name = subprocess.run(["c++filt", symbol], capture_output=True, text=True).stdout.strip()
+    return re.sub(r"\(.*|void |vrga::gpu::", "", name)
+
+
+def shared_of(name: str, shared: dict[tuple[int, int], int]) -> int | None:
+    tensor = re.match(r"tensor_split<\w+, (\d+), (\d)", name)
+    if tensor:
+        return shared[int(tensor[1]), int(tensor[2])]
+    return shared[0, 1] if name.startswith("plain_split") else None
+
+
+def parse(text: str, architecture: int, shared: dict[tuple[int, int], int]) -> list[Kernel]:
+    kernels = []
+    pattern = (
+        r"Compiling entry function '(\w+)'"
+        r".*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) reg"
+    )
+    for symbol, stores, loads, registers in re.findall(pattern, text, re.S):
+        name = demangle(symbol)
+        size = shared_of(name, shared)
+        blocks = None
+        if size is not None:
+            per_block = -(-int(registers) // 8) * 8 * 128
+            blocks = min(REGISTERS // per_block, SHARED_KIB[architecture] * 1024 // (size + 1024))
+        kernels.append(
+            Kernel(architecture, name, int(registers), int(stores) + int(loads), size, blocks)
+        )
+    return kernels
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--architectures", default=",".join(map(str, SHARED_KIB)))
+    parser.add_argument("--files", default="", help="only sources whose name contains this")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+
+    nvcc, shared = find_nvcc(), dynamic_shared()
+    sources = sorted(path for path in (CSRC / "cuda").rglob("*.cu") if arguments.files in path.name)
+    work = [(source, int(a)) for a in arguments.architectures.split(",") for source in sources]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        texts = list(pool.map(lambda item: compile_file(nvcc, *item), work))
+    kernels = [k for (_, a), text in zip(work, texts, strict=True) for k in parse(text, a, shared)]
+
+    print("| arch | kernel | registers | spilled bytes | shared bytes | blocks per SM |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for kernel in kernels:
+        size, blocks = ("-" if value is None else value for value in kernel[4:])
+        cells = [f"sm_{kernel.architecture}", f"`{kernel.name}`", kernel.registers]
+        print("|", " | ".join(map(str, [*cells, kernel.spill_bytes, size, blocks])), "|")
+    failed = [kernel for kernel in kernels if not kernel.fits()]
+    for kernel in failed:
+        print(f"spills or does not fit: sm_{kernel.architecture} {kernel.name}", file=sys.stderr)
+    print(f"{len(kernels)} kernels, {len(failed)} spill or do not fit")
+    return 1 if failed or not kernels else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

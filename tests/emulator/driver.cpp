@@ -1,0 +1,416 @@
+// The kernels on the emulator against plain fp64 loops, without Python: the form in which the
+// sanitizers run and in which planted faults must be caught. Every buffer is a heap block of its
+// exact size; rows of K and V that nothing attends to hold NaN; outputs start as NaN.
+//
+//   driver [--small]      exit status 0: every case agrees
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "launch.h"
+#include "simt.h"
+#include "vrga/primitives.cuh"
+
+namespace {
+
+using vrga::DType;
+using vrga::GateKind;
+using vrga::MaskKind;
+
+struct Case {
+  const char* name;
+  DType dtype;
+  int64_t b, h_q, h_kv, s_q, s_kv, d;
+  int64_t n_flags;
+  MaskKind mask;
+  GateKind gate;
+  float focus_weight, image_weight, softcap;
+  int multiprocessors;  // 0: a single split
+};
+
+constexpr DType kB = DType::kBFloat16, kH = DType::kFloat16, kF = DType::kFloat32;
+constexpr GateKind kS = GateKind::kStatic, kD = GateKind::kDynamic;
+constexpr MaskKind kNo = MaskKind::kNone, kBool = MaskKind::kBool, kAdd = MaskKind::kFloat32;
+
+// The first kSmall ones are also run under ThreadSanitizer.
+const Case kCases[] = {
+    {"narrow, one split", kB, 1, 3, 1, 1, 97, 64, 80, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
+    {"narrow, splits, bool mask", kH, 1, 2, 2, 1, 321, 64, 200, kBool, kS, 1.5f, 1.0f, 0.0f, 4},
+    {"wide, two row blocks", kB, 1, 9, 1, 2, 130, 64, 130, kAdd, kD, 2.0f, 0.5f, 0.0f, 4},
+    {"plain", kF, 1, 3, 1, 2, 300, 24, 280, kBool, kD, 1.5f, 1.0f, 20.0f, 2},
+    {"narrow, the ring goes round", kB, 1, 2, 1, 1, 460, 64, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
+    {"narrow 80", kB, 2, 7, 1, 1, 191, 80, 150, kBool, kD, 1.5f, 1.0f, 0.0f, 4},
+    {"narrow 96, soft-cap", kH, 1, 8, 2, 1, 200, 96, 200, kAdd, kD, 1.5f, 1.0f, 15.0f, 2},
+    {"narrow 128", kB, 1, 14, 2, 1, 513, 128, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
+    {"narrow 128, mask mode", kB, 1, 4, 1, 1, 140, 128, 140, kNo, kS, 1.0f, 0.0f, 0.0f, 1},
+    {"wide 128", kB, 1, 16, 1, 1, 400, 128, 333, kBool, kD, 1.5f, 1.0f, 0.0f, 4},
+    {"wide 80, verification", kH, 1, 6, 2, 5, 129, 80, 64, kBool, kD, 1.5f, 1.0f, 0.0f, 2},
+    {"256", kB, 1, 5, 1, 1, 200, 256, 128, kBool, kD, 1.5f, 1.0f, 0.0f, 2},
+    {"256, two row blocks", kH, 1, 10, 1, 1, 129, 256, 60, kAdd, kS, 1.5f, 1.0f, 0.0f, 1},
+    {"plain, mask mode in fp16", kH, 1, 4, 2, 1, 260, 40, 200, kNo, kS, 1.0f, 0.0f, 0.0f, 2},
+    {"no flags", kB, 1, 2, 1, 1, 70, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
+    {"one key", kB, 1, 2, 1, 1, 1, 128, 1, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
+    {"more tiles than marks", kB, 1, 1, 1, 1, 60000, 64, 3000, kBool, kD, 1.5f, 1.0f, 0.0f, 0},
+    {"no key", kB, 1, 2, 1, 1, 0, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
+};
+constexpr int kSmall = 5;
+
+std::mt19937_64 random_bits{7};
+double normal() {
+  static std::normal_distribution<double> distribution;
+  return distribution(random_bits);
+}
+bool chance(double probability) {
+  return std::uniform_real_distribution<double>()(random_bits) < probability;
+}
+
+size_t size_of(DType dtype) {
+  return dtype == kF ? 4 : 2;
+}
+
+// `count` values of a dtype in a heap block of exactly that size.
+struct Values {
+  DType dtype;
+  std::unique_ptr<void, void (*)(void*)> data{nullptr, std::free};
+
+  Values(DType dtype, int64_t count) : dtype(dtype) {
+    void* memory = nullptr;
+    const size_t bytes = count * size_of(dtype);
+    if (posix_memalign(&memory, 16, bytes > 0 ? bytes : 1) != 0) {
+      std::abort();
+    }
+    std::memset(memory, 0xff, bytes);
+    data.reset(memory);
+  }
+  void set(int64_t i, double value) {
+    const auto f = static_cast<float>(value);
+    if (dtype == kF) {
+      static_cast<float*>(data.get())[i] = f;
+    } else if (dtype == kB) {
+      static_cast<vrga::gpu::BFloat16*>(data.get())[i] = vrga::gpu::narrow<vrga::gpu::BFloat16>(f);
+    } else {
+      static_cast<vrga::gpu::Float16*>(data.get())[i] = vrga::gpu::narrow<vrga::gpu::Float16>(f);
+    }
+  }
+  double get(int64_t i) const {
+    if (dtype == kF) {
+      return static_cast<const float*>(data.get())[i];
+    }
+    return dtype == kB ? vrga::gpu::widen(static_cast<const vrga::gpu::BFloat16*>(data.get())[i])
+                       : vrga::gpu::widen(static_cast<const vrga::gpu::Float16*>(data.get())[i]);
+  }
+};
+
+int failures = 0;
+
+void compare(const Case& c, const char* what, int64_t i, double got, double want,
+             double tolerance) {
+  if (!(std::abs(got - want) <= tolerance)) {
+    if (++failures <= 20) {
+      std::fprintf(stderr, "%s: %s[%lld]: got %.9g, want %.9g\n", c.name, what,
+                   static_cast<long long>(i), got, want);
+    }
+  }
+}
+
+struct Row {
+  std::vector<double> scores, a, weighted;  // a: plain, weighted: after the gate
+  double ratio = 0, entropy = 0, joint = 0;
+  bool gate = false, decided = true;  // decided: not within rounding of a threshold
+};
+
+Row reference_row(const std::vector<double>& scores, const std::vector<bool>& attended,
+                  const uint8_t* flags, int64_t n_flags, const vrga::GateParams& gate,
+                  bool enabled) {
+  Row row;
+  const size_t keys = scores.size();
+  row.scores = scores;
+  row.a.assign(keys, 0.0);
+  double m = -INFINITY, z = 0, share = 0, total = 0;
+  int64_t count = 0, n = 0;
+  for (size_t j = 0; j < keys; ++j) {
+    if (attended[j]) {
+      m = std::max(m, scores[j]);
+      ++count;
+    }
+  }
+  for (size_t j = 0; j < keys; ++j) {
+    row.a[j] = attended[j] ? std::exp(scores[j] - m) : 0.0;
+    z += row.a[j];
+  }
+  const auto flag = [&](size_t j) { return static_cast<int64_t>(j) < n_flags ? flags[j] : 0; };
+  for (size_t j = 0; j < keys; ++j) {
+    row.a[j] = count > 0 ? row.a[j] / z : 0.0;
+    if ((flag(j) & 1) != 0 && attended[j]) {
+      ++n;
+      share += row.a[j];
+      row.joint -= row.a[j] > 0 ? row.a[j] * std::log(row.a[j]) : 0;
+    }
+  }
+  if (n > 0 && share > 0) {
+    row.ratio = share * count / n;
+    row.entropy = row.joint / share + std::log(share);
+  }
+  row.gate = enabled && count > 0;
+  if (gate.kind == kD) {
+    const double second = gate.entropy_factor * row.joint;
+    row.decided =
+        std::abs(row.ratio - gate.min_ratio) > 1e-4 && std::abs(row.ratio - second) > 1e-4;
+    row.gate = row.gate && row.ratio > gate.min_ratio && row.ratio > second;
+  }
+  row.weighted = row.a;
+  for (size_t j = 0; j < keys; ++j) {
+    row.weighted[j] *= flag(j) & 2 ? gate.focus_weight : flag(j) & 1 ? gate.image_weight : 1.0f;
+    total += row.weighted[j];
+  }
+  row.gate = row.gate && total != 0;
+  for (size_t j = 0; j < keys; ++j) {
+    row.weighted[j] = row.gate ? row.weighted[j] / total : row.a[j];
+  }
+  return row;
+}
+
+void compare_statistics(const Case& c, const Row& row, const float* got, int64_t i,
+                        bool with_gate) {
+  compare(c, "image_ratio", i, got[0], row.ratio, 2e-5 * (1 + row.ratio));
+  compare(c, "image_entropy", i, got[1], row.entropy, 4e-5);
+  compare(c, "joint_entropy", i, got[2], row.joint, 4e-5);
+  if (with_gate && row.decided) {
+    compare(c, "gate", i, got[3], row.gate ? 1.0 : 0.0, 0.0);
+  }
+}
+
+void run(const Case& c) {
+  const int64_t rows = c.b * c.h_q * c.s_q, group = c.h_q / c.h_kv;
+  const vrga::gpu::Device device{c.multiprocessors, true};
+  Values q(c.dtype, rows * c.d), k(c.dtype, c.b * c.h_kv * c.s_kv * c.d),
+      v(c.dtype, c.b * c.h_kv * c.s_kv * c.d), out(c.dtype, rows * c.d);
+  std::vector<uint8_t> flags(c.b * c.n_flags);
+  std::unique_ptr<bool[]> heads(new bool[c.b * c.h_q]);
+  std::vector<bool> attended(rows * c.s_kv, true);
+  Values additive(kF, rows * c.s_kv);
+  std::unique_ptr<uint8_t[]> boolean(new uint8_t[rows * c.s_kv]);
+  std::vector<double> bias(rows * c.s_kv, 0.0);
+
+  for (int64_t i = 0; i < rows * c.d; ++i) {
+    q.set(i, normal());
+  }
+  for (auto& flag : flags) {
+    flag = chance(0.5) ? (chance(0.3) ? 3 : 1) : 0;
+  }
+  for (int64_t i = 0; i < c.b * c.h_q; ++i) {
+    heads[i] = !chance(0.3);
+  }
+  if (c.mask != kNo) {
+    // The end is used by nobody, like the rest of a static cache; the last row attends to nothing.
+    const int64_t used = c.s_kv - c.s_kv / 4;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t j = 0; j < c.s_kv; ++j) {
+        const int64_t i = r * c.s_kv + j;
+        attended[i] = j < used && j % 13 != 5 && !chance(0.2) && (rows == 1 || r != rows - 1);
+        bias[i] = c.mask == kAdd && attended[i] ? normal() : 0.0;
+        boolean[i] = attended[i];
+        additive.set(i, attended[i] ? bias[i] : j % 2 ? -INFINITY : -3.4028234663852886e38);
+        bias[i] = c.mask == kAdd && attended[i] ? additive.get(i) : 0.0;
+      }
+    }
+  }
+  for (int64_t kv = 0; kv < c.b * c.h_kv; ++kv) {
+    for (int64_t j = 0; j < c.s_kv; ++j) {
+      bool used = false;
+      for (int64_t r = kv * group * c.s_q; r < (kv + 1) * group * c.s_q; ++r) {
+        used = used || attended[r * c.s_kv + j];
+      }
+      for (int64_t i = 0; i < c.d; ++i) {
+        k.set((kv * c.s_kv + j) * c.d + i, used ? normal() : NAN);
+        v.set((kv * c.s_kv + j) * c.d + i, used ? normal() : NAN);
+      }
+    }
+  }
+
+  std::vector<float> statistics(rows * 4, NAN);
+  vrga::DecodeParams p;
+  p.q = q.data.get();
+  p.k = k.data.get();
+  p.v = v.data.get();
+  p.key_flags = flags.data();
+  p.heads = heads.get();
+  p.out = out.data.get();
+  p.statistics = statistics.data();
+  p.mask.kind = c.mask;
+  p.mask.data = c.mask == kBool ? static_cast<const void*>(boolean.get()) : additive.data.get();
+  p.mask.stride_k = 1;
+  p.mask.stride_s = c.s_kv;
+  p.mask.stride_h = c.s_q * c.s_kv;
+  p.mask.stride_b = c.h_q * c.s_q * c.s_kv;
+  p.dtype = c.dtype;
+  p.b = c.b;
+  p.h_q = c.h_q;
+  p.h_kv = c.h_kv;
+  p.s_q = c.s_q;
+  p.s_kv = c.s_kv;
+  p.d = p.d_v = c.d;
+  p.n_flags = c.n_flags;
+  p.stride_q_s = c.d;
+  p.stride_q_h = c.s_q * c.d;
+  p.stride_q_b = c.h_q * c.s_q * c.d;
+  p.stride_k_s = p.stride_v_s = c.d;
+  p.stride_k_h = p.stride_v_h = c.s_kv * c.d;
+  p.stride_k_b = p.stride_v_b = c.h_kv * c.s_kv * c.d;
+  p.stride_flags_b = c.n_flags;
+  p.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(c.d)));
+  p.softcap = c.softcap;
+  p.gate = {c.gate, c.focus_weight, c.image_weight, 0.9f, 0.2f};
+
+  const auto plan = vrga::gpu::plan_decode(p, device);
+  Values sums(kF, plan.partial_sums);
+  std::unique_ptr<char[]> states(new char[plan.partial_states * 32]);
+  vrga::gpu::launch_decode(p, plan, {static_cast<float*>(sums.data.get()), states.get()}, device,
+                           nullptr);
+
+  const double tolerance = c.dtype == kF ? 2e-5 : c.dtype == kB ? 2.5e-2 : 3e-3;
+  std::vector<Row> wanted(rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t b = r / (c.h_q * c.s_q), head = r / c.s_q, kv = head / group;
+    std::vector<double> scores(c.s_kv);
+    for (int64_t j = 0; j < c.s_kv; ++j) {
+      double dot = 0;
+      for (int64_t i = 0; i < c.d; ++i) {
+        dot += q.get(r * c.d + i) * k.get((kv * c.s_kv + j) * c.d + i);
+      }
+      dot *= p.scale;
+      scores[j] =
+          (c.softcap > 0 ? c.softcap * std::tanh(dot / c.softcap) : dot) + bias[r * c.s_kv + j];
+    }
+    const std::vector<bool> own(attended.begin() + r * c.s_kv, attended.begin() + (r + 1) * c.s_kv);
+    wanted[r] =
+        reference_row(scores, own, flags.data() + b * c.n_flags, c.n_flags, p.gate, heads[head]);
+    compare_statistics(c, wanted[r], &statistics[r * 4], r, true);
+    const auto& a =
+        !wanted[r].decided && statistics[r * 4 + 3] == 0 ? wanted[r].a : wanted[r].weighted;
+    for (int64_t i = 0; i < c.d && wanted[r].decided; ++i) {
+      double sum = 0;
+      for (int64_t j = 0; j < c.s_kv; ++j) {
+        sum += a[j] > 0 ? a[j] * v.get((kv * c.s_kv + j) * c.d + i) : 0;
+      }
+      compare(c, "output", r * c.d + i, out.get(r * c.d + i), sum, tolerance);
+    }
+  }
+
+  // Statistics of the first query position of every head.
+  std::vector<float> row_statistics(c.b * c.h_q * 3, NAN);
+  std::unique_ptr<float[]> image(new float[c.b * c.h_q * c.n_flags]);
+  vrga::RowStatisticsParams rp;
+  rp.q = p.q;
+  rp.k = p.k;
+  rp.key_flags = p.key_flags;
+  rp.image_attention = image.get();
+  rp.statistics = row_statistics.data();
+  rp.mask = p.mask;
+  rp.dtype = p.dtype;
+  rp.b = p.b;
+  rp.h_q = p.h_q;
+  rp.h_kv = p.h_kv;
+  rp.s_kv = p.s_kv;
+  rp.d = p.d;
+  rp.n_flags = p.n_flags;
+  rp.stride_q_b = p.stride_q_b;
+  rp.stride_q_h = p.stride_q_h;
+  rp.stride_k_b = p.stride_k_b;
+  rp.stride_k_h = p.stride_k_h;
+  rp.stride_k_s = p.stride_k_s;
+  rp.stride_flags_b = p.stride_flags_b;
+  rp.scale = p.scale;
+  rp.softcap = p.softcap;
+  const auto row_plan = vrga::gpu::plan_rows(rp, device);
+  states.reset(new char[row_plan.partial_states * 32]);
+  vrga::gpu::launch_rows(rp, row_plan, {nullptr, states.get()}, device, nullptr);
+  for (int64_t h = 0; h < c.b * c.h_q; ++h) {
+    const Row& row = wanted[h * c.s_q];
+    compare_statistics(c, row, &row_statistics[h * 3], h, false);
+    for (int64_t j = 0; j < c.n_flags; ++j) {
+      const bool counted = (flags[h / c.h_q * c.n_flags + j] & 1) != 0;
+      compare(c, "image_attention", h * c.n_flags + j, image[h * c.n_flags + j],
+              counted ? row.a[j] : 0.0, 1e-5);
+    }
+  }
+
+  // The same scores through the softmax.
+  Values scores(c.dtype, rows * c.s_kv), probabilities(c.dtype, rows * c.s_kv);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < c.s_kv; ++j) {
+      const int64_t i = r * c.s_kv + j;
+      scores.set(i, attended[i] ? wanted[r].scores[j] : -INFINITY);
+    }
+  }
+  vrga::SoftmaxParams sp;
+  sp.scores = scores.data.get();
+  sp.key_flags = p.key_flags;
+  sp.heads = p.heads;
+  sp.probabilities = probabilities.data.get();
+  std::fill(statistics.begin(), statistics.end(), NAN);
+  sp.statistics = statistics.data();
+  sp.dtype = c.dtype;
+  sp.b = c.b;
+  sp.h_q = c.h_q;
+  sp.s_q = c.s_q;
+  sp.s_kv = c.s_kv;
+  sp.n_flags = c.n_flags;
+  sp.stride_s_s = c.s_kv;
+  sp.stride_s_h = c.s_q * c.s_kv;
+  sp.stride_s_b = c.h_q * c.s_q * c.s_kv;
+  sp.stride_flags_b = c.n_flags;
+  sp.gate = p.gate;
+  vrga::gpu::launch_softmax(sp, nullptr);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<double> rounded(c.s_kv);
+    for (int64_t j = 0; j < c.s_kv; ++j) {
+      rounded[j] = scores.get(r * c.s_kv + j);
+    }
+    const std::vector<bool> own(attended.begin() + r * c.s_kv, attended.begin() + (r + 1) * c.s_kv);
+    const int64_t b = r / (c.h_q * c.s_q), head = r / c.s_q;
+    const Row row =
+        reference_row(rounded, own, flags.data() + b * c.n_flags, c.n_flags, p.gate, heads[head]);
+    compare_statistics(c, row, &statistics[r * 4], r, true);
+    for (int64_t j = 0; j < c.s_kv && row.decided; ++j) {
+      compare(c, "probabilities", r * c.s_kv + j, probabilities.get(r * c.s_kv + j),
+              row.weighted[j],
+              (c.dtype == kF   ? 1e-5
+               : c.dtype == kB ? 4e-3
+                               : 5e-4) *
+                  (row.weighted[j] + 1e-2));
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool small = argc > 1 && std::strcmp(argv[1], "--small") == 0;
+  int64_t index = 0;
+  for (const Case& c : kCases) {
+    if (small && index == kSmall) {
+      break;
+    }
+    simt::set_seed(static_cast<uint64_t>(++index));
+    run(c);
+  }
+  const simt::Counters& counters = simt::counters();
+  if (counters.matrix_wavefronts != counters.matrix_phases) {
+    std::fprintf(stderr, "ldmatrix: %lld shared-memory accesses for %lld groups of rows\n",
+                 static_cast<long long>(counters.matrix_wavefronts),
+                 static_cast<long long>(counters.matrix_phases));
+    ++failures;
+  }
+  std::printf("%lld cases, %lld launches, %lld blocks, %d failures\n",
+              static_cast<long long>(index), static_cast<long long>(counters.launches),
+              static_cast<long long>(counters.blocks), failures);
+  return failures == 0 ? 0 : 1;
+}
