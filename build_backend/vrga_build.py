@@ -70,7 +70,8 @@ def _torch_requirement() -> list[str]:
         return [f"torch>={wanted}"]
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < MIN_TORCH:
         raise RuntimeError(
-            f"vrga_ext: wanted torch >= {wanted}, got the installed torch {version}; upgrade it first"
+            f"vrga_ext: wanted torch >= {wanted}, got the installed torch {version}; "
+            "upgrade it first"
         )
     return []
 
