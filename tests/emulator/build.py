@@ -86,7 +86,7 @@ def build_operations() -> Path:
     from torch.utils.cpp_extension import include_paths
 
     host = ROOT / "csrc" / "host"
-    sources = [ROOT / "csrc" / "ops.cpp", host / "checks.cpp"]
+    sources = [ROOT / "csrc" / "ops.cpp", host / "arguments.cpp", host / "checks.cpp"]
     sources += [
         EMULATOR / "host_ops.cpp",
         EMULATOR / "host_device.cpp",
