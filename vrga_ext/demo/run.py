@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,7 +134,8 @@ def run_demo(
 
     accuracy: tuple[float, float] | None = None
     if model_id is None and samples:
-        accuracy = _accuracies(model, processor, config, samples, steps, console)
+        with _one_thread():
+            accuracy = _accuracies(model, processor, config, samples, steps, console)
         console.print(
             f"accuracy over {samples} held-out questions, {steps} steps: "
             f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
@@ -143,6 +146,17 @@ def run_demo(
     console.print(f"picture written to {output}")
     before, after = accuracy or (None, None)
     return Outcome(runs[0].words, runs[1].words, before, after, output)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The demo model is too small to share among threads, which wait for each other instead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _load_checkpoint(model_id: str) -> tuple[Any, Any]:
