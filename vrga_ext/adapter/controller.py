@@ -218,10 +218,12 @@ class VRGAHandle:
             return None
         if state.prompt.active:
             return state
-        if tokens != 1 or self._prompt() is not None:
+        if tokens != 1:
             return None
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # what follows cannot be traced
             return state
+        if self._prompt() is not None:
+            return None
         # A cache that was cropped or reset has lost a part of the prompt.
         return state if int(cache.get_seq_length()) >= state.image.shape[1] else None
 
