@@ -5,7 +5,7 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-// While a block of K is multiplied, its V is on the way from memory, and while V is, the next block
+// While a block of K is multiplied, its V is on the way from memory, and while V is, a later block
 // of K. Both loops ask for one row ahead per key of their own, so that the requests are spread
 // evenly. The rows go to L2: two blocks would not fit L1. Default: nothing to fetch.
 struct Ahead {

@@ -11,6 +11,9 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
+constexpr int kBlocksAhead =
+    2;  // K is asked for this many blocks before its turn; V within its own
+
 template <class T>
 class AttentionTask {
  public:
@@ -78,9 +81,10 @@ class AttentionTask {
       return;
     }
     const T* k = key_row(first);
-    int64_t next = p_.s_kv - first - n;
-    next = next < kBlockKeys ? next : kBlockKeys;
-    const Ahead next_keys(k + n * p_.stride_k_s, p_.stride_k_s, next, p_.d);
+    const int64_t next = first + kBlocksAhead * kBlockKeys;
+    const int64_t left = next < p_.s_kv ? p_.s_kv - next : 0;
+    const Ahead next_keys(left > 0 ? key_row(next) : k, p_.stride_k_s,
+                          left < kBlockKeys ? left : kBlockKeys, p_.d);
     const Ahead values =
         job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys;
     score<T>({query_, k, scores_, rows_, n, p_.d, query_stride<T>(p_.d), p_.stride_k_s, values});
