@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from tests.emulator import build
 
-TENSOR, ACCESS, RESULT = "tensor_split.cuh", "key_access.cuh", "block_result.cuh"
+TENSOR, TILE = "tensor_split.cuh", "tensor_tile.cuh"
+ACCESS, RESULT = "key_access.cuh", "block_result.cuh"
 
 # The build notices a fault where the driver exits with an error: wrong numbers, NaN from poisoned
 # memory, a bank conflict, a check of the machine, or a report of the sanitizer.
@@ -95,14 +96,14 @@ FAULTS = [
     Fault(
         "swizzle missing on one side",
         "plain",
-        TENSOR,
+        TILE,
         "slot + swizzled<kDim / 8>(key, chunk) * 16",
         "slot + (key * (kDim / 8) + chunk) * 16",
     ),
     Fault(
         "no swizzle: bank conflicts",
         "plain",
-        TENSOR,
+        TILE,
         "((chunk ^ (row >> (3 - k))) & mask)",
         "(chunk & mask)",
     ),
@@ -116,7 +117,7 @@ FAULTS = [
     Fault(
         "tail of the keys off by one in the load",
         "asan",
-        TENSOR,
+        TILE,
         "const bool valid = first + row < s_kv;",
         "const bool valid = first + row <= s_kv;",
     ),
@@ -130,7 +131,7 @@ FAULTS = [
     Fault(
         "lanes diverge before a matrix instruction",
         "plain",
-        TENSOR,
+        TILE,
         "load_matrices<true>(values,",
         "if (lane != 5) load_matrices<true>(values,",
     ),
