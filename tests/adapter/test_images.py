@@ -17,8 +17,8 @@ from vrga_ext.adapter.images import (
 
 
 def row(text: str) -> torch.Tensor:
-    """'.' is text, 'x' is an image token."""
-    return torch.tensor([c == "x" for c in text], dtype=torch.bool)
+    """'.' is text, '#' is an image token."""
+    return torch.tensor([c == "#" for c in text], dtype=torch.bool)
 
 
 def mrope(*items: int | tuple[int, int]) -> torch.Tensor:
@@ -56,8 +56,8 @@ def test_token_types_mark_images_too():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("..xx.", [1, 2, 3]),
-        ("xx..x", [0, 1, 3, 4]),
+        ("..##.", [1, 2, 3]),
+        ("##..#", [0, 1, 3, 4]),
         ("", []),
     ],
 )
@@ -68,39 +68,39 @@ def test_vision_span_counts_the_token_before(text, expected):
 
 
 def test_spans_from_positions():
-    mask = row("..xxxxxx.xxxx")
+    mask = row("..######.####")
     positions, spans = spans_of(mask, mrope(2, (2, 3), 1, (4, 1)), None)
     assert positions.tolist() == [2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
     assert [tuple(span) for span in spans] == [(0, 6, 0, (2, 3)), (6, 4, 0, (4, 1))]
 
 
 def test_adjacent_images_are_told_apart_by_time():
-    positions, spans = spans_of(row(".xxxxxxxx"), mrope(1, (2, 2), (2, 2)), None)
+    positions, spans = spans_of(row(".########"), mrope(1, (2, 2), (2, 2)), None)
     assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
     assert positions.tolist() == list(range(1, 9))
 
 
 def test_positions_that_count_tokens_give_no_grid():
-    _, spans = spans_of(row(".xxxx."), mrope(6), None)
+    _, spans = spans_of(row(".####."), mrope(6), None)
     assert [tuple(span) for span in spans] == [(0, 4, 0, None)]
 
 
 def test_positions_that_are_no_rectangle_give_no_grid():
     positions = mrope(1, (2, 3), 1)
     positions[2, 4] += 1
-    _, spans = spans_of(row(".xxxxxx."), positions, None)
+    _, spans = spans_of(row(".######."), positions, None)
     assert spans[0].grid is None
 
 
 def test_fixed_grid_divides_a_run():
-    _, spans = spans_of(row(".xxxxxxxx."), None, (2, 2))
+    _, spans = spans_of(row(".########."), None, (2, 2))
     assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
-    _, spans = spans_of(row(".xxxxx."), None, (2, 2))
+    _, spans = spans_of(row(".#####."), None, (2, 2))
     assert [tuple(span) for span in spans] == [(0, 5, 0, None)]
 
 
 def test_lead_of_a_span():
-    positions, spans = spans_of(row(".xxxx.xxxx"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span")
+    positions, spans = spans_of(row(".####.####"), mrope(1, (2, 2), 1, (2, 2)), None, "vision_span")
     assert positions.tolist() == list(range(10))
     assert [tuple(span) for span in spans] == [(0, 5, 1, (2, 2)), (5, 5, 1, (2, 2))]
 
