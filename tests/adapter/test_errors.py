@@ -245,6 +245,19 @@ def test_call_past_the_model_says_so(family):
         family.model.model(**family.prompt(ROW))
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_call_of_the_decoder_itself_says_so(family, by_name):
+    decoder = family.model.get_decoder()
+    ids = torch.tensor([[5, 6, 7]])
+    with (
+        vrga_ext.enable(family.model, **LOOSE),
+        pytest.warns(VRGAWarning, match="straight to its decoder"),
+        torch.no_grad(),
+    ):
+        output = decoder(input_ids=ids) if by_name else decoder(ids)
+    assert output.last_hidden_state.shape[:2] == ids.shape
+
+
 def test_only_sliding_layers_says_so():
     windows = {"use_sliding_window": True, "max_window_layers": 0, "sliding_window": 8}
     family = build("qwen2_5_vl", **windows)

@@ -255,8 +255,7 @@ class VRGAHandle:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         cache = kwargs.get("past_key_values")
-        given = kwargs if kwargs.get("inputs_embeds") is not None else {"input_ids": args[0]}
-        batch, tokens = _size(given)
+        batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(cache, tokens)
         if state is not None:
             return self._with_state(args, kwargs, state, batch)
@@ -279,8 +278,8 @@ class VRGAHandle:
                 attach_state(cache, state)
         state.add_axes(kwargs.get("position_ids"), past)
         if self._paused or not self._sees_image(state):
-            self._keep(prompt, [] if self._paused else state.finish_plain())
-            state.finish_plain()
+            regions = state.finish_plain()
+            self._keep(prompt, [] if self._paused else regions)
             return None
         return args, kwargs | {"vrga": PrefillPass(state, past, tokens)}
 
