@@ -95,16 +95,11 @@ def _reweighted(layer: int, scores: Tensor, state: SequenceState) -> Tensor:
     """Probabilities ``[B, H, 1, K]`` as the layer reweights them."""
     if layer not in state.layer_heads:
         return scores.softmax(-1)
-    config = state.config
     return reference.reweighted_softmax(
         scores,
         state.flags_on(scores.device),
         heads=state.heads_on(layer, scores.device),
-        gate=config.gate,
-        focus_weight=config.focus_weight,
-        image_weight=config.image_weight,
-        min_ratio=config.min_ratio,
-        entropy_factor=config.entropy_factor,
+        **state.gate_keywords,
     ).probabilities
 
 
