@@ -41,9 +41,9 @@ def demo(
 
     Without options: the model and the picture shipped with the package, no download.
     """
-    from vrga_ext.demo.run import run_demo
-
     try:
+        from vrga_ext.demo.run import run_demo
+
         run_demo(image=image, question=question, model_id=model, output=output, samples=samples)
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"vrga_ext demo: {error}", err=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,6 @@ class _Run:
     words: str
     region: Region
     attention: np.ndarray  # [n], mean over the visual heads, share of all attention
-    on_region: float
 
 
 def run_demo(
@@ -97,12 +95,8 @@ def run_demo(
     ------
     DemoError
         The picture or the question cannot be used; nothing was loaded or written then.
-    ModuleNotFoundError
-        matplotlib is not installed.
     """
     console = console or Console()
-    if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("the demo draws with matplotlib: pip install 'vrga_ext[viz]'")
     if samples < 0 or steps < 1:
         raise DemoError(f"samples, steps: wanted at least 0 and 1, got {samples} and {steps}")
     if image is not None and question is None:
@@ -200,9 +194,8 @@ def _answer(
     if region is None or not region.visual_heads:
         raise DemoError("image: no visual head was found for this picture and question")
     attention = _attention(recording, region, written[0], forced is not None)
-    focus = torch.isin(region.image_positions, region.focus)
     words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    return _Run(words, region, attention.numpy(), float(attention[focus].sum()))
+    return _Run(words, region, attention.numpy())
 
 
 def _attention(recording: Recording, region: Region, written: Tensor, at_name: bool) -> Tensor:
@@ -267,7 +260,6 @@ def _figure(
             _shorten(run.words),
             None if truth is None else run.words.split()[-1] == truth,
             run.attention.reshape(grid),
-            run.on_region,
         )
         for title, run in zip(
             ("Visual heads, without VRGA", boosted),
