@@ -67,7 +67,7 @@ class VRGAHandle:
         self._finder = finder
         self._key = next(_keys)  # survives copies of the model; a reference would copy the model
         self._paused = 0
-        self._noticed: set[str] = set()
+        self._noticed: dict[str, None] = {}  # in order
         self._token_ids = images.image_token_ids(model.config)
         self._fixed_grid = images.config_grid(model.config)
         self._text_config = model.config.get_text_config(decoder=True)
@@ -93,6 +93,11 @@ class VRGAHandle:
     def config(self) -> VRGAConfig:
         """The thresholds in use."""
         return self._config
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was said so far about prompts that VRGA could not be applied to."""
+        return tuple(self._noticed)
 
     @property
     def question_end(self) -> str | int | list[int]:
@@ -176,7 +181,7 @@ class VRGAHandle:
 
     def _notice(self, message: str) -> None:
         if message not in self._noticed:
-            self._noticed.add(message)
+            self._noticed[message] = None
             warnings.warn(message, VRGAWarning, stacklevel=2)
 
     # ---- generate ----------------------------------------------------------------------------
@@ -375,7 +380,7 @@ class VRGAHandle:
             )
             self._notice(
                 f"the question's end is taken to be the last prompt token, since {why}; "
-                "pass processor= or question_end= to enable()"
+                "pass processor= or question_end="
             )
         return True
 

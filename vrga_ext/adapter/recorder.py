@@ -43,7 +43,9 @@ class LayerRow(NamedTuple):
 class Watch(Protocol):
     """What a recorder does in one forward call."""
 
-    columns: Sequence[Sequence[int]]  # R rows; cache column of each sample's query, within the call
+    @property
+    def columns(self) -> Sequence[Sequence[int]]:
+        """R rows: cache column of each sample's query; one outside the call is read elsewhere."""
 
     def wants(self, layer: int) -> Want:
         """What to compute in a layer, the layer as the model counts it."""
