@@ -23,6 +23,7 @@ ALLOWED = {
     "selection": {"config"},
     "region": {"selection"},
     "captures": {"region", "selection"},
+    "viz": {"captures", "region", "selection", "viz"},
     "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 

@@ -69,8 +69,9 @@ def boundary(marked: np.ndarray) -> np.ndarray:
     padded = np.pad(np.asarray(marked, dtype=bool), 1)
     level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])[:, ::-1]  # (x, y) of left ends
     upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])[:, ::-1]  # of upper ends
+    across, down = np.array([1, 0]), np.array([0, 1])
     return np.concatenate(
-        [np.stack([level, level + [1, 0]], 1), np.stack([upright, upright + [0, 1]], 1)]
+        [np.stack([level, level + across], 1), np.stack([upright, upright + down], 1)]
     )
 
 

@@ -56,7 +56,7 @@ def draw_heads(
     >>> ratio, entropy = np.array([[0.2, 0.4], [0.6, 0.9]]), np.array([[1.0, 2.0], [3.0, 0.5]])
     >>> axes = draw_heads(Figure().subplots(), ratio, entropy, selected=[(1, 1)])
     >>> [text.get_text() for text in axes.get_legend().get_texts()]
-    ['3 other heads', '1 selected head', 'fit: R = −0.04 H + 0.60, r = −0.16']
+    ['3 other heads', '1 selected head', 'fit: R = -0.04 H + 0.60, r = -0.16']
     """
     ratio, entropy = as_array(image_ratio).astype(float), as_array(image_entropy).astype(float)
     if ratio.ndim != 2 or ratio.shape != entropy.shape:
@@ -89,7 +89,7 @@ def draw_heads(
         )
         axes.plot(
             ends, slope * ends + offset, color=style.INK, linewidth=1.2, linestyle="--",
-            label=label.replace("-", "−"),
+            label=label,
         )  # fmt: skip
     style.plot_area(
         axes, "image attention entropy $H_{img}$ (nats)", "image attention ratio $R_{img}$"

@@ -61,7 +61,7 @@ def head_maps(
         raise ValueError("heads: wanted at least one (layer, head), got none")
     index = head_index(capture, named)
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = capture.image_rows(reweighted=reweighted)[sample, *index]  # [k, R, n]
+    rows = capture.image_rows(reweighted=reweighted)[(sample, *index)]  # [k, R, n]
     mean: np.ndarray = as_array(rows).mean(0)[:, there]
     return mean
 

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
-from vrga_ext.selection import Span
 from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
 from vrga_ext.viz.looks import head_index, head_maps, per_token
 
@@ -150,6 +149,7 @@ class _Strip:
     values: list[float | None]  # [T]
     top: str
     bars: str  # an SVG path in a box of T x 1
+    even: str  # height of attention spread evenly over the image, "" where that has no meaning
 
 
 def _strips(
@@ -162,27 +162,28 @@ def _strips(
     index = head_index(capture, heads)
 
     def mean(statistic: Tensor) -> np.ndarray:  # over the heads, of each token
-        rows = as_array(statistic[sample, *index]).mean(0)
+        rows = as_array(statistic[(sample, *index)]).mean(0)
         return per_token(rows, capture, len(maps), sample=sample)
 
-    rows = {
-        "R_img, image attention ratio": mean(capture.image_ratio),
-        "H_img, image attention entropy (nats)": mean(capture.image_entropy),
-    }
+    when = " before the boost" if capture.gate.any() else ""
+    strips = [
+        _strip(f"R_img, image attention ratio{when}", mean(capture.image_ratio)),
+        _strip(f"H_img, image attention entropy{when} (nats)", mean(capture.image_entropy)),
+    ]
     if marked.any():
         inside = maps.mean(1)
-        even = np.where(inside > 0, inside, np.nan)
-        rows = {
-            "RRAR, aim at the outlined region (1 is even)": maps[:, marked].mean(1) / even
-        } | rows
-    return [_strip(name, values) for name, values in rows.items()]
+        aim = maps[:, marked].mean(1) / np.where(inside > 0, inside, np.nan)
+        strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
+    return strips
 
 
-def _strip(name: str, values: np.ndarray) -> _Strip:
-    top = float(np.nanmax(values, initial=0)) or 1.0
-    heights = np.clip(np.nan_to_num(values) / top, 0, 1)
+def _strip(name: str, values: np.ndarray, even: float = 0.0) -> _Strip:
+    top = max(float(np.nanmax(values, initial=0)), even) or 1.0
+    heights = np.nan_to_num(values) / top
     bars = "".join(f"M{i} 1v{-h:.3f}h1V1z" for i, h in enumerate(heights) if h > 0)
-    return _Strip(name, _numbers(values), f"{top:.3g}", bars)
+    return _Strip(
+        name, _numbers(values), f"{top:.3g}", bars, f"{1 - even / top:.3f}" if even else ""
+    )
 
 
 def _tokens(tokens: Sequence[str], strip: _Strip) -> list[dict[str, Any]]:
