@@ -6,16 +6,16 @@ Random ones are a function of their seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 
 from vrga_ext.analysis import box_tokens
+from vrga_ext.analysis.ablation import Hook
 from vrga_ext.region import HeadIndex, Region
 
 Box = Sequence[float]  # left, top, right, bottom in pixels
-Hook = Callable[[int, Region], Region]
 
 
 def permuted_tokens(seed: int) -> Hook:
