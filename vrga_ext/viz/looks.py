@@ -59,9 +59,9 @@ def head_maps(
     named = region.visual_heads if heads is None else tuple(heads)
     if not named:
         raise ValueError("heads: wanted at least one (layer, head), got none")
-    index = head_index(capture, named)
+    layers, numbers = head_index(capture, named)
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = capture.image_rows(reweighted=reweighted)[(sample, *index)]  # [k, R, n]
+    rows = capture.image_rows(reweighted=reweighted)[sample, layers, numbers]  # [k, R, n]
     mean: np.ndarray = as_array(rows).mean(0)[:, there]
     return mean
 

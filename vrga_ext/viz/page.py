@@ -159,10 +159,10 @@ def _strips(
     maps: np.ndarray,
     marked: np.ndarray,
 ) -> list[_Strip]:
-    index = head_index(capture, heads)
+    layers, numbers = head_index(capture, heads)
 
     def mean(statistic: Tensor) -> np.ndarray:  # over the heads, of each token
-        rows = as_array(statistic[(sample, *index)]).mean(0)
+        rows = as_array(statistic[sample, layers, numbers]).mean(0)
         return per_token(rows, capture, len(maps), sample=sample)
 
     when = " before the boost" if capture.gate.any() else ""
