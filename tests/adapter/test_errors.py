@@ -16,7 +16,7 @@ from transformers import (
 )
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAConfig, VRGAWarning
 
 ROW = ROWS[0]
@@ -155,7 +155,7 @@ def test_question_end_that_does_not_fit(family, question_end, message):
     assert torch.equal(logits(greedy(family.model, inputs, 3)), logits(plain))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_prompt_without_an_image_says_so_once(name):
     family = build(name)
     inputs = family.prompt([5, 6, 7, 8])
