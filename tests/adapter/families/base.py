@@ -65,6 +65,8 @@ class Family:
         Ids that stand for images and video frames in a prompt.
     fixed_image
         Size of every image of a family whose images have one size.
+    mixes
+        Whether transformers takes images and videos in one batch.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Family:
     media: frozenset[str]  # of "image" and "video"
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
     fixed_image: ClassVar[Image | None] = None
+    mixes: ClassVar[bool] = True
 
     def prompt(self, *rows: list[Item], seed: int = 0) -> dict[str, Tensor]:
         """Left-padded inputs; a row is a list of token ids, images as (rows, columns), videos."""

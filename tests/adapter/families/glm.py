@@ -42,6 +42,7 @@ class GlmFamily(QwenFamily):
     """A video is a frame and its time, one after the other, between tokens of its own."""
 
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
+    mixes: ClassVar[bool] = False  # it counts the video's tokens as the image's
 
     def _tokens(self, item: Image | Video) -> list[int]:
         if not isinstance(item, Video):
