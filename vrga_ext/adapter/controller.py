@@ -184,7 +184,6 @@ class VRGAHandle:
         prompt = Prompt(
             self._key,
             next((ids for ids in given if ids is not None), None),
-            kwargs.get("mm_token_type_ids"),
             kwargs.get("attention_mask"),
             outer=self._prompt(),
             managed=True,
@@ -236,8 +235,7 @@ class VRGAHandle:
         prompt = self._prompt()
         if prompt is None:  # a manual loop: this call is the prompt
             outer = _current_prompt.get()
-            types = given.get("mm_token_type_ids")
-            prompt = Prompt(self._key, given.get("input_ids"), types, outer=outer)
+            prompt = Prompt(self._key, given.get("input_ids"), outer=outer)
             _current_prompt.set(prompt)
         prompt.set_mask(given.get("attention_mask"))
 

@@ -20,8 +20,6 @@ class Prompt:
         Key of the handle that the prompt belongs to.
     ids : int64 [B, S], optional
         The prompt's tokens, or the last S of them if the rest is in the cache already.
-    token_types : [B, S], optional
-        The processor's token types, 0 for text.
     mask : [B, columns], optional
         Attention mask, 0 for padding.
     outer
@@ -34,14 +32,12 @@ class Prompt:
         self,
         owner: int,
         ids: Tensor | None = None,
-        token_types: Tensor | None = None,
         mask: Any = None,
         outer: Prompt | None = None,
         managed: bool = False,
     ) -> None:
         self.owner = owner
         self.ids = None if ids is None else ids.detach().cpu()
-        self.token_types = None if token_types is None else token_types.detach().cpu()
         self.mask: Tensor | None = None
         self.set_mask(mask)
         self.outer = outer

@@ -70,13 +70,11 @@ class SequenceState:
             )
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
-        types = prompt.token_types
-        types = None if types is None else types.repeat_interleave(copies, 0)
         known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
         mask = prompt.padding_mask(batch, columns)
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
-        image[:, columns - known :] = images.image_mask(ids, token_ids, types)[:, -known:]
+        image[:, columns - known :] = images.image_mask(ids, token_ids)[:, -known:]
         if past and self.fits(batch):  # what was generated since is never an image token
             kept = min(past, self.image.shape[1])
             image[:, :past] = False
