@@ -44,6 +44,7 @@ class Prompt:
         self.managed = managed
         self.active = managed  # until generate returns
         self.finished = False  # every column has been read
+        self.call_ids: Tensor | None = None  # int64 [B, q], tokens of the forward call, if watched
         self.columns: int | None = None  # cache columns at its end, if known beforehand
         if managed and self.ids is not None:
             self.columns = (self.ids if self.mask is None else self.mask).shape[1]
