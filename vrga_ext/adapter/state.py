@@ -75,14 +75,12 @@ class SequenceState:
             )
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
-        types = prompt.token_types
-        types = None if types is None else types.repeat_interleave(copies, 0)
         known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
         mask = prompt.padding_mask(batch, columns)
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
         if prompt.image is None:
-            given = images.image_mask(ids, token_ids, types)
+            given = images.image_mask(ids, token_ids)
         else:
             given = prompt.image.repeat_interleave(copies, 0)
         image[:, columns - known :] = given[:, -known:]
