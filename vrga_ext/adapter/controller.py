@@ -63,7 +63,7 @@ class VRGAHandle:
         self._config = config
         self._key = next(_keys)  # survives copies of the model; a reference would copy the model
         self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
-        self._noticed: set[str] = set()
+        self._noticed: dict[str, None] = {}  # in order
         images.image_token_ids(model.config)  # raises for a model without an image token
         self._text_config = model.config.get_text_config(decoder=True)
         _refuse_cross_attention(model, self._text_config)
@@ -89,6 +89,11 @@ class VRGAHandle:
     def paused(self) -> bool:
         """Whether a ``pause`` is on, in whichever thread."""
         return bool(self._pauses)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was said so far about prompts that VRGA could not be applied to."""
+        return tuple(self._noticed)
 
     @property
     def question_end(self) -> str | int | list[int]:
@@ -204,7 +209,7 @@ class VRGAHandle:
 
     def _notice(self, message: str) -> None:
         if message not in self._noticed:
-            self._noticed.add(message)
+            self._noticed[message] = None
             warnings.warn(message, VRGAWarning, stacklevel=2)
 
 

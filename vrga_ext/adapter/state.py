@@ -104,7 +104,7 @@ class SequenceState:
         self._image_flags = {}
         self.lengths = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows = {}
+        self.rows, self.regions = {}, []
         self._plain()
 
     def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
