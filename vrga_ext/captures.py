@@ -41,7 +41,7 @@ class Capture:
     >>> capture.image_ratio.shape  # one row of the question, three of generated tokens
     torch.Size([1, 4, 8, 4])
     >>> capture.generated.image_rows().shape, capture.grid(0)
-    (torch.Size([1, 4, 8, 3, 81]), (9, 9))
+    (torch.Size([1, 4, 8, 3, 36]), (6, 6))
     """
 
     layers: tuple[int, ...]  # the model's full-attention layers, L of them
@@ -52,6 +52,7 @@ class Capture:
     positions: Tensor  # int64 [S, R], cache column of each row's token
     token_ids: Tensor  # int64 [S, R], that token; -1 where it was not given as input_ids
     attended: Tensor  # int64 [S, R], M, keys that the row attends to
+    image_keys: Tensor  # int64 [S, R], those of V: all, but for a row within or before an image
     image_ratio: Tensor  # [S, L, H, R], R_img
     image_entropy: Tensor  # [S, L, H, R], H_img in nats
     joint_entropy: Tensor  # [S, L, H, R], H_joint in nats
@@ -71,8 +72,8 @@ class Capture:
     @property
     def image_share(self) -> Tensor:
         """Share of all attention that is on the image, ``R_img n / M`` [S, L, H, R]."""
-        n = (self.image_positions >= 0).sum(1)[:, None, None, None]
-        return self.image_ratio * n / self.attended.clamp(min=1)[:, None, None]
+        seen = self.image_keys / self.attended.clamp(min=1)
+        return self.image_ratio * seen[:, None, None]
 
     @property
     def prompt(self) -> Capture:
@@ -102,6 +103,7 @@ class Capture:
             positions=self.positions[:, rows],
             token_ids=self.token_ids[:, rows],
             attended=self.attended[:, rows],
+            image_keys=self.image_keys[:, rows],
             image_ratio=self.image_ratio[..., rows],
             image_entropy=self.image_entropy[..., rows],
             joint_entropy=self.joint_entropy[..., rows],
@@ -217,6 +219,7 @@ class Capture:
             positions=per_row(self.positions, -1),
             token_ids=per_row(self.token_ids, -1),
             attended=per_row(self.attended, 0),
+            image_keys=per_row(self.image_keys, 0),
             image_ratio=per_head(self.image_ratio, torch.nan),
             image_entropy=per_head(self.image_entropy, torch.nan),
             joint_entropy=per_head(self.joint_entropy, torch.nan),

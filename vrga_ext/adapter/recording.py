@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vrga_ext.adapter import enable
 from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle
-from vrga_ext.adapter.recorder import Call, LayerRow, Want
+from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
 from vrga_ext.adapter.sessions import PromptRows, Session, StoredRow, check_prompt_rows
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
@@ -141,6 +141,8 @@ class _CaptureRecorder:
         self._want = want
 
     def watch(self, call: Call) -> _CaptureWatch | None:
+        if not call.state.image.any():
+            return None
         session = self._session(call)
         session.forget(call.past)
         slots, columns = session.wanted(call)
@@ -182,9 +184,9 @@ class _CaptureWatch:
             row = row._replace(attention=self.session.on_image(row.attention))
         self._seen[index][layer] = row
 
-    def end(self, attended: list[Tensor]) -> None:
+    def end(self, counts: list[Counts]) -> None:
         self.session.finish_prompt()
-        for index, counts in enumerate(attended):
+        for index, count in enumerate(counts):
             seen = self._seen[index]
             layers = tuple(sorted(seen))
             rows = [seen[layer] for layer in layers]
@@ -196,7 +198,8 @@ class _CaptureWatch:
                 layers=layers,
                 columns=torch.tensor(self.columns[index]),
                 token_ids=self._token_ids(index),
-                attended=counts.cpu(),
+                attended=count.keys.cpu(),
+                image_keys=count.image_keys.cpu(),
                 statistics=statistics,
                 gate=_to_cpu(gates),
                 boosted=self._boosted,

@@ -25,6 +25,7 @@ class StoredRow:
     columns: Tensor  # int64 [B], -1 where the sample does not have the row
     token_ids: Tensor  # int64 [B]
     attended: Tensor  # int64 [B], M
+    image_keys: Tensor  # int64 [B], n
     statistics: Tensor  # fp32 [L, 3, B, H]: R_img, H_img, H_joint
     gate: Tensor  # bool [L, B, H]
     boosted: Tensor  # bool [B, prompt columns]
@@ -33,7 +34,7 @@ class StoredRow:
     def merged(self, here: Tensor, other: StoredRow | None) -> StoredRow:
         """This row for the samples of ``here``, bool [B], and another one for the rest."""
         across = here[:, None]
-        gaps: dict[str, Any] = {"columns": -1, "token_ids": -1, "attended": 0}
+        gaps: dict[str, Any] = {"columns": -1, "token_ids": -1, "attended": 0, "image_keys": 0}
         gaps |= {"statistics": torch.nan, "gate": False, "attention": 0.0}
         merged: dict[str, Any] = {}
         for name, gap in gaps.items():
@@ -65,6 +66,7 @@ class StoredRow:
             repeat(self.columns, 0),
             repeat(self.token_ids, 0),
             repeat(self.attended, 0),
+            repeat(self.image_keys, 0),
             repeat(self.statistics, 2),
             repeat(self.gate, 1),
             repeat(self.boosted, 0),
@@ -227,6 +229,7 @@ class Session:
             positions=torch.stack([row.columns for row in rows], dim=1),
             token_ids=torch.stack([row.token_ids for row in rows], dim=1),
             attended=torch.stack([row.attended for row in rows], dim=1),
+            image_keys=torch.stack([row.image_keys for row in rows], dim=1),
             image_ratio=ratio,
             image_entropy=entropy,
             joint_entropy=joint,
