@@ -19,6 +19,7 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
+from vrga_ext.adapter.reaim import ReAim
 from vrga_ext.adapter.recorder import Call, Recorder, WatchedCall
 from vrga_ext.adapter.state import RegionHook, SequenceState, attach_state, state_of
 from vrga_ext.config import VRGAConfig
@@ -60,7 +61,8 @@ class VRGAHandle:
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
-        self.recorders: list[Recorder] = []
+        reaims = config.reaim_every or config.reaim_entropy
+        self.recorders: list[Recorder] = [ReAim(self._keep_aimed)] if reaims else []
         self.question_end = question_end
         self._model = model
         self._config = config
@@ -349,6 +351,9 @@ class VRGAHandle:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if prompt.outer is None or prompt.outer.owner != self._key:
             self.regions = regions
+
+    def _keep_aimed(self, state: SequenceState) -> None:
+        self._keep(state.prompt, state.regions)
 
     def _applies(self, decoder: nn.Module, prompt: Prompt | None, kwargs: dict[str, Any]) -> bool:
         """Whether a prompt can be analysed; says once why not."""
