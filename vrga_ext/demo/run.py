@@ -17,14 +17,15 @@ from torch import Tensor
 
 import vrga_ext
 from vrga_ext import VRGAConfig
+from vrga_ext.captures import Capture
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
 from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture
-from vrga_ext.demo.recording import Recording, record
 from vrga_ext.region import Region
+from vrga_ext.viz import head_maps, per_token, write_html
 
 # A held-out picture, picked from those on which the boost changes the answer; the accuracies say
 # how often that happens.
@@ -52,8 +53,13 @@ class _Run:
     """One answer, what VRGA found at the question, and the attention while it was written."""
 
     words: str
-    region: Region
+    tokens: tuple[str, ...]
+    capture: Capture
     attention: np.ndarray  # [n], mean over the visual heads, share of all attention
+
+    @property
+    def region(self) -> Region:
+        return self.capture.region(0)
 
 
 def run_demo(
@@ -61,6 +67,7 @@ def run_demo(
     question: str | None = None,
     model_id: str | None = None,
     output: Path = Path("vrga-demo.png"),
+    html: Path | None = None,
     samples: int = 128,
     steps: int = STEPS,
     gamma: float | None = None,
@@ -80,6 +87,8 @@ def run_demo(
         its own; the demo model without it.
     output
         Where the drawing goes.
+    html
+        Where a page of the answer with VRGA goes, token by token; none is written without it.
     samples
         Held-out questions for the accuracies, 0 for none. Demo model only.
     steps
@@ -138,6 +147,10 @@ def run_demo(
     figure = _figure(picture, text, runs, config, forced, accuracy, samples, truth)
     draw(figure, output)
     console.print(f"picture written to {output}")
+    if html is not None:
+        guided = runs[1]
+        write_html(html, guided.capture, picture, guided.tokens, title=text)
+        console.print(f"page written to {html}")
     before, after = accuracy or (None, None)
     return Outcome(runs[0].words, runs[1].words, before, after, output)
 
@@ -182,7 +195,10 @@ def _answer(
         return_tensors="pt",
     ).to(model.device)
     length = inputs["input_ids"].shape[1]
-    with vrga_ext.enable(model, config, processor=processor) as handle, record(model) as recording:
+    with (
+        vrga_ext.enable(model, config, processor=processor) as handle,
+        vrga_ext.capture(model, rows=True) as recording,
+    ):
         if forced is not None:
             written = answers.generate(model, inputs, forced)
         else:
@@ -193,24 +209,25 @@ def _answer(
         region = handle.regions[0] if handle.regions else None
     if region is None or not region.visual_heads:
         raise DemoError("image: no visual head was found for this picture and question")
-    attention = _attention(recording, region, written[0], forced is not None)
+    capture = recording.last
+    attention = _attention(capture, written[0], forced is not None)
+    tokens = tuple(processor.tokenizer.decode([int(token)]) for token in written[0])
     words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    return _Run(words, region, attention.numpy())
+    return _Run(words, tokens, capture, attention)
 
 
-def _attention(recording: Recording, region: Region, written: Tensor, at_name: bool) -> Tensor:
+def _attention(capture: Capture, written: Tensor, at_color: bool) -> np.ndarray:
     """Mean attention ``[n]`` of the visual heads on the image tokens.
 
-    For the demo model while it reads the last word of the target's name, from which it writes the
-    colour; for a real checkpoint the mean over the whole answer.
+    For the demo model while it writes the colour, which is the third word after ``so``; for a real
+    checkpoint the mean over the whole answer.
     """
-    steps = range(len(recording.steps))
-    if at_name:
+    maps = per_token(head_maps(capture), capture, len(written))  # [T, n]
+    if at_color:
         last = int((written == token("so")).nonzero()[-1]) if token("so") in written else 0
-        steps = range(len(steps))[last + 2 : last + 3] or steps
-    rows = torch.stack([recording.step_rows(step)[0] for step in steps]).mean(0)  # [L, H, columns]
-    heads = [rows[region.layers.index(layer), head] for layer, head in region.visual_heads]
-    return torch.stack(heads).mean(0)[region.image_positions].float().cpu()
+        maps = maps[last + 3 : last + 4] if len(maps) > last + 3 else maps
+    mean: np.ndarray = np.nanmean(maps, axis=0)
+    return mean
 
 
 def _accuracies(
