@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(axes):
         viz.draw_region(axes, WHITE, told().capture.region(0), index=1)
     with pytest.raises(ValueError, match=r"one shape \[L, H\]"):
         viz.draw_heads(axes, ones, ones[0])
-    with pytest.raises(ValueError, match=r"selected: wanted .* got \(2, 0\)"):
+    with pytest.raises(ValueError, match=r"wanted \(layer, head\) .* got \(2, 0\)"):
         viz.draw_heads(axes, ones, ones, selected=[(2, 0)])
     with pytest.raises(ValueError, match="layers: wanted 2 entries, got 3"):
         viz.draw_heads(axes, ones, ones, layers=[0, 1, 2])

@@ -118,7 +118,8 @@ def test_several_pictures_and_a_region_of_ones_own():
     half = scene.capture.images[0][0]._replace(length=18, grid=(3, 6))
     capture = replace(scene.capture, images=((half, half._replace(start=18)),))
     picture = np.zeros((20, 30, 3), dtype=np.uint8)
-    region = capture.image_positions[0, 20:22]
+    region = torch.zeros(36, dtype=torch.bool)
+    region[20:22] = True
     text = html_page(
         capture,
         [picture, Image.new("L", (4000, 2000))],
@@ -149,6 +150,8 @@ def test_requests_that_do_not_fit_are_refused(tokens):
         html_page(scene.capture, scene.image, tokens, heads=[(0, 99)])
     with pytest.raises(ValueError, match="heads: wanted at least one"):
         html_page(scene.capture, scene.image, tokens, heads=[])
+    with pytest.raises(ValueError, match=r"region: wanted bool \[36\], got torch.int64 \[2\]"):
+        html_page(scene.capture, scene.image, tokens, region=torch.tensor([3, 4]))
     with pytest.raises(TypeError, match="image: wanted a PIL image or an array, got str"):
         html_page(scene.capture, ["picture.png"], tokens)
 

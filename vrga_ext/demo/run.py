@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import vrga_ext
-from vrga_ext import VRGAConfig
-from vrga_ext.captures import Capture
+from vrga_ext import Capture, VRGAConfig
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
@@ -197,7 +196,7 @@ def _answer(
     length = inputs["input_ids"].shape[1]
     with (
         vrga_ext.enable(model, config, processor=processor) as handle,
-        vrga_ext.capture(model, rows=True) as recording,
+        vrga_ext.capture(model, prompt_rows=[length - 1], rows=True) as recording,
     ):
         if forced is not None:
             written = answers.generate(model, inputs, forced)
