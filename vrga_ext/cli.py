@@ -35,6 +35,9 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path(
         "vrga_demo.png"
     ),
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write a page of the answer, token by token.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Held-out pictures to measure on.")] = 64,
 ) -> None:
     """Answer a question about a picture with and without VRGA, and draw what changes.
@@ -44,7 +47,14 @@ def demo(
     try:
         from vrga_ext.demo.run import run_demo
 
-        run_demo(image=image, question=question, model_id=model, output=output, samples=samples)
+        run_demo(
+            image=image,
+            question=question,
+            model_id=model,
+            output=output,
+            html=html,
+            samples=samples,
+        )
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"vrga_ext demo: {error}", err=True)
         raise typer.Exit(2) from error

@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import vrga_ext
-from tests.adapter.tiny import greedy, logits
+from tests.adapter.families import greedy, logits
 from vrga_ext import ops
 from vrga_ext.adapter import attention
 

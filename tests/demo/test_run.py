@@ -80,9 +80,12 @@ def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
         image=path,
         question="directly: what color is the solid heart?",
         output=tmp_path / "figure.png",
+        html=tmp_path / "page.html",
         samples=0,
     )
     assert outcome.accuracy_with is None
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('class="token"') == len(outcome.answer_with.split()) + 1  # and the end
     assert outcome.output.exists()
 
 

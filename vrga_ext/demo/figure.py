@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from vrga_ext.viz import compare_maps, draw_picture, style
@@ -42,7 +41,7 @@ def draw(figure: Figure, output: Path) -> None:
     height = min(max(side * figure.image.height / figure.image.width, 1.2), 2.0 * side)
     below, above = 0.85, 1.3
     total = height + below + above
-    canvas = Canvas(figsize=(width, total), dpi=160)
+    canvas = style.Figure(figsize=(width, total), dpi=160)
     found, *pair = (
         canvas.add_axes(
             (

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from vrga_ext.analysis import head_mask, linear_fit
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz import style
 from vrga_ext.viz.grid import as_array
@@ -64,7 +66,10 @@ def draw_heads(
             "image_ratio, image_entropy: wanted one shape [L, H], got "
             f"{[*ratio.shape]} and {[*entropy.shape]}"
         )
-    marked = _marked(selected, ratio.shape, layers)
+    order = range(len(ratio)) if layers is None else layers
+    if len(order) != len(ratio):
+        raise ValueError(f"layers: wanted {len(ratio)} entries, got {len(order)}")
+    marked = head_mask(selected, order, ratio.shape[1]).numpy()
     finite = np.isfinite(ratio) & np.isfinite(entropy)
     if not finite.any():
         raise ValueError("image_ratio: wanted at least one head with finite values, got none")
@@ -80,10 +85,8 @@ def draw_heads(
                 label=label.replace("  ", " "), zorder=3 if name == "selected" else 2,
             )  # fmt: skip
     if fit and np.ptp(entropy[finite]) > 0:
-        x, y = entropy[finite], ratio[finite]
-        slope, offset = np.polyfit(x, y, 1)
-        r = np.corrcoef(x, y)[0, 1] if np.ptp(y) > 0 else 0.0
-        ends = np.array([x.min(), x.max()])
+        slope, offset, r, _ = linear_fit(torch.from_numpy(ratio), torch.from_numpy(entropy))
+        ends = np.array([entropy[finite].min(), entropy[finite].max()])
         label = (
             f"fit: R = {slope:.2f} H {'+' if offset >= 0 else '-'} {abs(offset):.2f}, r = {r:.2f}"
         )
@@ -156,21 +159,3 @@ def draw_layers(
     axes.set_ylim(bottom=0)
     style.legend(axes)
     return axes
-
-
-def _marked(
-    selected: Sequence[HeadIndex], shape: tuple[int, ...], layers: Sequence[int] | None
-) -> np.ndarray:
-    """The selected heads as bool [L, H]."""
-    order = list(range(shape[0]) if layers is None else layers)
-    if len(order) != shape[0]:
-        raise ValueError(f"layers: wanted {shape[0]} entries, got {len(order)}")
-    marked = np.zeros(shape, dtype=bool)
-    for layer, head in selected:
-        if layer not in order or not 0 <= head < shape[1]:
-            raise ValueError(
-                f"selected: wanted (layer, head) with a layer of {order} and a head below "
-                f"{shape[1]}, got {(layer, head)}"
-            )
-        marked[order.index(layer), head] = True
-    return marked

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vrga_ext.analysis import head_mask
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import as_array
@@ -59,9 +60,9 @@ def head_maps(
     named = region.visual_heads if heads is None else tuple(heads)
     if not named:
         raise ValueError("heads: wanted at least one (layer, head), got none")
-    index = head_index(capture, named)
+    mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = capture.image_rows(reweighted=reweighted)[(sample, *index)]  # [k, R, n]
+    rows = capture.image_rows(reweighted=reweighted)[sample][mask]  # [k, R, n]
     mean: np.ndarray = as_array(rows).mean(0)[:, there]
     return mean
 
@@ -127,24 +128,6 @@ def per_token(
         if len(before):
             sorted_[0] = array[before[0]]
     return sorted_
-
-
-def head_index(capture: Capture, heads: Sequence[HeadIndex]) -> tuple[list[int], list[int]]:
-    """Indices into axes L and H of a capture.
-
-    Raises
-    ------
-    ValueError
-        There is no such head.
-    """
-    count = capture.image_ratio.shape[2]
-    for layer, head in heads:
-        if layer not in capture.layers or not 0 <= head < count:
-            raise ValueError(
-                f"heads: wanted (layer, head) with a layer of {[*capture.layers]} and a head "
-                f"below {count}, got {(layer, head)}"
-            )
-    return [capture.layers.index(layer) for layer, _ in heads], [head for _, head in heads]
 
 
 def check_sample(capture: Capture, sample: int) -> None:

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, Template
 from PIL import Image
 from torch import Tensor
 
+from vrga_ext.analysis import head_mask, rrar
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
-from vrga_ext.viz.looks import head_index, head_maps, per_token
+from vrga_ext.viz.looks import head_maps, per_token
 
 _LARGEST = 1024  # pixels of a picture's longer side on the page
 
@@ -60,9 +62,10 @@ def html_page(
         Which of the capture's samples.
     heads
         (layer, head) pairs whose mean is shown; the sample's visual heads without it.
-    region : int64, optional
-        Prompt positions to outline and to measure RRAR on: a ground-truth region, for example.
-        The question-relevant tokens T_q without it.
+    region : bool [n], optional
+        Image tokens to outline and to measure RRAR on: the sample's row of
+        :func:`vrga_ext.analysis.relevant_tokens`, for example. The question-relevant tokens T_q
+        without it.
     box
         As in :func:`draw_map`, for all pictures.
 
@@ -74,8 +77,8 @@ def html_page(
     Raises
     ------
     ValueError
-        The capture holds statistics only; a sample, a head or a picture does not fit it; an image's
-        tokens form no rectangle; or there are more tokens than were captured.
+        The capture holds statistics only; a sample, a head, a picture or the region does not fit
+        it; an image's tokens form no rectangle; or there are more tokens than were captured.
 
     Examples
     --------
@@ -98,9 +101,14 @@ def html_page(
     if len(pictures) != len(spans):
         raise ValueError(f"image: wanted {len(spans)} pictures, got {len(pictures)}")
     found = capture.region(sample)
-    positions = as_array(capture.image_positions[sample])[: maps.shape[1]]
-    marked = np.isin(positions, as_array(found.focus if region is None else region))
-    strips = _strips(capture, sample, heads or found.visual_heads, maps, marked)
+    columns = capture.image_positions[sample]
+    marked = torch.isin(columns, found.focus) if region is None else region
+    if marked.shape != columns.shape or marked.dtype != torch.bool:
+        raise ValueError(
+            f"region: wanted bool {[*columns.shape]}, got {marked.dtype} {[*marked.shape]}"
+        )
+    strips = _strips(capture, sample, heads or found.visual_heads, marked, len(tokens))
+    outlined = as_array(marked)[: maps.shape[1]]
     patches = np.concatenate(
         [cells(maps, span).reshape(len(tokens), -1) for span in spans], axis=1
     )  # [T, patches of all images]
@@ -111,18 +119,18 @@ def html_page(
         ).decode(),
         "top": top,
         "picture": _numbers(maps.sum(1)),
-        "region": _numbers(maps[:, marked].sum(1)) if marked.any() else None,
+        "region": _numbers(maps[:, outlined].sum(1)) if outlined.any() else None,
         "strips": [strip.values for strip in strips],
     }
     return _template().render(
         title=title,
         pictures=[
-            _picture(as_picture(one), cells(marked, span), box)
+            _picture(as_picture(one), cells(outlined, span), box)
             for one, span in zip(pictures, spans, strict=True)
         ],
         tokens=_tokens(tokens, strips[0]),
         strips=strips,
-        marked=bool(marked.any()),
+        outlined=bool(outlined.any()),
         given=region is not None,
         data=data,
     )
@@ -153,17 +161,13 @@ class _Strip:
 
 
 def _strips(
-    capture: Capture,
-    sample: int,
-    heads: Sequence[HeadIndex],
-    maps: np.ndarray,
-    marked: np.ndarray,
+    capture: Capture, sample: int, heads: Sequence[HeadIndex], marked: Tensor, count: int
 ) -> list[_Strip]:
-    index = head_index(capture, heads)
+    """RRAR, R_img and H_img at each of ``count`` tokens, means over the heads."""
+    mask = head_mask(heads, capture.layers, capture.image_ratio.shape[2])
 
-    def mean(statistic: Tensor) -> np.ndarray:  # over the heads, of each token
-        rows = as_array(statistic[(sample, *index)]).mean(0)
-        return per_token(rows, capture, len(maps), sample=sample)
+    def mean(values: Tensor) -> np.ndarray:  # [S, L, H, R] -> [T]
+        return per_token(values[sample][mask].nanmean(0), capture, count, sample=sample)
 
     when = " before the boost" if capture.gate.any() else ""
     strips = [
@@ -171,8 +175,9 @@ def _strips(
         _strip(f"H_img, image attention entropy{when} (nats)", mean(capture.image_entropy)),
     ]
     if marked.any():
-        inside = maps.mean(1)
-        aim = maps[:, marked].mean(1) / np.where(inside > 0, inside, np.nan)
+        tokens = torch.zeros(capture.image_positions.shape, dtype=torch.bool)
+        tokens[sample] = marked
+        aim = mean(rrar(capture, tokens))
         strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
     return strips
 

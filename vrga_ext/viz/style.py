@@ -4,6 +4,8 @@ from __future__ import annotations
 
 try:
     from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -17,7 +19,17 @@ MAP = "YlOrRd"  # attention
 # Told apart by people who see few colours as well (Okabe and Ito).
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
-__all__ = ["Axes", "even_line", "frame", "heading", "legend", "plain", "plot_area"]
+__all__ = [
+    "Axes",
+    "Figure",
+    "LineCollection",
+    "even_line",
+    "frame",
+    "heading",
+    "legend",
+    "plain",
+    "plot_area",
+]
 
 
 def heading(axes: Axes, title: str, subtitle: str = "") -> None:
