@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -58,8 +59,8 @@ def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
     >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([5.0, 4.0, 1.0]))
     -1.0
     """
-    ranks = [each.argsort(kind="stable").argsort() for each in (values, others)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    one, other = (each.argsort(kind="stable").argsort() for each in (values, others))
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def head_means(aim: Aim) -> dict[str, np.ndarray]:
@@ -87,7 +88,7 @@ def _heads(study: Study) -> list[Claim]:
         Claim(
             0,
             "the lower its EFR, the better a head aims (Spearman with RRAR, over heads)",
-            ranks["EFR"] * np.sqrt(len(means["EFR"]) - 1) < -LIKELY,
+            ranks["EFR"] * math.sqrt(len(means["EFR"]) - 1) < -LIKELY,
             ", ".join(f"{name} {rank:+.2f}" for name, rank in ranks.items()),
         ),
         Claim(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import vrga_ext
-from vrga_ext.analysis import Paired, compare, relevant_tokens, rrar
-from vrga_ext.analysis.heads import head_mask
+from vrga_ext.analysis import Paired, compare, head_mask, relevant_tokens, rrar
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.reproduce.interventions import Hook

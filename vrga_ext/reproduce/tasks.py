@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ LENGTHS = (0, 2, 4, 8, 12, 16, 20)  # steps that the demo model writes before it
 LONG = 16  # those of the answers that VRGA and its controls are measured on
 
 
-class Task(Protocol):
+class Task(ABC):
     """Questions that can be asked in several modes."""
 
     modes: Sequence[str]  # ways to ask, the shortest answer first
@@ -29,32 +30,38 @@ class Task(Protocol):
     axis: str  # what the modes are, for a figure
     drift_axis: str  # what the tokens of the drift are
     about: str  # where the questions are from
+    caveat: str  # what a reader of the figures has to know
     boxes: Sequence[Box]  # the ground-truth region of each question
     sizes: Sequence[tuple[int, int]]  # width and height of its picture, pixels
     groups: np.ndarray  # int [n], seed of each question
     config: VRGAConfig  # VRGA's thresholds on this task
     gammas: Sequence[float]  # further boosts to measure
 
+    @abstractmethod
     def batches(self, mode: str) -> Iterator[tuple[range, Any]]:
         """The questions in order: their indices, and the model's inputs."""
 
+    @abstractmethod
     def answer(self, model: Any, inputs: Any, mode: str) -> Tensor:
         """New tokens ``[B, T]`` of greedy ``generate``."""
 
+    @abstractmethod
     def score(self, index: int, written: Tensor) -> float:
         """How right an answer ``[T]`` is, in [0, 1]."""
 
+    @abstractmethod
     def answer_tokens(self, written: Tensor) -> Tensor:
         """Which written tokens ``[T]`` the aim of the answer is measured at, bool ``[T]``.
 
         That is while such a token is read, and the next one written.
         """
 
+    @abstractmethod
     def drift_tokens(self, written: Tensor) -> Tensor:
         """Which tokens the drift of the aim is followed over, bool ``[T]``."""
 
 
-class DemoTask:
+class DemoTask(Task):
     """Held-out pictures for a model of :mod:`vrga_ext.demo.train`; a mode is a number of steps.
 
     Parameters
@@ -71,6 +78,12 @@ class DemoTask:
 
     axis = "steps written before the answer"
     drift_axis = "step, where it names the target"
+    caveat = (
+        "Models of 0.9 M parameters, trained from scratch on drawn pictures whose long answers "
+        "were never taught to read a picture from far away. This shows the mechanism on a toy; it "
+        "says nothing about the size of an effect in a real checkpoint. The whole answer is "
+        "written by the model, greedily; only its number of steps is prescribed."
+    )
     config = DEMO_CONFIG
     _batch = 128
 

@@ -14,6 +14,7 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.demo.answers import messages
 from vrga_ext.reproduce.interventions import Box
 from vrga_ext.reproduce.questions import BoxedQuestion
+from vrga_ext.reproduce.tasks import Task
 
 DIRECT, REASON, GUIDED = "direct", "reason", "region-guided"
 # The question comes last, so that its last token is the question's own.
@@ -84,7 +85,7 @@ def final_answer(text: str) -> str:
     return (lines[0] if len(marked) > 1 else lines[-1]) if lines else ""
 
 
-class BoxTask:
+class BoxTask(Task):
     """Questions with boxes, asked one at a time.
 
     Direct answers, reasoning before the answer, and reasoning with the region named in the prompt:
@@ -106,7 +107,12 @@ class BoxTask:
     long = REASON
     axis = "prompt"
     drift_axis = "written token"
-    gammas: Sequence[float] = ()
+    caveat = (
+        "Greedy decoding. The wording of the three prompts is this package's own, and its rules "
+        "tell which words of an answer count; accuracy is VQA's soft score. The aim is the mean "
+        "over all tokens of an answer."
+    )
+    gammas = ()
     config = VRGAConfig()
 
     def __init__(
@@ -117,8 +123,8 @@ class BoxTask:
         centre = bool(getattr(processor.image_processor, "do_center_crop", False))
         self._centre = centre
         self._questions: list[BoxedQuestion] = []
-        self.boxes: list[Box] = []
-        self.sizes: list[tuple[int, int]] = []
+        boxes: list[Box] = []
+        sizes: list[tuple[int, int]] = []
         for question in questions:
             size = question.picture().size
             left, top, right, bottom = _visible(size, centre)
@@ -130,10 +136,11 @@ class BoxTask:
             )
             if box[0] < box[2] and box[1] < box[3]:
                 self._questions.append(question)
-                self.boxes.append(box)
-                self.sizes.append((right - left, bottom - top))
+                boxes.append(box)
+                sizes.append((right - left, bottom - top))
         if not self._questions:
             raise ValueError("data: wanted boxes inside their pictures, got none that is")
+        self.boxes, self.sizes = boxes, sizes
         lost = len(questions) - len(self._questions)
         self.about = f"{len(self._questions)} questions with boxes"
         if lost:
