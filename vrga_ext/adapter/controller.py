@@ -21,6 +21,7 @@ from vrga_ext.adapter.prompt import Prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
 from vrga_ext.adapter.recorder import Call, Recorder, WatchedCall
 from vrga_ext.adapter.state import RegionHook, SequenceState, attach_state, state_of
+from vrga_ext.adapter.survey import check_decoder, notices
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import Region
 
@@ -141,8 +142,8 @@ class VRGAHandle:
     def install(self) -> None:
         """Switch the language model's attention, add the hooks and wrap ``generate``."""
         register()
-        base = self._base if self._base in IMPLEMENTATIONS else "sdpa"
         model, decoder = self._model, self._decoder
+        base = self._base if self._base in IMPLEMENTATIONS else self._fallback()
         try:
             self._switch(IMPLEMENTATIONS[base])
             if self._text_config._attn_implementation != IMPLEMENTATIONS[base]:
@@ -150,6 +151,7 @@ class VRGAHandle:
                     f"model: wanted a language model whose attention can be replaced, got "
                     f"{type(decoder).__name__}, which keeps {self._base!r}"
                 )
+            said = check_decoder(decoder, self._text_config, IMPLEMENTATIONS[base])
             self._hooks += [
                 model.register_forward_pre_hook(self._before_model, with_kwargs=True),
                 model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
@@ -162,10 +164,17 @@ class VRGAHandle:
                 model.generate_batch = self._refused_generate_batch
             setattr(model, HANDLE_ATTRIBUTE, self)
             if base != self._base:
-                self._notice(f"the language model runs 'sdpa' instead of {self._base!r}")
+                self._notice(f"the language model runs {base!r} instead of {self._base!r}")
+            for message in said:
+                self._notice(message)
         except Exception:
             self._remove()
             raise
+
+    def _fallback(self) -> str:
+        """What replaces an implementation other than sdpa and eager: sdpa if it can."""
+        capped = getattr(self._text_config, "attn_logit_softcapping", None) is not None
+        return "sdpa" if not capped and getattr(self._decoder, "_supports_sdpa", True) else "eager"
 
     def _switch(self, implementation: str) -> None:
         config = self._model.config
@@ -259,7 +268,15 @@ class VRGAHandle:
 
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs = _as_under_sdpa(kwargs)
+        with_vrga = self._with_vrga(module, args, kwargs)
+        return (args, kwargs) if with_vrga is None else with_vrga
+
+    def _with_vrga(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The decoder's arguments with what travels to the attention function, if anything does."""
         cache = kwargs.get("past_key_values")
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(cache, tokens)
@@ -331,6 +348,13 @@ class VRGAHandle:
         reading.finish()
         if kwargs.get("past_key_values") is None:  # the decoder made the cache
             attach_state(output.past_key_values, state)
+        for message in notices(reading.skipped):
+            self._notice(message)
+        if reading.missed:
+            self._notice(
+                f"layers {reading.missed} compute the end of the prompt only: their heads are left "
+                "out where the question ends before it"
+            )
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 self._notice("VRGA is not applied: no layer has full attention on the prompt")
@@ -376,6 +400,22 @@ class VRGAHandle:
                 "pass processor= or question_end= to enable()"
             )
         return True
+
+
+def _as_under_sdpa(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
+
+    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
+    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
+    sdpa by its name.
+    """
+    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
+    if not isinstance(keep, int) or keep == 0:
+        return kwargs
+    given = masks.values() if isinstance(masks, dict) else [masks]
+    causal = any(mask is None or mask.dim() == 2 for mask in given)
+    static = getattr(kwargs.get("past_key_values"), "is_compileable", False)
+    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:
