@@ -33,6 +33,7 @@ _VISION = {
 class TileFamily(Family):
     """Every tile is 8 x 8 patches: 4 x 4 tokens; a picture of (4 r, 4 c) tokens is r x c tiles."""
 
+    fixed_image: ClassVar[Image | None] = (4, 4)
     pixels: ClassVar[int] = 32  # per side of a tile
 
     def _tokens(self, item: Image | Video) -> list[int]:
