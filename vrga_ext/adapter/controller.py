@@ -77,6 +77,11 @@ class VRGAHandle:
                 f"model: wanted image tokens among the keys of self-attention, got "
                 f"{type(model).__name__}, which sees the image through cross-attention"
             )
+        if model.config.is_encoder_decoder or self._text_config.is_encoder_decoder:
+            raise ValueError(
+                f"model: wanted a decoder that reads the image tokens itself, got "
+                f"{type(model).__name__}, in which an encoder reads them"
+            )
         self._base: str = self._text_config._attn_implementation
         if self._base in IMPLEMENTATIONS.values():
             raise ValueError(

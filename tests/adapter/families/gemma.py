@@ -36,6 +36,12 @@ _SIGLIP = {
 class PaliGemmaFamily(LlavaFamily):
     """16 x 16 pixels in patches of 4 x 4; the whole prompt is a bidirectional prefix."""
 
+    def _tensors(
+        self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        inputs = super()._tensors(types, images, videos, generator)
+        return inputs | {"token_type_ids": torch.zeros_like(types)}
+
 
 class CappedFamily(PaliGemmaFamily):
     """The language model caps its scores, which sdpa does not compute."""
