@@ -153,5 +153,5 @@ def test_heads_are_counted_among_full_attention_layers(name):
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if not known.mixes])
 def test_both_in_a_batch_is_refused_by_transformers_itself(name):
     family = build(name)
-    with pytest.raises(ValueError, match="tokens do not match|provided at the same time"):
+    with pytest.raises(ValueError, match=r"tokens do not match|provided at the same time"):
         greedy(family.model, family.prompt(*PROMPTS["image and video"]), 2)

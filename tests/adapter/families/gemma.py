@@ -99,7 +99,7 @@ def _patches(grids: list[Image], generator: torch.Generator) -> tuple[Tensor, Te
     sizes = [4 * rows * columns for rows, columns in grids]
     pixels = torch.zeros(len(grids), max(sizes), 48)
     positions = torch.full((len(grids), max(sizes), 2), -1)
-    for index, (rows, columns) in enumerate(grids):
+    for index, (_, columns) in enumerate(grids):
         n = torch.arange(sizes[index])
         positions[index, : len(n)] = torch.stack([n % (2 * columns), n // (2 * columns)], -1)
         pixels[index, : len(n)] = torch.rand(len(n), 48, generator=generator)
