@@ -52,7 +52,7 @@ def test_attention_in_both_directions_that_no_mask_shows():
 @pytest.mark.parametrize("rows", [(ROW,), (ROW, SHORT)], ids=["unpadded", "padded"])
 @pytest.mark.parametrize("name", ["gemma3", "gemma4", "aya_vision"])
 def test_windows_in_a_static_cache(name, rows, gamma):
-    """Layers with a window keep the last keys only, and those without one all that there is room for."""
+    """Layers with a window keep the last keys only, the others all that there is room for."""
     family = build(name)
     inputs = family.prompt(*rows)
     config = CONFIG.replace(gamma=gamma)
