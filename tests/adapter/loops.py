@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 
-def greedy_loop(model: Any, inputs: dict[str, Tensor], new_tokens: int = 6) -> tuple[Tensor, Tensor]:
+def greedy_loop(
+    model: Any, inputs: dict[str, Tensor], new_tokens: int = 6
+) -> tuple[Tensor, Tensor]:
     """Tokens [B, steps] and logits [steps, B, vocabulary] of calls of ``model(...)``."""
     cache = DynamicCache(config=model.config)
     step, mask = dict(inputs), inputs.get("attention_mask")

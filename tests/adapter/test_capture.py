@@ -12,8 +12,8 @@ import torch
 from transformers import StaticCache
 
 import vrga_ext
-from tests.adapter.tiny import (
-    FAMILIES,
+from tests.adapter.families import (
+    CORE,
     IMAGE,
     LOOSE,
     ROWS,
@@ -32,7 +32,7 @@ MARKS = [IMAGE, VIDEO, VISION_START, VISION_END]  # not to be written where a te
 QUESTION = 20  # a column of the prompt that is a token of every row, after every image
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CORE)
 def pair(request):
     """The same weights behind sdpa and behind eager."""
     return build(request.param), build(request.param, attn_implementation="eager")

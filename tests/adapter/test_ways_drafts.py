@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext

@@ -17,6 +17,7 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
 from vrga_ext.adapter.forward import ForwardHooks
 from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
+from vrga_ext.adapter.reaim import ReAim
 from vrga_ext.adapter.recorder import Recorder
 from vrga_ext.adapter.state import RegionHook
 from vrga_ext.config import VRGAConfig
@@ -57,7 +58,6 @@ class VRGAHandle:
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
-        self.recorders: list[Recorder] = []
         self.question_end = question_end
         self._model = model
         self._config = config
@@ -76,6 +76,8 @@ class VRGAHandle:
                 f"attn_implementation={self._base!r} (load it with 'sdpa' or 'eager')"
             )
         self._forward = ForwardHooks(self, model, finder)
+        reaims = config.reaim_every or config.reaim_entropy
+        self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
         self._generate = model.__dict__.get("generate")  # set on the instance by someone else
 
     # ---- public ------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ class SequenceState:
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
+        self.aimed_at: list[int] = []  # per sample, cache columns when T_q was last chosen
+        self.aim_entropy: list[float] = []  # per sample, visual heads' mean H_img at that time
+        self.drifting: set[int] = set()  # samples whose T_q is to be chosen anew
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
@@ -175,6 +178,8 @@ class SequenceState:
             )
             regions.append(region if hook is None else hook(sample, region))
         self.aim(regions, layers, rows[0].heads)
+        self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
+        self.aim_entropy = [region.visual_entropy for region in regions]
         self._done()
         return regions
 
