@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 
-def greedy_loop(model: Any, inputs: dict[str, Tensor], new_tokens: int = 6) -> tuple[Tensor, Tensor]:
+def greedy_loop(
+    model: Any, inputs: dict[str, Tensor], new_tokens: int = 6
+) -> tuple[Tensor, Tensor]:
     """Tokens [1, steps] and logits [steps, 1, vocabulary] of calls of ``model(...)``, one row.
 
     Without a mask over the whole cache, which Qwen models take for positions.

@@ -45,13 +45,6 @@ def ready_assistant(model):
     return assistant
 
 
-def accepted_prompt(model, family):
-    """A prompt whose continuation was drafted right: its own answer stands in it already."""
-    with vrga_ext.enable(model, **LOOSE):
-        tokens, _ = greedy_loop(model, family.prompt(REPEATED), 3)
-    return [5, 6, *tokens[0].tolist(), (4, 4), 9, 11, 5, 6]
-
-
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
 @pytest.mark.parametrize("how", ["lookup", "assistant"])
 @pytest.mark.parametrize(
@@ -79,17 +72,6 @@ def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implemen
     else:
         assert counted.calls[0] > prompt  # nothing is boosted, so nothing is cut
         assert torch.equal(logits(ours), logits(plain))
-
-
-def test_accepted_drafts(family):
-    """Drafts that are right are kept, so that fewer calls are needed."""
-    model = family.model
-    inputs = family.prompt(accepted_prompt(model, family))
-    with vrga_ext.enable(model, **LOOSE):
-        tokens, expected = greedy_loop(model, inputs, NEW)
-        ours = greedy(model, inputs, NEW, **LOOKUP)
-    assert torch.equal(ours.sequences[:, -NEW:], tokens)
-    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
 
 
 def two_turns(family, **options):
