@@ -12,9 +12,12 @@ from transformers import DynamicCache
 def greedy_loop(
     model: Any, inputs: dict[str, Tensor], new_tokens: int = 6
 ) -> tuple[Tensor, Tensor]:
-    """Tokens [B, steps] and logits [steps, B, vocabulary] of calls of ``model(...)``."""
+    """Tokens [1, steps] and logits [steps, 1, vocabulary] of calls of ``model(...)``, one row.
+
+    Without a mask over the whole cache, which Qwen models take for positions.
+    """
     cache = DynamicCache(config=model.config)
-    step, mask = dict(inputs), inputs.get("attention_mask")
+    step = dict(inputs)
     tokens, logits = [], []
     with torch.no_grad():
         for _ in range(new_tokens):
@@ -22,7 +25,4 @@ def greedy_loop(
             logits.append(output.logits[:, -1])
             tokens.append(logits[-1].argmax(-1, keepdim=True))
             step = {"input_ids": tokens[-1]}
-            if mask is not None:
-                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-                step["attention_mask"] = mask
     return torch.cat(tokens, 1), torch.stack(logits)

@@ -144,9 +144,9 @@ class ForwardHooks:
 
         past = int(cache.get_seq_length()) if cache is not None else 0
         state = state_of(cache)
-        if state is None or past == 0 or state.prompt.owner != self._key:
-            state = SequenceState()
-        if state.prompt is not prompt:
+        if state is None or state.prompt is not prompt:
+            if state is None or past == 0 or state.prompt.owner != self._key:
+                state = SequenceState()
             columns = past + tokens if prompt.columns is None else prompt.columns
             question, ids = handle.question_end, self._token_ids
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
