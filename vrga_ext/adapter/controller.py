@@ -17,6 +17,7 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
 from vrga_ext.adapter.forward import ForwardHooks
 from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
+from vrga_ext.adapter.reaim import ReAim
 from vrga_ext.adapter.recorder import Recorder
 from vrga_ext.adapter.state import RegionHook
 from vrga_ext.config import VRGAConfig
@@ -57,13 +58,12 @@ class VRGAHandle:
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
-        self.recorders: list[Recorder] = []
         self.question_end = question_end
         self._model = model
         self._config = config
         self._key = next(_keys)  # survives copies of the model; a reference would copy the model
         self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
-        self._noticed: set[str] = set()
+        self._noticed: dict[str, None] = {}  # in order
         images.image_token_ids(model.config)  # raises for a model without an image token
         self._text_config = model.config.get_text_config(decoder=True)
         _refuse_cross_attention(model, self._text_config)
@@ -76,6 +76,8 @@ class VRGAHandle:
                 f"attn_implementation={self._base!r} (load it with 'sdpa' or 'eager')"
             )
         self._forward = ForwardHooks(self, model, finder)
+        reaims = config.reaim_every or config.reaim_entropy
+        self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
         self._generate = model.__dict__.get("generate")  # set on the instance by someone else
 
     # ---- public ------------------------------------------------------------------------------
@@ -89,6 +91,11 @@ class VRGAHandle:
     def paused(self) -> bool:
         """Whether a ``pause`` is on, in whichever thread."""
         return bool(self._pauses)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was said so far about prompts that VRGA could not be applied to."""
+        return tuple(self._noticed)
 
     @property
     def question_end(self) -> str | int | list[int]:
@@ -204,7 +211,7 @@ class VRGAHandle:
 
     def _notice(self, message: str) -> None:
         if message not in self._noticed:
-            self._noticed.add(message)
+            self._noticed[message] = None
             warnings.warn(message, VRGAWarning, stacklevel=2)
 
 

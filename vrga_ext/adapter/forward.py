@@ -156,7 +156,7 @@ class ForwardHooks:
         state.add_positions(kwargs.get("position_ids"), past)
         if handle.paused or not self._obstacles.admit_image(state, self._finder):
             regions = state.finish_plain()
-            self._keep(prompt, [] if handle.paused else regions)
+            self.keep(prompt, [] if handle.paused else regions)
             return None
         prompt_tokens = state.image.shape[1] - past
         if tokens > prompt_tokens and not handle.config.is_identity:
@@ -258,11 +258,11 @@ class ForwardHooks:
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 handle._notice("VRGA is not applied: no layer has full attention on the prompt")
-            self._keep(state.prompt, state.finish(self._fixed_grid, handle.region_hook))
+            self.keep(state.prompt, state.finish(self._fixed_grid, handle.region_hook))
         if reading.watched is not None:
             reading.watched.end()
 
-    def _keep(self, prompt: Prompt, regions: list[Region]) -> None:
+    def keep(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if prompt.outer is None or prompt.outer.owner != self._key:
             self._handle.regions = regions

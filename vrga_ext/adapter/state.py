@@ -41,6 +41,9 @@ class SequenceState:
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
+        self.aimed_at: list[int] = []  # per sample, cache columns when T_q was last chosen
+        self.aim_entropy: list[float] = []  # per sample, visual heads' mean H_img at that time
+        self.drifting: set[int] = set()  # samples whose T_q is to be chosen anew
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
@@ -75,14 +78,12 @@ class SequenceState:
             )
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
-        types = prompt.token_types
-        types = None if types is None else types.repeat_interleave(copies, 0)
         known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
         mask = prompt.padding_mask(batch, columns)
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
         if prompt.image is None:
-            given = images.image_mask(ids, token_ids, types)
+            given = images.image_mask(ids, token_ids)
         else:
             given = prompt.image.repeat_interleave(copies, 0)
         image[:, columns - known :] = given[:, -known:]
@@ -106,7 +107,7 @@ class SequenceState:
         self._image_flags = {}
         self.lengths = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows = {}
+        self.rows, self.regions = {}, []
         self._plain()
 
     def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
@@ -177,6 +178,8 @@ class SequenceState:
             )
             regions.append(region if hook is None else hook(sample, region))
         self.aim(regions, layers, rows[0].heads)
+        self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
+        self.aim_entropy = [region.visual_entropy for region in regions]
         self._done()
         return regions
 

@@ -65,6 +65,8 @@ class Family:
         Ids that stand for images and video frames in a prompt.
     fixed_image
         Size of every image of a family whose images have one size.
+    mixes
+        Whether transformers takes images and videos in one batch.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Family:
     media: frozenset[str]  # of "image" and "video"
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
     fixed_image: ClassVar[Image | None] = None
+    mixes: ClassVar[bool] = True
 
     def prompt(self, *rows: list[Item], seed: int = 0) -> dict[str, Tensor]:
         """Left-padded inputs; a row is a list of token ids, images as (rows, columns), videos."""
@@ -97,6 +100,10 @@ class Family:
         """Columns of image and video tokens, bool [B, S]."""
         return torch.isin(inputs["input_ids"], torch.tensor(self.image_tokens))
 
+    def spans(self, row: list[Item]) -> list[tuple[int, Image | None]]:
+        """Tokens and grid of each image and frame of a row, the grid None if it is not known."""
+        return [span for item in row if not isinstance(item, int) for span in self._spans(item)]
+
     def _typed(self, item: Item) -> list[tuple[int, int]]:
         """Tokens of an item, each with its type."""
         if isinstance(item, int):
@@ -110,6 +117,12 @@ class Family:
     def _tokens(self, item: Image | Video) -> list[int]:
         """Token ids of an image or a video, with the special tokens around it."""
         raise NotImplementedError
+
+    def _spans(self, item: Image | Video) -> list[tuple[int, Image | None]]:
+        """Tokens and grid of an image, or of each frame of a video."""
+        if isinstance(item, Video):
+            return [(item.rows * item.columns, (item.rows, item.columns))] * item.frames
+        return [(item[0] * item[1], item)]
 
     def _tensors(
         self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
@@ -156,7 +169,7 @@ def family(
 
     def register(builder: Callable[..., Parts]) -> Callable[..., Parts]:
         missing = None
-        if not hasattr(transformers, needs):
+        if needs not in dir(transformers):  # without importing it
             missing = f"transformers {transformers.__version__} has no {needs}"
         FAMILIES[name] = Registered(name, frozenset(media), builder, missing)
         return builder
@@ -173,7 +186,9 @@ def make_peaked(model: Any) -> None:
     """Scale the weights so that attention is peaked and heads differ."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "q_proj" in name or "k_proj" in name:
+            if "q_norm" in name or "k_norm" in name:
+                parameter.add_(1.5)  # of what the projections give, only the direction is kept
+            elif "q_proj" in name or "k_proj" in name:
                 parameter.mul_(8.0)
             elif "lm_head" in name or "embed_tokens" in name:
                 parameter.mul_(20.0)
