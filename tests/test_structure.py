@@ -23,6 +23,7 @@ ALLOWED = {
     "selection": {"config"},
     "region": {"selection"},
     "captures": {"region", "selection"},
+    "analysis": {"adapter", "analysis", "captures", "config", "region", "selection"},
     "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 

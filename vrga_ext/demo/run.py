@@ -17,14 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import vrga_ext
-from vrga_ext import VRGAConfig
+from vrga_ext import Capture, VRGAConfig
+from vrga_ext.analysis import head_mask
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
 from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture
-from vrga_ext.demo.recording import Recording, record
 from vrga_ext.region import Region
 
 # A held-out picture, picked from those on which the boost changes the answer; the accuracies say
@@ -188,7 +188,10 @@ def _answer(
         return_tensors="pt",
     ).to(model.device)
     length = inputs["input_ids"].shape[1]
-    with vrga_ext.enable(model, config, processor=processor) as handle, record(model) as recording:
+    with (
+        vrga_ext.enable(model, config, processor=processor) as handle,
+        vrga_ext.capture(model, rows=True) as recording,
+    ):
         if forced is not None:
             written = answers.generate(model, inputs, forced)
         else:
@@ -199,25 +202,24 @@ def _answer(
         region = handle.regions[0] if handle.regions else None
     if region is None or not region.visual_heads:
         raise DemoError("image: no visual head was found for this picture and question")
-    attention = _attention(recording, region, written[0], forced is not None)
+    attention = _attention(recording.last, region, written[0], forced is not None)
     focus = torch.isin(region.image_positions, region.focus)
     words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
     return _Run(words, region, attention.numpy(), float(attention[focus].sum()))
 
 
-def _attention(recording: Recording, region: Region, written: Tensor, at_name: bool) -> Tensor:
+def _attention(capture: Capture, region: Region, written: Tensor, at_name: bool) -> Tensor:
     """Mean attention ``[n]`` of the visual heads on the image tokens.
 
     For the demo model while it reads the last word of the target's name, from which it writes the
     colour; for a real checkpoint the mean over the whole answer.
     """
-    steps = range(len(recording.steps))
+    rows = capture.generated.image_rows()[0]  # [L, H, T, n]
     if at_name:
         last = int((written == token("so")).nonzero()[-1]) if token("so") in written else 0
-        steps = range(len(steps))[last + 2 : last + 3] or steps
-    rows = torch.stack([recording.step_rows(step)[0] for step in steps]).mean(0)  # [L, H, columns]
-    heads = [rows[region.layers.index(layer), head] for layer, head in region.visual_heads]
-    return torch.stack(heads).mean(0)[region.image_positions].float().cpu()
+        at = slice(last + 2, last + 3) if last + 2 < rows.shape[2] else slice(None)
+        rows = rows[:, :, at]
+    return rows[head_mask(region.visual_heads, capture.layers, rows.shape[1])].mean((0, 1))
 
 
 def _accuracies(
