@@ -24,6 +24,7 @@ ALLOWED = {
     "region": {"selection"},
     "captures": {"region", "selection"},
     "analysis": {"adapter", "analysis", "captures", "config", "region", "selection"},
+    "viz": {"analysis", "captures", "region", "selection", "viz"},
     "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
