@@ -162,5 +162,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not results:
         return
     console = Console(width=None if terminalreporter.isatty else 120)
-    for table in [*summary_tables(results), goals_table(results)]:
+    for table in summary_tables(results):
         console.print(table)
+    if not config.stash[_SETTINGS].smoke:  # small shapes have no goals
+        console.print(goals_table(results))

@@ -96,7 +96,7 @@ def _decode_on_gpu(case: str, times: Times, dynamic: Result) -> Iterator[Goal]:
     if shape == "A":
         yield Goal(case, "time, us", ours * 1e6, 9.0, 6.5, True)
     else:
-        share = dynamic.extra["kv_bytes"] / ours / 1e9 / dynamic.extra["copy_gbs"]
+        share = dynamic.extra["bytes"] / ours / 1e9 / dynamic.extra["copy_gbs"]
         limits = (0.85, 0.92) if shape == "B" else (0.75, 0.85)
         yield Goal(case, "share of copy bandwidth", share, *limits, False)
     if OFF in times:

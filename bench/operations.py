@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.goals import GPU_SHAPES
-from bench.inputs import Case, Shape, make_inputs
+from bench.inputs import Case, Inputs, Shape, make_inputs
 from bench.race import Settings, Unavailable
 from bench.rivals import Rival, check, is_ours
 from bench.timing import Sample, sample_of, sets_of_inputs
@@ -49,9 +49,14 @@ class Operation:
         self._runs[name] = run
         return {
             "device": settings.device,
-            "kv_bytes": round(rival.kv_share * self._case.kv_bytes),
+            "bytes": self._moved(rival, first),
             "error": check(rival, first, result),
         }
+
+    def _moved(self, rival: Rival, x: Inputs) -> int:
+        if rival.moves == "scores":
+            return 2 * x.scores.nbytes
+        return self._case.kv_bytes // (2 if rival.moves == "K" else 1)
 
     def sample(self, name: str) -> Sample:
         """The timed call."""

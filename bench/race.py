@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import torch
 
 from bench.timing import COPY, Sample, copy_sample, interleave
 
@@ -60,6 +63,9 @@ def run_race(
     prepare: Callable[[], Contest], names: Sequence[str], settings: Settings, rounds: int
 ) -> Race:
     """Enter all rivals, then time those that are right, together with a large copy."""
+    gc.collect()  # models and graphs of the race before
+    if settings.device == "cuda":
+        torch.cuda.empty_cache()
     contest = prepare()
     race = Race({}, {})
     for name in names:

@@ -25,12 +25,12 @@ def _microseconds(result: Result, base: Result) -> str:
 
 
 def _bandwidth(result: Result, base: Result) -> str:
-    moved = result.extra.get("kv_bytes")
+    moved = result.extra.get("bytes")
     return f"{moved / result.seconds / 1e9:.1f}" if moved else ""
 
 
 def _copy_share(result: Result, base: Result) -> str:
-    moved, copy = result.extra.get("kv_bytes"), result.extra.get("copy_gbs")
+    moved, copy = result.extra.get("bytes"), result.extra.get("copy_gbs")
     return f"{moved / result.seconds / 1e9 / copy:.2f}" if moved and copy else ""
 
 

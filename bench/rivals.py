@@ -31,15 +31,16 @@ class Rival:
         Where it runs.
     host_reads
         It waits for results on the host, so that no CUDA graph can hold it.
-    kv_share
-        Share of K and V that it has to read.
+    moves
+        What it has to read or write at least: ``"K+V"``, ``"K"`` or ``"scores"`` (read and
+        written once).
     """
 
     make: Callable[[Case], Run]
     computes: str
     devices: tuple[str, ...] = ("cpu", "cuda")
     host_reads: bool = False
-    kv_share: float = 1.0
+    moves: str = "K+V"
 
 
 def is_ours(name: str) -> bool:
@@ -85,6 +86,7 @@ def _softmax(gate: str) -> Rival:
     return Rival(
         _plain(lambda x: ops.reweighted_softmax(x.scores, x.flags, **keywords).probabilities),
         "softmax" if gate == "dynamic" else "static softmax",
+        moves="scores",
     )
 
 
@@ -119,10 +121,10 @@ DECODE: dict[str, Rival] = {
     LOOP: Rival(_plain(loop.decode_attention), "dynamic", host_reads=True),
 }
 ROW_STATISTICS: dict[str, Rival] = {
-    ROWS: Rival(_plain(_rows), "rows", kv_share=0.5),
+    ROWS: Rival(_plain(_rows), "rows", moves="K"),
     DYNAMIC: DECODE[DYNAMIC],
-    "PyTorch, weights stored": Rival(_plain(peers.stored_rows), "rows", kv_share=0.5),
-    LOOP: Rival(_plain(loop.row_statistics), "rows", host_reads=True, kv_share=0.5),
+    "PyTorch, weights stored": Rival(_plain(peers.stored_rows), "rows", moves="K"),
+    LOOP: Rival(_plain(loop.row_statistics), "rows", host_reads=True, moves="K"),
 }
 REWEIGHTED_SOFTMAX: dict[str, Rival] = {
     DYNAMIC: _softmax("dynamic"),
@@ -130,9 +132,10 @@ REWEIGHTED_SOFTMAX: dict[str, Rival] = {
     "torch.softmax": Rival(
         _plain(lambda x: torch.softmax(x.scores, -1, dtype=torch.float32).to(x.scores.dtype)),
         "plain softmax",
+        moves="scores",
     ),
-    TUNED: Rival(_plain(peers.stored_softmax), "softmax"),
-    LOOP: Rival(_plain(loop.reweighted_softmax), "softmax", host_reads=True),
+    TUNED: Rival(_plain(peers.stored_softmax), "softmax", moves="scores"),
+    LOOP: Rival(_plain(loop.reweighted_softmax), "softmax", host_reads=True, moves="scores"),
 }
 
 
