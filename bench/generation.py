@@ -31,7 +31,6 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     DYNAMIC: {"gate": "dynamic", "entropy_factor": 0.05},
 }
 _RELEASED_ERROR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # of the largest logit
-RIVALS = (NOT_ENABLED, ADAPTER, STATIC, DYNAMIC, RELEASED)
 
 
 def enabled_model(name: str, case: ModelCase, device: str) -> tuple[Any, Any]:

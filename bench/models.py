@@ -114,7 +114,7 @@ def build(name: str, dtype: str, device: str) -> Any:
         if "language_model" in parameter_name and (
             "q_proj" in parameter_name or "k_proj" in parameter_name
         ):
-            parameter.data.mul_(4.0)
+            parameter.data.mul_(2.0)
     model.generation_config.eos_token_id = None
     return model
 

@@ -6,16 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from bench.generation import RIVALS, DecodeStep, Generate, PeakMemory, Prefill
+from bench.generation import DecodeStep, Generate, PeakMemory, Prefill
+from bench.goals import ADAPTER, NOT_ENABLED, RELEASED
 from bench.models import ModelCase
 from bench.race import Compete, Settings
-from bench.rivals import DYNAMIC
+from bench.rivals import DYNAMIC, STATIC
 
 SMOKE = ModelCase("tiny", 120, side=8)
 
 
-def rivals(settings: Settings) -> list[str]:
-    return list(RIVALS)
+def prompt_rivals(settings: Settings) -> list[str]:
+    """A prompt is read in the same way whichever gate is used afterwards."""
+    return [NOT_ENABLED, STATIC, RELEASED]
+
+
+def step_rivals(settings: Settings) -> list[str]:
+    """With gamma 0 the hooks run, and the model's own attention: the adapter's cost alone."""
+    return [NOT_ENABLED, ADAPTER, STATIC, DYNAMIC, RELEASED]
+
+
+def generate_rivals(settings: Settings) -> list[str]:
+    return [NOT_ENABLED, STATIC, DYNAMIC, RELEASED]
 
 
 def cases(settings: Settings) -> list[ModelCase]:
@@ -57,22 +68,22 @@ def memory_cases(settings: Settings) -> list[ModelCase]:
 
 def memory_rivals(settings: Settings) -> list[str]:
     """A process each, so that the smoke size starts one only."""
-    return [DYNAMIC] if settings.smoke else list(RIVALS)
+    return [STATIC] if settings.smoke else prompt_rivals(settings)
 
 
-@pytest.mark.race(cases=cases, rivals=rivals)
+@pytest.mark.race(cases=cases, rivals=prompt_rivals)
 def test_prefill(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
     compete("prefill", lambda: Prefill(case, settings), rounds=12)
 
 
-@pytest.mark.race(cases=cases, rivals=rivals)
+@pytest.mark.race(cases=cases, rivals=step_rivals)
 def test_decode_step(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
     compete("decode step", lambda: DecodeStep(case, settings), rounds=60)
 
 
-@pytest.mark.race(cases=generate_cases, rivals=rivals)
+@pytest.mark.race(cases=generate_cases, rivals=generate_rivals)
 def test_generate(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
-    new_tokens = 4 if settings.smoke else 64
+    new_tokens = 4 if settings.smoke else 32
     compete("generate", lambda: Generate(case, settings, new_tokens), rounds=5)
 
 
