@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.adapter.tiny import FAMILIES
+from tests.adapter.families import CORE
 from vrga_ext import Region, VRGAConfig, VRGAHandle
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_first_two_commands_run_the_demo_and_the_tests():
 
 def test_families_of_the_matrix_are_the_families_under_test():
     rows = table("model family")[2:]
-    assert [NAMES[row[0]] for row in rows] == list(FAMILIES)
+    assert [NAMES[row[0]] for row in rows] == list(CORE)
     assert {cell for row in rows for cell in row[1:]} == {"✓"}
 
 

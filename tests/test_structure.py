@@ -21,7 +21,9 @@ ALLOWED = {
     "ops": {"reference", "_checks", "_library"},
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},
-    "adapter": {"adapter", "config", "ops", "reference", "selection"},
+    "region": {"selection"},
+    "captures": {"region", "selection"},
+    "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from transformers import StaticCache
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, LOOSE, ROWS, build
+from tests.adapter.families import CORE, LOOSE, ROWS, build
 
 LENGTH, STEPS = 48, 5
 
@@ -39,7 +39,7 @@ def decode(family, inputs, forward) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {"backend": "aot_eager"}) for name in FAMILIES),
+        *((name, {"backend": "aot_eager"}) for name in CORE),
         ("llava", {"mode": "reduce-overhead"}),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,57 +10,20 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.explicit import explicit_greedy
+from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
 
 NEW = 6
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CORE)
 def family(request):
     return build(request.param)
 
 
-def explicit_attention(regions, prompt_length, config):
-    """Eager attention that reweights stored weights, head by head as the formula is written."""
-
-    def attend(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        scores = query @ key.mT * scaling
-        if attention_mask is not None:
-            scores = scores + attention_mask[..., : key.shape[2]]
-        a = scores.softmax(-1)
-        if query.shape[2] == 1 and key.shape[2] > prompt_length:
-            a = a.clone()
-            for row, region in enumerate(regions):
-                for head in range(query.shape[1]):
-                    image = a[row, head, 0, region.image_positions]
-                    ratio = image.mean() * (scores[row, 0, 0] > -1e30).sum()
-                    joint = -(image * image.log()).sum()
-                    if config.gate == "static":
-                        gated = (module.layer_idx, head) in region.visual_heads
-                    else:
-                        gated = bool(
-                            ratio > config.min_ratio and ratio > config.entropy_factor * joint
-                        )
-                    if not gated:
-                        continue
-                    if config.mode == "boost":
-                        a[row, head, 0, region.boosted] *= 1 + config.gamma
-                    else:
-                        rest = region.image_positions[
-                            ~torch.isin(region.image_positions, region.boosted)
-                        ]
-                        a[row, head, 0, rest] = 0.0
-                    a[row, head] /= a[row, head].sum()
-        return (a @ value).transpose(1, 2).contiguous(), None
-
-    return attend
-
-
 @pytest.mark.parametrize("mode", ["boost", "mask"])
 @pytest.mark.parametrize("gate", ["static", "dynamic"])
-def test_equals_reweighting_stored_weights(family, gate, mode, monkeypatch):
+def test_equals_reweighting_stored_weights(family, gate, mode):
     inputs = family.prompt(*ROWS)
     plain = greedy(family.model, inputs, NEW)
     config = vrga_ext.VRGAConfig(**LOOSE, gate=gate, mode=mode, min_ratio=1.0)
@@ -69,18 +31,8 @@ def test_equals_reweighting_stored_weights(family, gate, mode, monkeypatch):
         ours = greedy(family.model, inputs, NEW)
     assert [len(region.images) for region in handle.regions] == [1, 1, 2]
 
-    language = family.model.get_decoder()
-    family.model.set_attn_implementation("eager")
-    attend = explicit_attention(handle.regions, inputs["input_ids"].shape[1], config)
-    monkeypatch.setattr(sys.modules[type(language).__module__], "eager_attention_forward", attend)
-    # Follow the same tokens, so that one rounding cannot lead elsewhere.
-    forced = ours.sequences[:, -NEW:]
-    step = iter(range(NEW))
-    follow = [
-        lambda ids, scores: torch.full_like(scores, -1e9).scatter(1, forced[:, [next(step)]], 0.0)
-    ]
-    explicit = greedy(family.model, inputs, NEW, logits_processor=follow)
-    family.model.set_attn_implementation("sdpa")
+    tokens = ours.sequences[:, -NEW:]
+    explicit = explicit_greedy(family.model, inputs, tokens, handle.regions, config)
     torch.testing.assert_close(logits(ours), logits(explicit), atol=2e-5, rtol=1e-4)
     assert (logits(ours) - logits(plain))[1:].abs().amax((0, 2)).gt(1e-2).all()  # in every row
 
@@ -136,6 +88,16 @@ def test_grids_of_different_images(name):
     ]
 
 
+def test_frames_of_a_fast_video():
+    """Frames that follow one another faster than the positions' unit of time share a position."""
+    family = build("qwen2_5_vl")
+    inputs = family.prompt([5, Video(frames=4, rows=2, columns=3), 7, 8])
+    inputs["second_per_grid_ts"] = torch.tensor([0.1])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    assert [span.grid for span in handle.regions[0].images] == [(2, 3)] * 4
+
+
 def test_row_without_an_image_is_plain(family):
     rows = (ROWS[0], [5, 6, 7, 8, 9])
     inputs = family.prompt(*rows)
@@ -162,26 +124,6 @@ def test_question_end_per_row_and_single(family):
             greedy(family.model, inputs, 2)
         assert handle.regions[row].question_rule == "given"
         torch.testing.assert_close(handle.regions[row].efr, rows[row], rtol=1e-4, atol=1e-8)
-
-
-def test_statistics_equal_eager_attention(family):
-    inputs = family.prompt(*ROWS[:2])
-    with vrga_ext.enable(family.model, **LOOSE) as handle:
-        greedy(family.model, inputs, 2)
-    family.model.set_attn_implementation("eager")
-    with torch.no_grad():
-        weights = family.model(**inputs, output_attentions=True).attentions
-    family.model.set_attn_implementation("sdpa")
-    for row, region in enumerate(handle.regions):
-        a = torch.stack([layer[row, :, region.question_end].double() for layer in weights])
-        tokens = int(inputs["attention_mask"][row].sum())
-        image = a[..., region.image_positions]
-        torch.testing.assert_close(
-            region.image_ratio, image.mean(-1) * tokens, rtol=1e-4, atol=1e-9
-        )
-        inside = image / image.sum(-1, keepdim=True)
-        entropy = -torch.special.xlogy(inside, inside).sum(-1)
-        torch.testing.assert_close(region.image_entropy, entropy, rtol=1e-4, atol=1e-7)
 
 
 def test_sampling_follows_the_seed(family):

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CORE)
 def family(request):
     return build(request.param)
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", [{"gamma": 0.0}, {"gamma": 0.0, "gate": "dynamic"}])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_gamma_zero_is_bit_identical(name, config, attn_implementation):
     family = build(name, attn_implementation=attn_implementation)
     inputs = family.prompt(*ROWS)
@@ -45,9 +45,9 @@ def test_disable_is_bit_identical(family):
     assert torch.equal(logits(greedy(family.model, inputs)), logits(plain))
     assert set(family.model.__dict__) == set(before)
     assert family.model.config.get_text_config()._attn_implementation == "sdpa"
-    decoder = family.model.get_decoder()
-    assert not decoder._forward_pre_hooks
-    assert not family.model._forward_pre_hooks
+    for module in (family.model, family.model.base_model, family.model.get_decoder()):
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
 
 
 def test_enable_again_after_disable(family):
@@ -73,7 +73,7 @@ def test_pause(family):
     assert not torch.equal(logits(boosted), logits(plain))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CORE)
 def test_copies_are_independent(name):
     family = build(name)
     inputs = family.prompt(*ROWS)

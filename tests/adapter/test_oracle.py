@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import vrga_ext
-from tests.adapter.tiny import greedy, logits
+from tests.adapter.families import greedy, logits
 from vrga_ext import ops
 from vrga_ext.adapter import attention
 
@@ -40,6 +40,7 @@ def run(request) -> Run:
     }
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == case["image_token_id"]).int()
     decoded: list[Any] = []
+    original = attention.decode_attention
 
     def recording(query, key, value, mask, scale, layer, state):
         decoded.append(
@@ -54,7 +55,7 @@ def run(request) -> Run:
                 **state.gate_keywords,
             )
         )
-        return decoded[-1].output
+        return original(query, key, value, mask, scale, layer, state)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "decode_attention", recording)

@@ -10,12 +10,12 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.tiny import FAMILIES, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
 
 NEW = 6
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=CORE)
 def family(request):
     return build(request.param)
 

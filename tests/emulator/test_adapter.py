@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import vrga_ext
+from tests.adapter.families import build, greedy, logits
 from tests.adapter.test_generation import *  # noqa: F403
 from tests.adapter.test_oracle import *  # noqa: F403
-from tests.adapter.tiny import build, greedy, logits
 from tests.emulator.conftest import route_to_emulator
 from vrga_ext import ops
 
