@@ -22,7 +22,10 @@ ALLOWED = {
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},
     "region": {"selection"},
-    "adapter": {"adapter", "config", "ops", "reference", "region", "selection"},
+    "captures": {"region", "selection"},
+    "analysis": {"adapter", "analysis", "captures", "config", "region", "selection"},
+    "viz": {"analysis", "captures", "region", "selection", "viz"},
+    "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
 

@@ -101,7 +101,9 @@ def test_cross_attention_is_refused_by_name():
 def test_encoder_that_reads_the_image_is_refused():
     model = build("llava").model
     model.config.get_text_config().is_encoder_decoder = True
-    assert_refused(model, "LlavaForConditionalGeneration, in which an encoder reads them")
+    assert_refused(
+        model, "LlavaForConditionalGeneration, which sees the image through cross-attention"
+    )
 
 
 @pytest.mark.parametrize("kind", ["indexed_attention", "minimax_m3_sparse"])

@@ -14,10 +14,13 @@ from tests.adapter.families.base import (
     LOOSE,
     ROWS,
     VIDEO,
+    VISION_END,
+    VISION_START,
     Family,
     Video,
     build,
     greedy,
+    greedy_or_skip,
     logits,
 )
 
@@ -28,10 +31,13 @@ __all__ = [
     "LOOSE",
     "ROWS",
     "VIDEO",
+    "VISION_END",
+    "VISION_START",
     "Family",
     "Video",
     "build",
     "greedy",
+    "greedy_or_skip",
     "logits",
 ]
 

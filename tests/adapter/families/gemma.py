@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -89,8 +90,14 @@ class Gemma4Family(Family):
         if videos:
             frames = [(clip.rows, clip.columns) for clip in videos for _ in range(clip.frames)]
             pixels, positions = _patches(frames, generator)
+            counts = [clip.frames for clip in videos]
+            if "num_frames_per_video" in inspect.signature(self.model.forward).parameters:
+                inputs["num_frames_per_video"] = torch.tensor(counts)
+            else:  # transformers 5.16: videos of one length, stacked
+                pixels, positions = (
+                    tensor.unflatten(0, (len(counts), counts[0])) for tensor in (pixels, positions)
+                )
             inputs |= {"pixel_values_videos": pixels, "video_position_ids": positions}
-            inputs["num_frames_per_video"] = torch.tensor([clip.frames for clip in videos])
         return inputs
 
 

@@ -37,7 +37,6 @@ _VISION = {
     "temporal_patch_size": 2,
     "hidden_size": 32,
     "intermediate_size": 32,
-    "out_hidden_size": 64,
 }
 
 
@@ -54,20 +53,24 @@ class GlmFamily(QwenFamily):
         return [_VIDEO_START, *frames, _VIDEO_END]
 
 
+def _vision(text: dict[str, Any]) -> dict[str, Any]:
+    return _VISION | {"out_hidden_size": text["hidden_size"]}
+
+
 def _text(text: dict[str, Any]) -> dict[str, Any]:
     return text | {"rope_parameters": _ROPE}
 
 
 @family("glm4v", media={"image", "video"}, needs="Glm4vForConditionalGeneration", mixes=False)
 def glm4v(**text: Any) -> Parts:
-    config = transformers.Glm4vConfig(vision_config=_VISION, text_config=_text(text), **_IDS)
+    config = transformers.Glm4vConfig(vision_config=_vision(text), text_config=_text(text), **_IDS)
     return transformers.Glm4vForConditionalGeneration, config, GlmFamily
 
 
 @family("glm46v", media={"image", "video"}, needs="Glm46VForConditionalGeneration", mixes=False)
 def glm46v(**text: Any) -> Parts:
     config = transformers.Glm46VConfig(
-        vision_config=_VISION | {"model_type": "glm4v_vision"},
+        vision_config=_vision(text) | {"model_type": "glm4v_vision"},
         text_config=_text(text) | {"model_type": "glm4v_text"},
         **_IDS,
     )
@@ -80,6 +83,6 @@ def glm46v(**text: Any) -> Parts:
 def glm4v_moe(**text: Any) -> Parts:
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     config = transformers.Glm4vMoeConfig(
-        vision_config=_VISION, text_config=_text(text) | experts, **_IDS
+        vision_config=_vision(text), text_config=_text(text) | experts, **_IDS
     )
     return transformers.Glm4vMoeForConditionalGeneration, config, GlmFamily
