@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.tiny import LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAConfig, analysis
 from vrga_ext.demo.answers import answer_all, held_out, load_demo
 
