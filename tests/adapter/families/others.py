@@ -273,9 +273,7 @@ def deepseek_vl_hybrid(**text: Any) -> Parts:
     return transformers.DeepseekVLHybridForConditionalGeneration, config, DeepseekHybridFamily
 
 
-@family(
-    "molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration", mixes=False
-)
+@family("molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration", mixes=False)
 def molmo2(**text: Any) -> Parts:
     """Every image token attends to every other one of the prompt, in both directions."""
     config = transformers.Molmo2Config(
