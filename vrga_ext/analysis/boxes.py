@@ -4,7 +4,7 @@ The patch grid divides the image evenly: token (row, column) of a grid of ``rows
 for the cell of ``height / rows x width / columns`` pixels there, whatever size the image was
 resized to. A token belongs to a box or mask that covers at least ``min_coverage`` of its cell. One
 that covers no cell so far, because it is small or lies across cells, gets the cell it covers most
-(the first of equals in row-major order), so that no region is lost.
+(or the cells, if it covers several alike), so that no region is lost.
 """
 
 from __future__ import annotations
@@ -193,10 +193,8 @@ def _cell_weights(pixels: int, cells: int) -> Tensor:
 
 
 def _enough(coverage: Tensor, min_coverage: float) -> Tensor:
-    enough = coverage >= min_coverage - 1e-9  # rounding of cell edges
-    if not enough.any():
-        enough.view(-1)[coverage.flatten().argmax()] = True
-    return enough
+    wanted = min(min_coverage, float(coverage.max()))
+    return coverage >= wanted - 1e-9  # rounding of cell edges
 
 
 def _check_coverage(min_coverage: float) -> None:
