@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
@@ -36,22 +37,31 @@ def family(request):
     return build(request.param)
 
 
-def accepted_prompt(model, family):
-    """A prompt whose continuation was drafted right: its own answer stands in it already."""
-    with vrga_ext.enable(model, **LOOSE):
-        tokens, _ = greedy_loop(model, family.prompt(REPEATED), 3)
-    return [5, 6, *tokens[0].tolist(), (4, 4), 9, 11, 5, 6]
+def ready_assistant(model):
+    """The model itself, drafting three tokens, sure of them or not."""
+    assistant = copy.deepcopy(model)
+    assistant.generation_config.num_assistant_tokens = 3
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    return assistant
 
 
-@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
 @pytest.mark.parametrize("how", ["lookup", "assistant"])
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize(
+    ("name", "attn_implementation"),
+    [
+        *((name, "sdpa") for name in CORE),
+        ("qwen2_5_vl", "eager"),
+        ("qwen3_vl", "sdpa"),  # visual features added in early layers
+        ("gemma3", "sdpa"),  # masks by kind of layer
+        ("gemma4", "sdpa"),  # layers that compute the last rows only
+    ],
+)
 def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implementation):
     family = build(name, attn_implementation=attn_implementation)
     model = family.model
     inputs = family.prompt(REPEATED)
-    options = LOOKUP if how == "lookup" else {"assistant_model": copy.deepcopy(model)}
+    options = LOOKUP if how == "lookup" else {"assistant_model": ready_assistant(model)}
     plain = greedy(model, inputs, NEW, **options)
     with vrga_ext.enable(model, **LOOSE | {"gamma": gamma}) as handle:
         tokens, expected = greedy_loop(model, inputs, NEW)
@@ -71,33 +81,27 @@ def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implemen
         assert torch.equal(logits(ours), logits(plain))
 
 
-def test_accepted_drafts(family):
-    """Drafts that are right are kept, so that fewer calls are needed."""
+def two_turns(family, **options):
+    """Logits of a second turn, of which only its own tokens are given.
+
+    With all tokens, stock transformers reads what is in the cache once more.
+    """
     model = family.model
-    inputs = family.prompt(accepted_prompt(model, family))
-    with vrga_ext.enable(model, **LOOSE):
-        tokens, expected = greedy_loop(model, inputs, NEW)
-        ours = greedy(model, inputs, NEW, **LOOKUP)
-    assert torch.equal(ours.sequences[:, -NEW:], tokens)
-    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
+    cache = DynamicCache(config=model.config)
+    turn = greedy(model, family.prompt(ROWS[0]), 3, past_key_values=cache)
+    ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 20, 7, 8]])], 1)
+    follow = {"input_ids": ids[:, cache.get_seq_length() :], "attention_mask": torch.ones_like(ids)}
+    if family.name != "llava":
+        follow["mm_token_type_ids"] = torch.zeros_like(follow["input_ids"])
+    return logits(greedy(model, follow, 4, past_key_values=cache, **options))
 
 
 def test_drafts_in_the_first_call_of_a_second_turn(family):
-    model = family.model
-    from transformers import DynamicCache
-
-    first = family.prompt(ROWS[0])
-    with vrga_ext.enable(model, **LOOSE):
-        runs = []
-        for options in ({}, LOOKUP):
-            cache = DynamicCache(config=model.config)
-            turn = greedy(model, first, 3, past_key_values=cache)
-            ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 20, 7, 8]])], 1)
-            follow = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            if family.name != "llava":
-                follow["mm_token_type_ids"] = family.image_columns(follow).int()
-            runs.append(logits(greedy(model, follow, 4, past_key_values=cache, **options)))
-    torch.testing.assert_close(runs[1], runs[0], atol=1e-5, rtol=1e-5)
+    if not torch.allclose(two_turns(family), two_turns(family, **LOOKUP), atol=1e-4):
+        pytest.skip("this transformers release cannot draft on a kept cache without VRGA")
+    with vrga_ext.enable(family.model, **LOOSE):
+        expected, ours = two_turns(family), two_turns(family, **LOOKUP)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_hidden_states_and_weights_are_those_of_one_call(family):

@@ -10,7 +10,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vrga_ext.adapter import drafts, grids, images
 from vrga_ext.adapter.obstacles import Obstacles, check_cache
@@ -19,6 +19,7 @@ from vrga_ext.adapter.prompt import Prompt, current_prompt, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
 from vrga_ext.adapter.state import SequenceState, attach_state, state_of
+from vrga_ext.adapter.survey import notices
 from vrga_ext.region import Region
 
 if TYPE_CHECKING:
@@ -119,12 +120,15 @@ class ForwardHooks:
 
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Arguments | None:
+    ) -> Arguments:
+        kwargs = _as_under_sdpa(kwargs)
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(kwargs.get("past_key_values"), tokens)
         if state is not None:
-            return self._with_state(args, kwargs, state, batch, tokens)
-        return self._read(module, args, kwargs, batch, tokens)
+            with_vrga = self._with_state(args, kwargs, state, batch, tokens)
+        else:
+            with_vrga = self._read(module, args, kwargs, batch, tokens)
+        return (args, kwargs) if with_vrga is None else with_vrga
 
     @torch.compiler.disable
     def _read(
@@ -144,9 +148,9 @@ class ForwardHooks:
 
         past = int(cache.get_seq_length()) if cache is not None else 0
         state = state_of(cache)
-        if state is None or past == 0 or state.prompt.owner != self._key:
-            state = SequenceState()
-        if state.prompt is not prompt:
+        if state is None or state.prompt is not prompt:
+            if state is None or past == 0 or state.prompt.owner != self._key:
+                state = SequenceState()
             columns = past + tokens if prompt.columns is None else prompt.columns
             question, ids = handle.question_end, self._token_ids
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
@@ -191,13 +195,13 @@ class ForwardHooks:
             )
             return None
         call_ids = prompt.call_ids
-        prompt.call_ids = _cut_ids(call_ids, slice(None, count), tokens)
+        prompt.call_ids = drafts.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
         rest["past_key_values"] = output.past_key_values
         layer_types = getattr(self._text_config, "layer_types", None) or []
         drafts.fit_masks(rest, tokens - count, layer_types, output.last_hidden_state.device)
         prompt.read = output
-        prompt.call_ids = _cut_ids(call_ids, slice(count, None), tokens)
+        prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
         batch = output.last_hidden_state.shape[0]
         return self._with_state((), rest, state, batch, tokens - count) or ((), rest)
 
@@ -255,6 +259,13 @@ class ForwardHooks:
         reading.finish()
         if cache is None:  # the decoder made the cache
             attach_state(output.past_key_values, state)
+        for message in notices(reading.skipped):
+            handle._notice(message)
+        if reading.missed:
+            handle._notice(
+                f"layers {reading.missed} compute the end of the prompt only: their heads are left "
+                "out where the question ends before it"
+            )
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 handle._notice("VRGA is not applied: no layer has full attention on the prompt")
@@ -268,12 +279,24 @@ class ForwardHooks:
             self._handle.regions = regions
 
 
+def _as_under_sdpa(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
+
+    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
+    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
+    sdpa by its name.
+    """
+    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
+    if not isinstance(keep, int) or keep == 0:
+        return kwargs
+    given = masks.values() if isinstance(masks, dict) else [masks]
+    causal = any(mask is None or mask.dim() == 2 for mask in given)
+    static = getattr(kwargs.get("past_key_values"), "is_compileable", False)
+    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
+
+
 def _size(given: dict[str, Any]) -> tuple[int, int]:
     """Batch and number of tokens of a forward call."""
     tensor = given.get("inputs_embeds")
     tensor = given.get("input_ids") if tensor is None else tensor
     return (0, 0) if tensor is None else (tensor.shape[0], tensor.shape[1])
-
-
-def _cut_ids(ids: Tensor | None, part: slice, tokens: int) -> Tensor | None:
-    return ids[:, part] if ids is not None and ids.shape[1] == tokens else ids
