@@ -64,9 +64,9 @@ def plot_area(axes: Axes, xlabel: str, ylabel: str, whole_x: bool = False) -> No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def legend(axes: Axes) -> None:
-    """Names of what is drawn, where they cover least."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+def legend(axes: Axes, place: str = "best") -> None:
+    """Names of what is drawn, by default where they cover least."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=place)
 
 
 def even_line(axes: Axes, at: float) -> None:
