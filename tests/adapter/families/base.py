@@ -220,7 +220,7 @@ def logits(output: Any) -> Tensor:
 
 
 def greedy_or_skip(model: Any, inputs: dict[str, Tensor], new_tokens: int, **kwargs: Any) -> Any:
-    """:func:`greedy` of a model without VRGA; the test is skipped where transformers itself fails."""
+    """:func:`greedy` without VRGA; the test is skipped where transformers itself fails."""
     assert "generate" not in model.__dict__, "VRGA is enabled"
     try:
         return greedy(model, inputs, new_tokens, **kwargs)
