@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -135,8 +135,12 @@ def _thresholds(study: Study) -> str:
 
 def _provenance() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
+    try:
+        own = version("vrga_ext")
+    except PackageNotFoundError:
+        own = "not installed"
     return (
-        f"vrga_ext {version('vrga_ext')} ({_commit()}), {packages}, "
+        f"vrga_ext {own} ({_commit()}), {packages}, "
         f"Python {platform.python_version()}, {platform.machine()}."
     )
 
@@ -152,7 +156,7 @@ def _commit() -> str:
     try:
         top = git("rev-parse", "--show-toplevel")
         if not top or Path(top) != root:
-            return "installed, commit unknown"
+            return "commit unknown"
         changed = ", with local changes" if git("status", "--porcelain", "vrga_ext") else ""
         return f"commit {git('rev-parse', '--short', 'HEAD')}{changed}"
     except OSError:
