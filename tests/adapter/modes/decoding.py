@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tests.adapter.families import greedy, logits
+from tests.adapter.families import greedy
 from tests.adapter.modes.base import (
     GAMMA,
     MIXED,
