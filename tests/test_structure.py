@@ -21,7 +21,8 @@ ALLOWED = {
     "ops": {"reference", "_checks", "_library"},
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},
-    "adapter": {"adapter", "config", "ops", "reference", "selection"},
+    "region": {"selection"},
+    "adapter": {"adapter", "config", "ops", "reference", "region", "selection"},
 }
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import vrga_ext
 from tests.adapter.explicit import explicit_greedy
-from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
 
 NEW = 6
 
@@ -86,6 +86,16 @@ def test_grids_of_different_images(name):
         [(2, 6)],
         [(5, 3), (1, 4)],
     ]
+
+
+def test_frames_of_a_fast_video():
+    """Frames that follow one another faster than the positions' unit of time share a position."""
+    family = build("qwen2_5_vl")
+    inputs = family.prompt([5, Video(frames=4, rows=2, columns=3), 7, 8])
+    inputs["second_per_grid_ts"] = torch.tensor([0.1])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    assert [span.grid for span in handle.regions[0].images] == [(2, 3)] * 4
 
 
 def test_row_without_an_image_is_plain(family):

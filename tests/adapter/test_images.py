@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -46,11 +47,10 @@ def test_token_ids():
     assert image_token_ids(SimpleNamespace(image_token_index=5)) == (5,)
 
 
-def test_token_types_mark_images_too():
+def test_image_mask():
     ids = torch.tensor([[1, 5, 5, 2, 9]])
-    types = torch.tensor([[0, 1, 1, 0, 2]])
-    assert image_mask(ids, (5,), None).tolist() == [[False, True, True, False, False]]
-    assert image_mask(ids, (5,), types).tolist() == [[False, True, True, False, True]]
+    assert image_mask(ids, (5,)).tolist() == [[False, True, True, False, False]]
+    assert image_mask(ids, (5, 9)).tolist() == [[False, True, True, False, True]]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,15 @@ def test_adjacent_images_are_told_apart_by_time():
     positions, spans = spans_of(row(".########"), mrope(1, (2, 2), (2, 2)), None)
     assert [tuple(span) for span in spans] == [(0, 4, 0, (2, 2)), (4, 4, 0, (2, 2))]
     assert positions.tolist() == list(range(1, 9))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (1, 4), (4, 1)])
+def test_frames_that_share_a_time_are_told_apart(size):
+    frame = mrope(1, size)[:, 1:]
+    positions = torch.cat([mrope(1), frame, frame, frame + torch.tensor([[1], [0], [0]])], 1)
+    n = math.prod(size)
+    _, spans = spans_of(row("." + "#" * 3 * n), positions, None)
+    assert [tuple(span) for span in spans] == [(start, n, 0, size) for start in (0, n, 2 * n)]
 
 
 def test_positions_that_count_tokens_give_no_grid():
@@ -110,6 +119,7 @@ def test_lead_of_a_span():
     [
         ({"image_size": 336, "patch_size": 14}, None, (24, 24)),
         ({"image_size": 336, "patch_size": 14}, [[336, 672]], None),
+        ({"image_size": 336, "patch_size": 14, "spatial_merge_size": 2}, None, None),
         ({"patch_size": 14}, None, None),
         ({"image_size": [336, 336], "patch_size": 14}, None, None),
     ],

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
 from vrga_ext.adapter.question import QuestionFinder
-from vrga_ext.adapter.regions import Region
 from vrga_ext.config import VRGAConfig
+from vrga_ext.region import Region
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
 

@@ -19,9 +19,10 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
-from vrga_ext.adapter.regions import Region
+from vrga_ext.adapter.recorder import Call, Recorder, WatchedCall
 from vrga_ext.adapter.state import RegionHook, SequenceState, attach_state, state_of
 from vrga_ext.config import VRGAConfig
+from vrga_ext.region import Region
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
 _keys = itertools.count()
@@ -44,6 +45,8 @@ class VRGAHandle:
     region_hook : callable (sample index, Region) -> Region, optional
         Called after the selection for each sample; the heads and tokens of the region it returns
         are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
+    recorders : list of Recorder
+        What watches the forward calls: see :mod:`vrga_ext.adapter.recorder`.
 
     Examples
     --------
@@ -57,6 +60,7 @@ class VRGAHandle:
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
+        self.recorders: list[Recorder] = []
         self.question_end = question_end
         self._model = model
         self._config = config
@@ -184,7 +188,6 @@ class VRGAHandle:
         prompt = Prompt(
             self._key,
             next((ids for ids in given if ids is not None), None),
-            kwargs.get("mm_token_type_ids"),
             kwargs.get("attention_mask"),
             outer=self._prompt(),
             managed=True,
@@ -231,15 +234,18 @@ class VRGAHandle:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        if self._decode_state(given.get("past_key_values"), _size(given)[1]) is not None:
+        state = self._decode_state(given.get("past_key_values"), _size(given)[1])
+        if state is not None:
+            if self.recorders:
+                state.prompt.call_ids = given.get("input_ids")
             return
         prompt = self._prompt()
         if prompt is None:  # a manual loop: this call is the prompt
             outer = _current_prompt.get()
-            types = given.get("mm_token_type_ids")
-            prompt = Prompt(self._key, given.get("input_ids"), types, outer=outer)
+            prompt = Prompt(self._key, given.get("input_ids"), outer=outer)
             _current_prompt.set(prompt)
         prompt.set_mask(given.get("attention_mask"))
+        prompt.call_ids = given.get("input_ids")
 
     def _after_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -258,7 +264,7 @@ class VRGAHandle:
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(cache, tokens)
         if state is not None:
-            return self._with_state(args, kwargs, state, batch)
+            return self._with_state(args, kwargs, state, batch, tokens)
         prompt = self._prompt()
         if not self._applies(module, prompt, kwargs):
             return None
@@ -281,32 +287,56 @@ class VRGAHandle:
             regions = state.finish_plain()
             self._keep(prompt, [] if self._paused else regions)
             return None
-        return args, kwargs | {"vrga": PrefillPass(state, past, tokens)}
+        watched = self._watch(state, past, tokens)
+        return args, kwargs | {"vrga": PrefillPass(state, past, tokens, watched)}
 
     def _with_state(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], state: SequenceState, batch: int
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: SequenceState,
+        batch: int,
+        tokens: int,
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The arguments of a decode step, with the state if anything is boosted."""
-        if self._paused or not state.layer_heads:
+        """The arguments of a decode step, with the state if anything is boosted or watched."""
+        if self._paused or not (state.layer_heads or self.recorders):
             return None
         if not state.fits(batch):
             self._notice("VRGA is not applied: rows were added to or taken out of the KV cache")
             return None
-        return args, kwargs | {"vrga": state}
+        watched = None
+        if self.recorders:
+            past = int(kwargs["past_key_values"].get_seq_length())
+            watched = self._watch(state, past, tokens)
+        if watched is not None:
+            return args, kwargs | {"vrga": watched}
+        return (args, kwargs | {"vrga": state}) if state.layer_heads else None
+
+    @torch.compiler.disable
+    def _watch(self, state: SequenceState, past: int, tokens: int) -> WatchedCall | None:
+        """The recorders' watches over a forward call; None if nobody wants anything of it."""
+        call = Call(state, past, tokens, state.prompt.call_ids)
+        watches = [watch for r in self.recorders if (watch := r.watch(call)) is not None]
+        return WatchedCall(call, watches) if watches else None
 
     def _after_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         reading = kwargs.get("vrga")
+        if isinstance(reading, WatchedCall):
+            reading.end()
         if not isinstance(reading, PrefillPass):
             return
         state = reading.state
+        reading.finish()
         if kwargs.get("past_key_values") is None:  # the decoder made the cache
             attach_state(output.past_key_values, state)
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 self._notice("VRGA is not applied: no layer has full attention on the prompt")
             self._keep(state.prompt, state.finish(self._fixed_grid, self.region_hook))
+        if reading.watched is not None:
+            reading.watched.end()
 
     def _keep(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""

@@ -12,8 +12,6 @@ from torch import Tensor
 from vrga_ext.config import ImageSpan
 from vrga_ext.selection import Span
 
-_TEXT = 0  # value of ``mm_token_type_ids`` for text; images and videos have other values
-
 
 def image_token_ids(config: Any) -> tuple[int, ...]:
     """Ids of the placeholder tokens that images and videos are written to.
@@ -33,18 +31,18 @@ def image_token_ids(config: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in found if token is not None))
 
 
-def image_mask(input_ids: Tensor, token_ids: tuple[int, ...], token_types: Tensor | None) -> Tensor:
-    """Image tokens of a prompt as bool [B, S], from its ids and the processor's token types."""
-    mask = torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
-    if token_types is not None and token_types.shape == input_ids.shape:
-        mask = mask | (token_types.to(input_ids.device) != _TEXT)
-    return mask
+def image_mask(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """Image tokens of a prompt as bool [B, S]: where the model itself puts image features.
+
+    The processor's token types are no help: they mark audio and the tokens around an image too.
+    """
+    return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
 
 
 def config_grid(config: Any) -> tuple[int, int] | None:
     """Patch grid of a model whose images all have one size, from its vision configuration.
 
-    None where images vary in size, are tiled, or are pooled in a way that is not configured.
+    None where images vary in size, are tiled, or are merged or pooled behind the vision tower.
     """
     vision = getattr(config, "vision_config", None)
     image_size, patch_size = (
@@ -54,6 +52,8 @@ def config_grid(config: Any) -> tuple[int, int] | None:
     if not isinstance(image_size, int) or not isinstance(patch_size, int):
         return None
     if getattr(config, "image_grid_pinpoints", None) is not None:
+        return None
+    if getattr(vision, "spatial_merge_size", None) is not None:
         return None
     side = image_size // patch_size
     return (side, side) if side > 0 else None
@@ -115,18 +115,27 @@ def _divide(
 ) -> list[tuple[int, int, tuple[int, int] | None]]:
     """Divide one run of image tokens into images: (first column, length, grid) of each."""
     if positions is not None:
-        time, cells = positions[0, start : start + length], positions[1:, start : start + length]
-        if (cells != time).any():  # else the positions count tokens, as they do for text
-            cuts = (torch.diff(time) != 0).nonzero().flatten().add(1).tolist()
-            bounds = [0, *cuts, length]
+        run = positions[:, start : start + length]
+        if (run[1:] != run[0]).any():  # else the positions count tokens, as they do for text
+            bounds = [0, *_starts(run), length]
             return [
-                (start + low, high - low, _grid_of(cells[:, low:high]))
+                (start + low, high - low, _grid_of(run[1:, low:high]))
                 for low, high in itertools.pairwise(bounds)
             ]
     size = math.prod(fixed_grid) if fixed_grid is not None else 0
     if size and length % size == 0:
         return [(start + offset, size, fixed_grid) for offset in range(0, length, size)]
     return [(start, length, None)]
+
+
+def _starts(run: Tensor) -> list[int]:
+    """Where in positions [3, n] another image or frame starts, the first one left out.
+
+    Time moves on, or the row-major scan begins anew: frames of a fast video share a time.
+    """
+    time, row, column = torch.diff(run)
+    again = (row < 0) | ((row == 0) & (column <= 0))
+    return ((time != 0) | again).nonzero().flatten().add(1).tolist()
 
 
 def _grid_of(cells: Tensor) -> tuple[int, int] | None:

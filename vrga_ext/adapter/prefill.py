@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from vrga_ext import ops
+from vrga_ext.adapter.recorder import RowReader, WatchedCall
 from vrga_ext.adapter.regions import Rows
 from vrga_ext.adapter.state import SequenceState
-from vrga_ext.reference import IMAGE_FLAG
 
 
 class PrefillPass:
@@ -24,17 +21,20 @@ class PrefillPass:
         Cache columns before the call.
     tokens
         Tokens of the call.
+    watched
+        The call's recorders, if there are any.
     """
 
-    def __init__(self, state: SequenceState, past: int, tokens: int) -> None:
+    def __init__(
+        self, state: SequenceState, past: int, tokens: int, watched: WatchedCall | None = None
+    ) -> None:
         self.state = state
-        self.past = past
         self.end = past + tokens
-        local = [end.position - past for end in state.ends]
-        self._here = [row for row, index in enumerate(local) if 0 <= index < tokens]
-        self._ends = [min(max(index, 0), tokens - 1) for index in local]
-        self._on: dict[torch.device, _PassTensors] = {}
-        self._counted = False
+        self.watched = watched
+        columns = [end.position for end in state.ends]
+        self._here = [row for row, column in enumerate(columns) if past <= column < self.end]
+        self._here_on: dict[torch.device, Tensor] = {}
+        self._reader = RowReader(past, tokens, columns)
 
     def record(
         self,
@@ -49,53 +49,29 @@ class PrefillPass:
 
         ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``mask`` broadcastable to [B, H, q, K].
         """
+        if self.watched is not None:
+            self.watched.record(layer, query, key, mask, scale, softcap)
         if not self._here:
             return
-        on = self._tensors_on(query.device)
-        row = query.detach()[on.samples, :, on.ends]  # [B, H, D]
-        key = key.detach()
-        if mask is None:  # causal, without padding
-            key = key[:, :, : self.past + max(self._ends) + 1]
-            mask = torch.arange(key.shape[2], device=key.device) <= (self.past + on.ends)[:, None]
-            mask = mask[:, None, None]  # [B, 1, 1, K]
-        else:
-            mask = mask.expand(len(on.samples), *mask.shape[1:])
-            mask = mask[on.samples, :, on.ends if mask.shape[2] > 1 else 0][:, :, None]
-        flags = on.flags[:, : key.shape[2]]
-        result = ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
-        columns = self.state.image.shape[1]
-        missing = columns - result.image_attention.shape[2]
+        device = query.device
+        flags = self.state.image_flags_on(device)
+        result = self._reader.read(query, key, mask, flags, scale, softcap)
+        missing = self.state.image.shape[1] - result.image_attention.shape[2]
         recorded = Rows(
             torch.nn.functional.pad(result.image_attention, (0, missing)),
             result.statistics.image_ratio,
             result.statistics.image_entropy,
         )
+        if device not in self._here_on:
+            self._here_on[device] = torch.tensor(self._here, device=device)
+        here = self._here_on[device]
         stored = self.state.rows.setdefault(layer, Rows(*map(torch.zeros_like, recorded)))
         for kept, new in zip(stored, recorded, strict=True):
-            kept[on.here] = new[on.here]
-        if not self._counted:  # the same for every layer
-            self._counted = True
-            counts = _attended(mask).sum(-1)[:, 0, 0].tolist()
+            kept[here] = new[here]
+
+    def finish(self) -> None:
+        """Keep how many keys the question rows attended to, once every layer has been read."""
+        if self._reader.attended is not None:
+            counts = self._reader.attended.tolist()
             for sample in self._here:
                 self.state.attended[sample] = counts[sample]
-
-    def _tensors_on(self, device: torch.device) -> _PassTensors:
-        if device not in self._on:
-            self._on[device] = _PassTensors(
-                ends=torch.tensor(self._ends, device=device),
-                samples=torch.arange(len(self._ends), device=device),
-                here=torch.tensor(self._here, device=device),
-                flags=self.state.keys.to(device, torch.uint8) * IMAGE_FLAG,
-            )
-        return self._on[device]
-
-
-class _PassTensors(NamedTuple):
-    ends: Tensor  # int64 [B], row of the call that is the sample's question end
-    samples: Tensor  # int64 [B], 0 ... B - 1
-    here: Tensor  # int64, samples whose question end is in this call
-    flags: Tensor  # uint8 [B, columns]
-
-
-def _attended(mask: Tensor) -> Tensor:
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min

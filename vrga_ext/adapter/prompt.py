@@ -20,8 +20,6 @@ class Prompt:
         Key of the handle that the prompt belongs to.
     ids : int64 [B, S], optional
         The prompt's tokens, or the last S of them if the rest is in the cache already.
-    token_types : [B, S], optional
-        The processor's token types, 0 for text.
     mask : [B, columns], optional
         Attention mask, 0 for padding.
     outer
@@ -34,20 +32,19 @@ class Prompt:
         self,
         owner: int,
         ids: Tensor | None = None,
-        token_types: Tensor | None = None,
         mask: Any = None,
         outer: Prompt | None = None,
         managed: bool = False,
     ) -> None:
         self.owner = owner
         self.ids = None if ids is None else ids.detach().cpu()
-        self.token_types = None if token_types is None else token_types.detach().cpu()
         self.mask: Tensor | None = None
         self.set_mask(mask)
         self.outer = outer
         self.managed = managed
         self.active = managed  # until generate returns
         self.finished = False  # every column has been read
+        self.call_ids: Tensor | None = None  # int64 [B, q], tokens of the forward call, if watched
         self.columns: int | None = None  # cache columns at its end, if known beforehand
         if managed and self.ids is not None:
             self.columns = (self.ids if self.mask is None else self.mask).shape[1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-Rule = Literal["given", "template", "last_token"]
+from vrga_ext.region import Rule
 
 # Questions that share neither a last word nor a last character, so that what their rendered prompts
 # share at the end is the template's.

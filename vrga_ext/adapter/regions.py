@@ -1,47 +1,17 @@
-"""What was found for one sample: visual heads, refined map and question-relevant tokens."""
+"""From the question rows of one sample to its :class:`Region`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga_ext import selection
-from vrga_ext.adapter.question import QuestionEnd, Rule
+from vrga_ext.adapter.question import QuestionEnd
 from vrga_ext.config import VRGAConfig
+from vrga_ext.region import HeadIndex, Region
 from vrga_ext.selection import Span
-
-HeadIndex = tuple[int, int]  # (layer, head), the layer as the model counts it
-
-
-@dataclass(frozen=True)
-class Region:
-    """Selection for one sample of the last prompt (paper section 4).
-
-    Positions are columns of the prompt as the model saw it, left padding included. All tensors are
-    on the CPU.
-    """
-
-    question_end: int  # prompt position whose attention row was read
-    question_rule: Rule  # how it was found: "given", "template" or "last_token"
-    image_positions: Tensor  # int64 [n], ascending; V
-    images: tuple[Span, ...]  # one per image, indices into image_positions
-    layers: tuple[int, ...]  # the model's full-attention layers, L of them
-    image_ratio: Tensor  # fp64 [L, H], R_img
-    image_entropy: Tensor  # fp64 [L, H], H_img in nats
-    efr: Tensor  # fp64 [L, H], H_img / R_img
-    visual_heads: tuple[HeadIndex, ...]  # H_v
-    background_heads: tuple[HeadIndex, ...]  # H_b
-    refined_map: Tensor  # fp64 [n]
-    focus: Tensor  # int64, prompt positions of T_q before widening
-    boosted: Tensor  # int64, prompt positions of T_q after widening
-
-    @property
-    def grid(self) -> tuple[int, int] | None:
-        """Patch rows and columns of the one image; None if unknown or if there are several."""
-        return self.images[0].grid if len(self.images) == 1 else None
 
 
 class Rows(NamedTuple):

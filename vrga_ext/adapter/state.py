@@ -15,9 +15,10 @@ from torch import Tensor
 from vrga_ext.adapter import images
 from vrga_ext.adapter.prompt import Prompt, question_ends
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder
-from vrga_ext.adapter.regions import Region, Rows, empty_region, select_region
+from vrga_ext.adapter.regions import Rows, empty_region, select_region
 from vrga_ext.config import VRGAConfig
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
+from vrga_ext.region import Region
 
 RegionHook = Callable[[int, Region], Region]
 
@@ -37,10 +38,13 @@ class SequenceState:
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
         self.copies = 1  # rows per sample: beams, or returned sequences
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
+        self.regions: list[Region] = []  # one per sample, in use
+        self.boosted = self.image  # [B, columns], T_q as boosted
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
         self._flags: dict[torch.device, Tensor] = {}  # uint8 [B, columns]
+        self._image_flags: dict[torch.device, Tensor] = {}  # the same, V alone
 
     # ---- a prompt ----------------------------------------------------------------------------
 
@@ -70,13 +74,11 @@ class SequenceState:
             )
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
-        types = prompt.token_types
-        types = None if types is None else types.repeat_interleave(copies, 0)
         known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
         mask = prompt.padding_mask(batch, columns)
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
-        image[:, columns - known :] = images.image_mask(ids, token_ids, types)[:, -known:]
+        image[:, columns - known :] = images.image_mask(ids, token_ids)[:, -known:]
         if past and self.fits(batch):  # what was generated since is never an image token
             kept = min(past, self.image.shape[1])
             image[:, :past] = False
@@ -93,6 +95,7 @@ class SequenceState:
         self.decoding = False
         self.image = image
         self.keys = images.image_keys(image, config.image_span) & mask
+        self._image_flags = {}
         self.lengths = mask.sum(1).tolist()
         self.attended = list(self.lengths)
         self.rows = {}
@@ -141,7 +144,7 @@ class SequenceState:
                 self.config,
             )
             regions.append(region if hook is None else hook(sample, region))
-        self._gate([r for r in regions for _ in range(self.copies)], layers, rows[0].heads)
+        self.aim(regions, layers, rows[0].heads)
         self._done()
         return regions
 
@@ -149,7 +152,8 @@ class SequenceState:
         """End a prompt that nothing is boosted for."""
         self._plain()
         self._done()
-        return [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
+        self.regions = [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
+        return self.regions
 
     def _done(self) -> None:
         self.rows = {}
@@ -159,18 +163,26 @@ class SequenceState:
 
     def _plain(self) -> None:
         self.layer_heads, self._flags = {}, {}
+        self.boosted = torch.zeros_like(self.image)
 
-    def _gate(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
-        """Turn one region per row into the tensors of a decode step."""
+    def aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
+        """Turn one region per sample into the tensors of later decode steps.
+
+        ``layers`` are the full-attention layers, ``heads`` the query heads of each.
+        """
+        self.regions = regions
+        batch = self.image.shape[0]
         flags = torch.zeros(self.image.shape, dtype=torch.uint8)
-        gated = torch.zeros(len(layers), len(regions), heads, dtype=torch.bool)
+        gated = torch.zeros(len(layers), batch, heads, dtype=torch.bool)
         order = {layer: index for index, layer in enumerate(layers)}
-        for row, region in enumerate(regions):
+        for row in range(batch):
+            region = regions[row * len(regions) // batch]
             flags[row, region.image_positions] = IMAGE_FLAG
             flags[row, region.boosted] |= FOCUS_FLAG
             for layer, head in region.visual_heads:
                 gated[order[layer], row, head] = True
         self._plain()
+        self.boosted = (flags & FOCUS_FLAG) != 0
         config = self.config
         changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
         if config.is_identity or not (flags & changed).any():
@@ -203,6 +215,9 @@ class SequenceState:
             return False
         times = batch // have
         self.image = self.image.repeat_interleave(times, 0)
+        self.keys = self.keys.repeat_interleave(times, 0)
+        self.boosted = self.boosted.repeat_interleave(times, 0)
+        self._image_flags = {}
         self.axes = None if self.axes is None else self.axes.repeat_interleave(times, 1)
         for device, flags in self._flags.items():
             self._flags[device] = flags.repeat_interleave(times, 0)
@@ -215,6 +230,12 @@ class SequenceState:
         if device not in self._flags:
             self._flags[device] = next(iter(self._flags.values())).to(device)
         return self._flags[device]
+
+    def image_flags_on(self, device: torch.device) -> Tensor:
+        """Flags of V alone, uint8 [B, columns], on a layer's device."""
+        if device not in self._image_flags:
+            self._image_flags[device] = self.keys.to(device, torch.uint8) * IMAGE_FLAG
+        return self._image_flags[device]
 
     def heads_on(self, layer: int, device: torch.device) -> Tensor | None:
         """Gated heads of a layer, bool [B, H], on its device; None is all heads."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from vrga_ext.adapter.regions import HeadIndex, Region
+from vrga_ext.region import HeadIndex, Region
 
 Hook = Callable[[int, Region], Region]
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 import vrga_ext
 from vrga_ext import VRGAConfig
-from vrga_ext.adapter.regions import Region
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
@@ -26,6 +25,7 @@ from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture
 from vrga_ext.demo.recording import Recording, record
+from vrga_ext.region import Region
 
 # A held-out picture, picked from those on which the boost changes the answer; the accuracies say
 # how often that happens.

@@ -1,0 +1,191 @@
+"""The seam for recorders: what every layer's attention shows, in prompts and in decode steps.
+
+A recorder stands in ``VRGAHandle.recorders``. Before each forward call it is asked for a watch; the
+watch names the query rows it wants, is given them layer by layer, and is told when the call is
+over, which is when heads and tokens of later steps may be changed (``SequenceState.aim``). Without
+a watch a call runs as it would without recorders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from vrga_ext import ops
+from vrga_ext.adapter.state import SequenceState
+from vrga_ext.reference import HeadStatistics, RowResult
+
+# Of a layer: nothing; statistics, which a gated layer computes anyway; those and the attention on
+# the image keys; those and the attention on every key.
+Want = Literal["nothing", "statistics", "image", "keys"]
+
+
+class Call(NamedTuple):
+    """One forward call of the decoder on B cache rows."""
+
+    state: SequenceState
+    past: int  # cache columns before the call
+    tokens: int  # query rows, at columns past ... past + tokens - 1
+    token_ids: Tensor | None  # int64 [B, tokens] of these columns, where the model was given them
+
+
+class LayerRow(NamedTuple):
+    """One query row per sample in one layer, as it is before anything is reweighted."""
+
+    statistics: HeadStatistics  # R_img, H_img and H_joint, each fp32 [B, H]
+    gate: Tensor | None  # bool [B, H], the reweighted heads; None: the model's own attention ran
+    attention: Tensor | None  # fp32 [B, H, keys], 0 off the image unless every key is wanted
+
+
+class Watch(Protocol):
+    """What a recorder does in one forward call."""
+
+    columns: Sequence[Sequence[int]]  # R rows; cache column of each sample's query, within the call
+
+    def wants(self, layer: int) -> Want:
+        """What to compute in a layer, the layer as the model counts it."""
+
+    def record(self, layer: int, index: int, row: LayerRow) -> None:
+        """Take row ``index`` of ``columns`` in a layer; tensors are on the layer's device."""
+
+    def end(self, attended: list[Tensor]) -> None:
+        """The call is over, and so is the selection if it ended a prompt.
+
+        ``attended``: for each row of ``columns`` the keys that the query attends to, int64 [B];
+        empty if no layer with full attention was seen.
+        """
+
+
+class Recorder(Protocol):
+    """Watches the forward calls of a model in which VRGA is enabled."""
+
+    def watch(self, call: Call) -> Watch | None:
+        """A watch over a call, or None to let it pass."""
+
+
+class RowReader:
+    """Reads one query row per sample out of a forward call, with ``row_statistics``.
+
+    Parameters
+    ----------
+    past, tokens
+        Cache columns before the call, and tokens of the call.
+    columns
+        Cache column of each sample's query; one outside the call is moved to its nearest end.
+    """
+
+    def __init__(self, past: int, tokens: int, columns: Sequence[int]) -> None:
+        self.attended: Tensor | None = None  # int64 [B], keys of the row; after the first read
+        self._past = past
+        self._only = tokens == 1
+        self._local = [min(max(column - past, 0), tokens - 1) for column in columns]
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def pick(self, tensor: Tensor) -> Tensor:
+        """The rows [B, H, ...] of a tensor [B, H, tokens, ...]."""
+        if self._only:
+            return tensor[:, :, 0]
+        samples, local = self._indices_on(tensor.device)
+        return tensor[samples, :, local]
+
+    def read(
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        flags: Tensor,
+        scale: float | None,
+        softcap: float,
+    ) -> RowResult:
+        """Attention on flagged keys [B, H, N] and the statistics [B, H].
+
+        ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``mask`` broadcastable to [B, H, q, K];
+        without a mask the call is causal and unpadded.
+        """
+        row, key = self.pick(query.detach()), key.detach()
+        if mask is not None:
+            mask = self._mask_row(mask)
+        elif not self._only:
+            key = key[:, :, : self._past + max(self._local) + 1]
+            _, local = self._indices_on(key.device)
+            mask = torch.arange(key.shape[2], device=key.device) <= (self._past + local)[:, None]
+            mask = mask[:, None, None]  # [B, 1, 1, K]
+        if self.attended is None:  # the same for every layer
+            self.attended = _count(mask, len(self._local), key)
+        flags = flags[:, : key.shape[2]]
+        return ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
+
+    def _mask_row(self, mask: Tensor) -> Tensor:
+        """The rows' mask, broadcastable to [B, H, 1, K]."""
+        if mask.shape[2] == 1:
+            return mask
+        samples, local = self._indices_on(mask.device)
+        return mask.expand(len(local), *mask.shape[1:])[samples, :, local][:, :, None]
+
+    def _indices_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """0 ... B - 1 and each sample's row of the call, int64 [B]."""
+        if device not in self._on:
+            local = torch.tensor(self._local, device=device)
+            self._on[device] = torch.arange(len(local), device=device), local
+        return self._on[device]
+
+
+class WatchedCall:
+    """The watches of one forward call; in a decode step it travels in place of the state."""
+
+    def __init__(self, call: Call, watches: Sequence[Watch]) -> None:
+        self.state = call.state
+        self._watched = [
+            (watch, [RowReader(call.past, call.tokens, columns) for columns in watch.columns])
+            for watch in watches
+        ]
+
+    @torch.compiler.disable
+    def record(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        softcap: float,
+        packed: Tensor | None = None,
+    ) -> None:
+        """Give the watches their rows of one layer.
+
+        ``packed``: R_img, H_img, H_joint and the gate of a reweighted layer, fp32 [B, H, q, 4].
+        """
+        for watch, readers in self._watched:
+            want = watch.wants(layer)
+            if want == "nothing":
+                continue
+            for index, reader in enumerate(readers):
+                rows = query, key, mask
+                result = gate = attention = None
+                if packed is None or want != "statistics" or reader.attended is None:
+                    flags = self.state.image_flags_on(key.device)
+                    result = reader.read(*rows, flags, scale, softcap)
+                    attention, statistics = result if want != "statistics" else (None, result[1])
+                if want == "keys":
+                    every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
+                    attention = reader.read(*rows, every, scale, softcap).image_attention
+                if packed is not None:
+                    ratio, entropy, joint, gated = reader.pick(packed).unbind(-1)
+                    statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
+                watch.record(layer, index, LayerRow(statistics, gate, attention))
+
+    def end(self) -> None:
+        """Tell the watches that the call is over."""
+        for watch, readers in self._watched:
+            watch.end([r.attended for r in readers if r.attended is not None])
+
+
+def _count(mask: Tensor | None, batch: int, key: Tensor) -> Tensor:
+    """Attended keys of each sample, int64 [B], from a mask broadcastable to [B, H, 1, K]."""
+    if mask is None:
+        return torch.full((batch,), key.shape[2], device=key.device)
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    return seen[:, 0, 0].sum(-1).expand(batch)
