@@ -157,26 +157,31 @@ def subject(name: str) -> Subject:
 
 
 def joined(family: Family, rows: Rows) -> dict[str, Tensor]:
-    """Inputs of a prompt whose media are those of its rows' own prompts."""
+    """Inputs of a prompt whose pictures are those of its rows' own prompts."""
     if len(rows) == 1:
         return family.prompt(*rows, seed=len(rows[0]))
     inputs = family.prompt(*rows)
     alone = [joined(family, (row,)) for row in rows]
     for name, tensor in inputs.items():
-        if tensor.shape[:2] != inputs["input_ids"].shape:
-            inputs[name] = concatenated([single[name] for single in alone if name in single])
+        if tensor.is_floating_point():
+            inputs[name] = filled(tensor, [single[name] for single in alone if name in single])
     return inputs
 
 
-def concatenated(tensors: list[Tensor]) -> Tensor:
-    """Tensors one after the other, filled up with zeros where a later dimension is shorter."""
-    sizes = [max(sides) for sides in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    whole = tensors[0].new_zeros(sum(map(len, tensors)), *sizes)
+def filled(tensor: Tensor, parts: list[Tensor]) -> Tensor:
+    """The shape of ``tensor``, with its parts one after the other and zeros elsewhere.
+
+    They follow each other in the dimension whose sizes add up, or else in the first.
+    """
+    whole = torch.zeros_like(tensor)
+    sizes = [sum(part.shape[dim] for part in parts) for dim in range(tensor.dim())]
+    along = next((dim for dim, size in enumerate(sizes) if size == tensor.shape[dim]), 0)
     first = 0
-    for tensor in tensors:
-        where = (slice(first, first + len(tensor)), *map(slice, tensor.shape[1:]))
-        whole[where] = tensor
-        first += len(tensor)
+    for part in parts:
+        where = [slice(size) for size in part.shape]
+        where[along] = slice(first, first + part.shape[along])
+        whole[tuple(where)] = part
+        first += part.shape[along]
     return whole
 
 
