@@ -13,6 +13,7 @@ import copy
 import functools
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,19 +88,27 @@ class Subject:
             warnings.simplefilter("error", VRGAWarning)
             yield handle
 
-    def run(self, rows: Rows, gamma: float | None, *, model: Any = None, **how: Any) -> Run:
-        """Generate greedily, or as ``how`` says; without it, once for all modes."""
-        key = (rows, gamma)
-        if not how and model is None and key in self._loops:
+    def run(
+        self,
+        rows: Rows,
+        gamma: float | None,
+        *,
+        model: Any = None,
+        config: dict[str, Any] | None = None,
+        **how: Any,
+    ) -> Run:
+        """Generate greedily, or as ``how`` says; the plain loop once for all modes."""
+        key, is_loop = (rows, gamma), not how and model is None and config is None
+        if is_loop and key in self._loops:
             return self._loops[key]
         inputs = self.prompt(rows)
         width = inputs["input_ids"].shape[1]
         guard = without_vrga() if gamma is None else contextlib.nullcontext()
-        with guard, self.enabled(gamma, width - 1, model) as handle:
+        with guard, self.enabled(gamma, width - 1, model, **config or {}) as handle:
             output = greedy(self.model if model is None else model, inputs, NEW, **how)
         regions = () if handle is None else tuple(handle.regions)
         run = Run(output.sequences[:, width:], logits(output), regions)
-        if not how and model is None:
+        if is_loop:
             self._loops[key] = run
         return run
 
@@ -159,7 +168,7 @@ def subject(name: str) -> Subject:
 def joined(family: Family, rows: Rows) -> dict[str, Tensor]:
     """Inputs of a prompt whose pictures are those of its rows' own prompts."""
     if len(rows) == 1:
-        return family.prompt(*rows, seed=len(rows[0]))
+        return family.prompt(*rows, seed=zlib.crc32(repr(rows).encode()))
     inputs = family.prompt(*rows)
     alone = [joined(family, (row,)) for row in rows]
     for name, tensor in inputs.items():
