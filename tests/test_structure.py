@@ -22,7 +22,8 @@ ALLOWED = {
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},
     "region": {"selection"},
-    "adapter": {"adapter", "config", "ops", "reference", "region", "selection"},
+    "captures": {"region", "selection"},
+    "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
 

@@ -18,14 +18,19 @@ __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from vrga_ext.adapter import Region, VRGAHandle, VRGAWarning, disable, enable
+    from vrga_ext.adapter.recording import Recording, capture
     from vrga_ext.build_info import build_info
+    from vrga_ext.captures import Capture
 
 __all__ = [
+    "Capture",
+    "Recording",
     "Region",
     "VRGAConfig",
     "VRGAHandle",
     "VRGAWarning",
     "build_info",
+    "capture",
     "disable",
     "enable",
 ]
@@ -33,6 +38,8 @@ __all__ = [
 _LAZY = dict.fromkeys(
     ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"), "vrga_ext.adapter"
 )
+_LAZY |= dict.fromkeys(("Recording", "capture"), "vrga_ext.adapter.recording")
+_LAZY["Capture"] = "vrga_ext.captures"
 _LAZY["build_info"] = "vrga_ext.build_info"
 
 

@@ -98,9 +98,13 @@ void run_attention(AttentionJob job, const Executor& run) {
   const int64_t tasks = job.items * job.plan.splits;
   const int64_t sums = tasks * job.classes.count * job.rows_per_chunk * job.stride_sums;
   const int64_t states = tasks * job.rows_per_chunk;
+  job.image_blocks = job.has_values ? 0 : padded(ceil_div(p.n_flags, kBlockKeys));
+  const int64_t references = p.b * p.h_q * job.image_blocks;
   Scratch& partials = partial_results();
-  job.sums = partials.floats(sums + states * ceil_div(sizeof(SoftmaxState), 4) + tasks);
-  job.states = reinterpret_cast<SoftmaxState*>(job.sums + sums);
+  job.sums =
+      partials.floats(sums + references + states * ceil_div(sizeof(SoftmaxState), 4) + tasks);
+  job.references = job.sums + sums;
+  job.states = reinterpret_cast<SoftmaxState*>(job.references + references);
   job.classes_seen = reinterpret_cast<uint8_t*>(job.states + states);
 
   const KernelTable& table = kernels();
@@ -151,7 +155,7 @@ void row_statistics(const RowStatisticsParams& params, const Executor& run) {
   p.scale = params.scale;
   p.softcap = params.softcap;
   job.has_values = false;
-  job.image_scores = params.image_attention;
+  job.image_attention = params.image_attention;
   job.stride_statistics = kRowStatistics;
   run_attention(job, run);
 }

@@ -32,9 +32,9 @@ struct KeyClasses {
 //   keys).
 // Row r of a kv head is query head r / Sq of its group, query row r % Sq.
 struct AttentionJob {
-  DecodeParams p;                 // row_statistics: s_q = 1, v and out unused
-  bool has_values = true;         // false: row_statistics
-  float* image_scores = nullptr;  // [B, Hq, N] contiguous, row_statistics only
+  DecodeParams p;                    // row_statistics: s_q = 1, v and out unused
+  bool has_values = true;            // false: row_statistics
+  float* image_attention = nullptr;  // [B, Hq, N] contiguous, row_statistics only
   int64_t stride_statistics = kDecodeStatistics;
 
   int64_t rows = 0;            // Hq / Hkv * Sq
@@ -48,6 +48,8 @@ struct AttentionJob {
   SoftmaxState* states = nullptr;   // [items, splits, rows_per_chunk]
   uint8_t* classes_seen = nullptr;  // [items, splits], bit c: O_c was written
   float* sums = nullptr;            // [items, splits, classes, rows_per_chunk, stride_sums]
+  int64_t image_blocks = 0;         // blocks of N keys, padded to whole vectors
+  float* references = nullptr;      // [B, Hq, image_blocks], what m was; row_statistics only
 };
 
 // Softmax over given scores; one task is a run of rows of one batch row.

@@ -29,8 +29,9 @@ def family():
 
 def assert_untouched(model) -> None:
     assert not {"generate", "generate_batch", "_vrga_handle"} & set(model.__dict__)
-    assert not model._forward_pre_hooks
-    assert not model._forward_hooks
+    for module in (model, model.base_model, model.get_decoder()):
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
     if hasattr(model.config, "get_text_config"):
         assert model.config.get_text_config()._attn_implementation == "sdpa"
 
@@ -234,15 +235,6 @@ def test_inputs_embeds_without_ids_says_so(family):
     ):
         ours = greedy(family.model, {"inputs_embeds": embeds}, 3)
     assert torch.equal(logits(ours), logits(plain))
-
-
-def test_call_past_the_model_says_so(family):
-    with (
-        vrga_ext.enable(family.model, **LOOSE),
-        pytest.warns(VRGAWarning, match="straight to its decoder"),
-        torch.no_grad(),
-    ):
-        family.model.model(**family.prompt(ROW))
 
 
 @pytest.mark.parametrize("by_name", [True, False])

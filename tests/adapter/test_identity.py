@@ -45,9 +45,9 @@ def test_disable_is_bit_identical(family):
     assert torch.equal(logits(greedy(family.model, inputs)), logits(plain))
     assert set(family.model.__dict__) == set(before)
     assert family.model.config.get_text_config()._attn_implementation == "sdpa"
-    decoder = family.model.get_decoder()
-    assert not decoder._forward_pre_hooks
-    assert not family.model._forward_pre_hooks
+    for module in (family.model, family.model.base_model, family.model.get_decoder()):
+        assert not module._forward_pre_hooks
+        assert not module._forward_hooks
 
 
 def test_enable_again_after_disable(family):

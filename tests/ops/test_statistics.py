@@ -62,6 +62,19 @@ def test_rows_equal_decode(simd):
     assert (inside <= 1 + 1e-6).all()
 
 
+def test_rows_whose_maximum_keeps_moving(simd):
+    """Every block of keys has a reference point of its own, and all are brought to one."""
+    for order, mask in product((1, -1), ("none", "padding", "bias")):
+        case = attention_case(batch=2, keys=1500, dim=32, mask=mask, flags="scattered", seed=order)
+        key, query = case.tensors["key"], case.tensors["query"]
+        rising = order * torch.linspace(-2.0, 2.0, 1500)[:, None]
+        group = query.shape[1] // key.shape[1]
+        case.tensors["key"] = key * 0.1 + rising * query[:, ::group, 0].unsqueeze(2)
+        rows = check_rows(case, torch.float32)
+        peaks = rows.image_attention.amax(-1)
+        assert peaks.max() > 10 / 1500
+
+
 def test_nan_row(simd):
     case = attention_case(keys=100)
     case.tensors["query"][0, 3] = float("nan")

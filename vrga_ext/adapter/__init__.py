@@ -29,7 +29,8 @@ def enable(
     Parameters
     ----------
     model
-        A multimodal model of transformers that writes image tokens into the prompt.
+        A multimodal model of transformers that writes image tokens into the prompt, or a PEFT
+        wrapper around one; a model may also be wrapped after it was enabled.
     config
         Thresholds; ``VRGAConfig()`` without it.
     processor
@@ -54,8 +55,8 @@ def enable(
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal, is enabled already, or cannot be served; or a threshold is
-        out of range. The model is left as it was.
+        The model is not multimodal, is enabled already, or cannot be served; a threshold is out
+        of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it was.
 
     Examples
     --------
@@ -63,6 +64,7 @@ def enable(
     >>> model.generate(**inputs, max_new_tokens=512)  # doctest: +SKIP
     >>> handle.disable()  # doctest: +SKIP
     """
+    model = _unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model: wanted a transformers PreTrainedModel, got {type(model).__name__}")
     if config is not None and not isinstance(config, VRGAConfig):
@@ -77,6 +79,19 @@ def enable(
 
 def disable(model: Any) -> None:
     """Restore a model that VRGA was enabled in; a model without it is left as it is."""
-    handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    handle = getattr(_unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
     if handle is not None:
         handle.disable()
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper; any other model as it is."""
+    if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
+        return model
+    adapter = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ValueError(
+            f"model: wanted prompts whose tokens are the given ones, got {type(adapter).__name__}, "
+            "which adds virtual tokens"
+        )
+    return model.get_base_model()

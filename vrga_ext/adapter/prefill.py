@@ -71,7 +71,7 @@ class PrefillPass:
 
     def finish(self) -> None:
         """Keep how many keys the question rows attended to, once every layer has been read."""
-        if self._reader.attended is not None:
-            counts = self._reader.attended.tolist()
+        if self._reader.counts is not None:
+            counts = self._reader.counts.keys.tolist()
             for sample in self._here:
                 self.state.attended[sample] = counts[sample]

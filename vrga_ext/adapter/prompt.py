@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vrga_ext.adapter.grids import GRID_ARGUMENTS
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder, given_ends
+
+_UNKNOWN_TOKEN = -1
 
 
 class Prompt:
@@ -18,36 +23,79 @@ class Prompt:
     ----------
     owner
         Key of the handle that the prompt belongs to.
-    ids : int64 [B, S], optional
-        The prompt's tokens, or the last S of them if the rest is in the cache already.
-    mask : [B, columns], optional
-        Attention mask, 0 for padding.
+    given
+        Arguments of that call. ``input_ids`` [B, S] are the prompt's tokens, or the last S of them
+        if the rest is in the cache already; so are ``inputs_embeds`` [B, S, D] and the processor's
+        ``mm_token_type_ids`` [B, S], 0 for text. ``attention_mask`` [B, columns] is 0 for padding.
     outer
         The prompt of another run that this one interrupts.
     managed
         Whether ``generate`` runs it, so that every later forward call is a decode step.
+
+    Attributes
+    ----------
+    ids : int64 [B, S], optional
+        The tokens; all unknown where only embeddings and an image mask were given. Without it,
+        nobody knows where the image is.
+    image : bool [B, S], optional
+        Image tokens, if somebody declared them; else the ids tell.
+
+    Raises
+    ------
+    ValueError
+        The declared image mask does not fit the tokens.
     """
 
     def __init__(
         self,
         owner: int,
-        ids: Tensor | None = None,
-        mask: Any = None,
+        given: Mapping[str, Any] | None = None,
         outer: Prompt | None = None,
         managed: bool = False,
     ) -> None:
+        given = {} if given is None else given
         self.owner = owner
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        if embeds is not None and (ids is None or ids.shape != embeds.shape[:2]):
+            ids = None  # generate() may be given other tokens than are embedded, or none
         self.ids = None if ids is None else ids.detach().cpu()
+        types = given.get("mm_token_type_ids")
+        self.token_types = None if types is None else types.detach().cpu()
+        self.image: Tensor | None = None
+        self.grids = {
+            kind: given[name].detach().cpu()
+            for kind, name in GRID_ARGUMENTS.items()
+            if given.get(name) is not None
+        }
         self.mask: Tensor | None = None
-        self.set_mask(mask)
+        self.set_mask(given.get("attention_mask"))
         self.outer = outer
         self.managed = managed
         self.active = managed  # until generate returns
+        self.entered = not managed  # until forward returns, where there is no generate
         self.finished = False  # every column has been read
-        self.call_ids: Tensor | None = None  # int64 [B, q], tokens of the forward call, if watched
         self.columns: int | None = None  # cache columns at its end, if known beforehand
-        if managed and self.ids is not None:
-            self.columns = (self.ids if self.mask is None else self.mask).shape[1]
+        self.call_ids: Tensor | None = None  # tokens of the forward call, for recorders
+        self.read: Any = None  # the decoder's output on the prompt, while it verifies drafts
+        tokens = embeds if embeds is not None else self.ids
+        if tokens is not None:
+            self._declare(tuple(tokens.shape[:2]))
+            if managed:
+                self.columns = (tokens if self.mask is None else self.mask).shape[1]
+
+    def _declare(self, shape: tuple[int, ...]) -> None:
+        """Take the image mask of the ``with`` block that the call is in, if there is one."""
+        declared = declared_image_mask.get()
+        if declared is None or declared[0] != self.owner:
+            return
+        self.image = declared[1]
+        if self.image.shape != shape:
+            raise ValueError(
+                f"image_mask: wanted one value per prompt token, shape {shape}, "
+                f"got {tuple(self.image.shape)}"
+            )
+        if self.ids is None:
+            self.ids = torch.full(shape, _UNKNOWN_TOKEN)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prompt:
         return self  # a copy of a cache belongs to the same run
@@ -64,6 +112,37 @@ class Prompt:
             given = self.mask[:, :columns]
             mask[:, : given.shape[1]] = given.repeat_interleave(batch // given.shape[0], 0)
         return mask
+
+
+# Set inside ``VRGAHandle.image_mask``: the handle's key and the mask, bool [B, S].
+declared_image_mask: contextvars.ContextVar[tuple[int, Tensor] | None] = contextvars.ContextVar(
+    "vrga_image_mask", default=None
+)
+# The innermost prompt that a call of ``generate`` or ``forward`` in this thread is about.
+current_prompt: contextvars.ContextVar[Prompt | None] = contextvars.ContextVar(
+    "vrga_prompt", default=None
+)
+
+
+def prompt_being_read(owner: int) -> Prompt | None:
+    """The current prompt, if it is of this handle and has not been read to its end."""
+    prompt = current_prompt.get()
+    return None if prompt is None or prompt.owner != owner or prompt.finished else prompt
+
+
+@contextlib.contextmanager
+def generate_prompt(owner: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+    """Make the prompt of a call of ``generate`` the current one."""
+    given = (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids"))
+    ids = next((tokens for tokens in given if tokens is not None), None)
+    outer = prompt_being_read(owner)
+    prompt = Prompt(owner, kwargs | {"input_ids": ids}, outer=outer, managed=True)
+    token = current_prompt.set(prompt)
+    try:
+        yield
+    finally:
+        prompt.active, prompt.read = False, None
+        current_prompt.reset(token)
 
 
 def question_ends(

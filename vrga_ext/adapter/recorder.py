@@ -40,10 +40,19 @@ class LayerRow(NamedTuple):
     attention: Tensor | None  # fp32 [B, H, keys], 0 off the image unless every key is wanted
 
 
+class Counts(NamedTuple):
+    """How many keys the query rows of B samples attend to, each int64 [B]."""
+
+    keys: Tensor  # M
+    image_keys: Tensor  # n, those of V
+
+
 class Watch(Protocol):
     """What a recorder does in one forward call."""
 
-    columns: Sequence[Sequence[int]]  # R rows; cache column of each sample's query, within the call
+    @property
+    def columns(self) -> Sequence[Sequence[int]]:
+        """R rows: cache column of each sample's query; one outside the call is read elsewhere."""
 
     def wants(self, layer: int) -> Want:
         """What to compute in a layer, the layer as the model counts it."""
@@ -51,11 +60,10 @@ class Watch(Protocol):
     def record(self, layer: int, index: int, row: LayerRow) -> None:
         """Take row ``index`` of ``columns`` in a layer; tensors are on the layer's device."""
 
-    def end(self, attended: list[Tensor]) -> None:
+    def end(self, counts: list[Counts]) -> None:
         """The call is over, and so is the selection if it ended a prompt.
 
-        ``attended``: for each row of ``columns`` the keys that the query attends to, int64 [B];
-        empty if no layer with full attention was seen.
+        ``counts``: one for each row of ``columns``; none if no layer with full attention was seen.
         """
 
 
@@ -78,7 +86,7 @@ class RowReader:
     """
 
     def __init__(self, past: int, tokens: int, columns: Sequence[int]) -> None:
-        self.attended: Tensor | None = None  # int64 [B], keys of the row; after the first read
+        self.counts: Counts | None = None  # after the first read
         self._past = past
         self._only = tokens == 1
         self._local = [min(max(column - past, 0), tokens - 1) for column in columns]
@@ -113,9 +121,9 @@ class RowReader:
             _, local = self._indices_on(key.device)
             mask = torch.arange(key.shape[2], device=key.device) <= (self._past + local)[:, None]
             mask = mask[:, None, None]  # [B, 1, 1, K]
-        if self.attended is None:  # the same for every layer
-            self.attended = _count(mask, len(self._local), key)
         flags = flags[:, : key.shape[2]]
+        if self.counts is None:  # the same for every layer
+            self.counts = _count(mask, flags, key.shape[2])
         return ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
 
     def _mask_row(self, mask: Tensor) -> Tensor:
@@ -165,7 +173,7 @@ class WatchedCall:
             for index, reader in enumerate(readers):
                 rows = query, key, mask
                 result = gate = attention = None
-                if packed is None or want != "statistics" or reader.attended is None:
+                if packed is None or want != "statistics" or reader.counts is None:
                     flags = self.state.image_flags_on(key.device)
                     result = reader.read(*rows, flags, scale, softcap)
                     attention, statistics = result if want != "statistics" else (None, result[1])
@@ -180,12 +188,14 @@ class WatchedCall:
     def end(self) -> None:
         """Tell the watches that the call is over."""
         for watch, readers in self._watched:
-            watch.end([r.attended for r in readers if r.attended is not None])
+            watch.end([r.counts for r in readers if r.counts is not None])
 
 
-def _count(mask: Tensor | None, batch: int, key: Tensor) -> Tensor:
-    """Attended keys of each sample, int64 [B], from a mask broadcastable to [B, H, 1, K]."""
+def _count(mask: Tensor | None, flags: Tensor, keys: int) -> Counts:
+    """From flags [B, N] and a mask broadcastable to [B, H, 1, keys]."""
+    image = flags != 0
     if mask is None:
-        return torch.full((batch,), key.shape[2], device=key.device)
+        return Counts(torch.full_like(image[:, 0], keys, dtype=torch.long), image.sum(1))
     seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-    return seen[:, 0, 0].sum(-1).expand(batch)
+    seen = seen[:, 0, 0].expand(len(image), keys)
+    return Counts(seen.sum(1), (image & seen[:, : image.shape[1]]).sum(1))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import images
+from vrga_ext.adapter import grids, images
 from vrga_ext.adapter.prompt import Prompt, question_ends
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder
 from vrga_ext.adapter.regions import Rows, empty_region, select_region
@@ -32,7 +32,8 @@ class SequenceState:
         self.decoding = False
         self.image = torch.zeros(0, 0, dtype=torch.bool)  # [B, columns], image tokens
         self.keys = self.image  # [B, columns], V: image tokens and, if so configured, their lead
-        self.axes: Tensor | None = None  # int64 [3, B, columns], multi-axis rotary positions
+        self.axes: Tensor | None = None  # int64 [3, B, columns]: frame or time, row, column
+        self._counted = self.image  # [B, columns], axes that the processor counted
         self.ends: list[QuestionEnd] = []
         self.attended: list[int] = []  # keys that each question row attends to
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
@@ -40,6 +41,9 @@ class SequenceState:
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
+        self.aimed_at: list[int] = []  # per sample, cache columns when T_q was last chosen
+        self.aim_entropy: list[float] = []  # per sample, visual heads' mean H_img at that time
+        self.drifting: set[int] = set()  # samples whose T_q is to be chosen anew
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
@@ -78,7 +82,11 @@ class SequenceState:
         mask = prompt.padding_mask(batch, columns)
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
-        image[:, columns - known :] = images.image_mask(ids, token_ids)[:, -known:]
+        if prompt.image is None:
+            given = images.image_mask(ids, token_ids)
+        else:
+            given = prompt.image.repeat_interleave(copies, 0)
+        image[:, columns - known :] = given[:, -known:]
         if past and self.fits(batch):  # what was generated since is never an image token
             kept = min(past, self.image.shape[1])
             image[:, :past] = False
@@ -94,26 +102,51 @@ class SequenceState:
         self.prompt, self.config, self.copies = prompt, config, copies
         self.decoding = False
         self.image = image
+        self._counted = torch.zeros_like(image)
         self.keys = images.image_keys(image, config.image_span) & mask
         self._image_flags = {}
         self.lengths = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows = {}
+        self.rows, self.regions = {}, []
         self._plain()
 
-    def add_axes(self, position_ids: Any, past: int) -> None:
-        """Keep the multi-axis positions of a prefill forward call, [3 or 4, B, q]."""
+    def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
+        """Take the grids that the prompt was given with, where they count its image tokens."""
+        prompt, columns = self.prompt, self.image.shape[1]
+        if not prompt.grids or prompt.ids is None:
+            return
+        known = min(prompt.ids.shape[1], columns)
+        image = prompt.image
+        if image is None:
+            image = self.image[:: self.copies, columns - known :]
+        kinds = grids.token_kinds(
+            image[:, -known:], prompt.ids[:, -known:], prompt.token_types, video_ids
+        )
+        axes, counted = grids.grid_axes(kinds, prompt.grids, merge)
+        counted = counted.repeat_interleave(self.copies, 0)
+        self._store_axes(axes.repeat_interleave(self.copies, 1), columns - known, counted)
+        self._counted[:, columns - known :] = counted
+
+    def add_positions(self, position_ids: Any, past: int) -> None:
+        """Take the multi-axis positions of a prefill forward call, [3 or 4, B, q], as axes."""
         if not isinstance(position_ids, Tensor) or position_ids.dim() != 3:
             return
         batch, columns = self.image.shape
         if position_ids.shape[0] < 3 or position_ids.shape[1] != batch:
             return
         axes = position_ids[-3:, :, : columns - past].detach().cpu()  # drafts are no prompt
+        end = past + axes.shape[2]
+        self._store_axes(axes, past, ~self._counted[:, past:end])
+
+    def _store_axes(self, axes: Tensor, first: int, where: Tensor) -> None:
+        """Keep axes [3, B, n] from a column on, where bool [B, n] says so."""
+        batch, columns = self.image.shape
         if self.axes is None:
             self.axes = torch.zeros(3, batch, columns, dtype=torch.long)
         elif self.axes.shape[2] < columns:
             self.axes = torch.nn.functional.pad(self.axes, (0, columns - self.axes.shape[2]))
-        self.axes[:, :, past : past + axes.shape[2]] = axes
+        kept = self.axes[:, :, first : first + axes.shape[2]]
+        kept.copy_(torch.where(where, axes, kept))
 
     def finish(self, fixed_grid: tuple[int, int] | None, hook: RegionHook | None) -> list[Region]:
         """Select heads and tokens for every sample, once all question rows have been recorded."""
@@ -145,6 +178,8 @@ class SequenceState:
             )
             regions.append(region if hook is None else hook(sample, region))
         self.aim(regions, layers, rows[0].heads)
+        self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
+        self.aim_entropy = [region.visual_entropy for region in regions]
         self._done()
         return regions
 

@@ -77,7 +77,10 @@ class AttentionTask {
   void block(int64_t first, int n) {
     flags_.read(p_.key_flags + b_ * p_.stride_flags_b, p_.n_flags, first, n, job_.classes);
     if (!read_masks(first, n)) {
-      write_image_scores(first, n, false);
+      for (int r = 0; r < rows_; ++r) {
+        image_row(r, first, n).put_nothing();
+        keep_reference(r, first);
+      }
       return;
     }
     const T* k = key_row(first);
@@ -93,10 +96,10 @@ class AttentionTask {
     for (int r = 0; r < rows_; ++r) {
       highest[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
     }
-    write_image_scores(first, n, true);
     for (int r = 0; r < rows_; ++r) {
-      const float factor =
-          softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_, states_[r]);
+      const float factor = softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_,
+                                         states_[r], image_row(r, first, n));
+      keep_reference(r, first);
       if (factor != 1.0f) {
         scale_sums(r, factor);
       }
@@ -141,17 +144,19 @@ class AttentionTask {
     return masks_.row[u].kind == MaskRow::kAll ? nullptr : bias_ + u * kBlockKeys;
   }
 
-  // The scores of image keys, for the second step of row_statistics; -inf for every other key.
-  void write_image_scores(int64_t first, int n, bool computed) {
+  // Where row_statistics keeps the p_j of row r in a block; their reference point is kept beside.
+  ImageRow image_row(int r, int64_t first, int n) const {
     if (job_.has_values || first >= p_.n_flags) {
-      return;
+      return {};
     }
-    const int64_t count = p_.n_flags - first < n ? p_.n_flags - first : n;
-    for (int r = 0; r < rows_; ++r) {
-      float* out = job_.image_scores + (b_ * p_.h_q + head_of(r)) * p_.n_flags + first;
-      for (int64_t j = 0; j < count; ++j) {
-        out[j] = computed && (flags_.image >> j & 1) != 0 ? scores_[r * kBlockKeys + j] : kMasked;
-      }
+    const int64_t left = p_.n_flags - first, row = b_ * p_.h_q + head_of(r);
+    return {job_.image_attention + row * p_.n_flags + first, static_cast<int>(left < n ? left : n)};
+  }
+
+  void keep_reference(int r, int64_t first) {
+    if (!job_.has_values && first < p_.n_flags) {
+      job_.references[(b_ * p_.h_q + head_of(r)) * job_.image_blocks + first / kBlockKeys] =
+          states_[r].m;
     }
   }
 

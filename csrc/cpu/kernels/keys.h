@@ -8,6 +8,7 @@ namespace vrga::cpu::VRGA_ISA {
 
 constexpr float kMasked = -INFINITY;
 constexpr float kLowest = -3.402823466e38f;  // scores below it (that is, -inf) are masked
+constexpr float kNoAttention = -1.0f;        // in place of a p_j >= 0: a masked or a text key
 
 // Sets of keys of a block: bit j is key j.
 using KeySet = uint64_t;

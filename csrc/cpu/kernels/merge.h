@@ -52,21 +52,31 @@ void write_output(const AttentionJob& job, int64_t item, int64_t row, const Gate
   }
 }
 
-// Scores of image keys -> a_j, in place. A masked or text key is 0 whatever the row holds.
-inline void write_image_attention(float* scores, int64_t n, const SoftmaxState& total) {
+// p_j of image keys, each block relative to its own reference point -> a_j, in place. A masked or
+// text key is 0 whatever the row holds.
+inline void write_image_attention(float* image, int64_t n, float* references,
+                                  const SoftmaxState& total) {
+  const int64_t blocks = ceil_div(n, kBlockKeys);
   const Vec reference = splat(total.m == kMasked ? 0.0f : total.m);
   const Vec normaliser = splat(1.0f / total.z);
-  const auto attention = [&](Vec s) {
-    const Vec a = exp_nonpositive(s - reference) * normaliser;
-    return select_less(s, splat(kLowest), zero(), a);
-  };
-  int64_t j = 0;
-  for (; j + kWidth <= n; j += kWidth) {
-    store(scores + j, attention(load(scores + j)));
+  for (int64_t i = 0; i < blocks; i += kWidth) {  // padded to whole vectors
+    store(references + i, exp_nonpositive(load(references + i) - reference) * normaliser);
   }
-  if (j < n) {
-    const int rest = static_cast<int>(n - j);
-    store_partial(scores + j, attention(load_partial(scores + j, rest)), rest);
+  const auto attention = [](Vec p, Vec factor) {
+    return select_less(p, zero(), zero(), p * factor);
+  };
+  for (int64_t i = 0; i < blocks; ++i) {
+    const Vec factor = splat(references[i]);
+    float* at = image + i * kBlockKeys;
+    const int64_t left = n - i * kBlockKeys, count = left < kBlockKeys ? left : kBlockKeys;
+    int64_t j = 0;
+    for (; j + kWidth <= count; j += kWidth) {
+      store(at + j, attention(load(at + j), factor));
+    }
+    if (j < count) {
+      const int rest = static_cast<int>(count - j);
+      store_partial(at + j, attention(load_partial(at + j, rest), factor), rest);
+    }
   }
 }
 
@@ -91,7 +101,8 @@ void attention_merge(const AttentionJob& job, int64_t item, float* factors) {
       out[3] = gate.open ? 1.0f : 0.0f;
       write_output(job, item, row, gate, factors, static_cast<T*>(p.out) + at * p.d_v);
     } else {
-      write_image_attention(job.image_scores + head * p.n_flags, p.n_flags, total);
+      write_image_attention(job.image_attention + head * p.n_flags, p.n_flags,
+                            job.references + head * job.image_blocks, total);
     }
   }
 }

@@ -38,19 +38,44 @@ VRGA_HOST_DEVICE float finish_scores(float* s, int n, float scale, float softcap
   return reduce_max(highest);
 }
 
+// Where the p_j of a row's image keys go besides, for row_statistics; `at` null: nowhere.
+struct ImageRow {
+  float* at = nullptr;
+  int count = 0;  // columns of the block that exist there
+
+  VRGA_HOST_DEVICE void put(int j, Vec x) const {
+    if (j + kWidth <= count) {
+      store(at + j, x);
+    } else if (j < count) {
+      store_partial(at + j, x, count - j);
+    }
+  }
+  VRGA_HOST_DEVICE void put_nothing() const {
+    for (int j = 0; j < count; j += kWidth) {
+      put(j, splat(kNoAttention));
+    }
+  }
+};
+
 // s_j -> p_j = exp(s_j - m) in place, and the block's sums. Masked columns become exactly 0.
 template <bool kImage, bool kWeighted>
-VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const BlockFlags& flags) {
+VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const BlockFlags& flags,
+                                           const ImageRow& image) {
   // All scores -inf: any finite reference keeps exp at 0, and lets a NaN through.
   const Vec reference = splat(m == kMasked ? 0.0f : m);
   Vec z = zero(), z_weighted = zero(), z_image = zero(), s_image = zero();
   for (int j = 0; j < n; j += kWidth) {
-    const Vec distance = load(s + j) - reference;
+    const Vec score = load(s + j), distance = score - reference;
     const Vec p = exp_nonpositive(distance);
     store(s + j, p);
     z = z + p;
     if (kImage) {
-      const Vec p_image = p * load(flags.is_image + j);
+      const Vec is_image = load(flags.is_image + j), p_image = p * is_image;
+      if (image.at != nullptr) {
+        const Vec nothing = splat(kNoAttention);
+        const Vec seen = select_less(score, splat(kLowest), nothing, p);
+        image.put(j, select_less(is_image, splat(1.0f), nothing, seen));
+      }
       z_image = z_image + p_image;
       // p is 0 long before -200; the bound keeps 0 * -inf out.
       s_image = fma(p_image, max_keep_second(splat(-200.0f), distance), s_image);
@@ -58,6 +83,9 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const Block
     if (kWeighted) {
       z_weighted = fma(p, load(flags.weight + j), z_weighted);
     }
+  }
+  if (!kImage) {
+    image.put_nothing();
   }
   SoftmaxState block;
   block.m = m;
@@ -70,15 +98,15 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const Block
 
 // Returns the factor by which earlier output sums of this row must be scaled.
 VRGA_HOST_DEVICE float softmax_block(float* s, int n, float highest, const BlockFlags& flags,
-                                     SoftmaxState& state) {
+                                     SoftmaxState& state, const ImageRow& image) {
   const float m = highest > state.m ? highest : state.m;
   const float factor = rebase<Nats>(state, m);
   if (flags.image != 0) {
-    add(state, flags.weighted ? exponentiate<true, true>(s, n, m, flags)
-                              : exponentiate<true, false>(s, n, m, flags));
+    add(state, flags.weighted ? exponentiate<true, true>(s, n, m, flags, image)
+                              : exponentiate<true, false>(s, n, m, flags, image));
   } else {
-    add(state, flags.weighted ? exponentiate<false, true>(s, n, m, flags)
-                              : exponentiate<false, false>(s, n, m, flags));
+    add(state, flags.weighted ? exponentiate<false, true>(s, n, m, flags, image)
+                              : exponentiate<false, false>(s, n, m, flags, image));
   }
   return factor;
 }

@@ -86,7 +86,7 @@ def _patches(grids: list[Image], generator: torch.Generator) -> tuple[Tensor, Te
     sizes = [4 * rows * columns for rows, columns in grids]
     pixels = torch.zeros(len(grids), max(sizes), 48)
     positions = torch.full((len(grids), max(sizes), 2), -1)
-    for index, (rows, columns) in enumerate(grids):
+    for index, (_, columns) in enumerate(grids):
         n = torch.arange(sizes[index])
         positions[index, : len(n)] = torch.stack([n % (2 * columns), n // (2 * columns)], -1)
         pixels[index, : len(n)] = torch.rand(len(n), 48, generator=generator)
@@ -112,7 +112,7 @@ def gemma3(**text: Any) -> Parts:
 
 @family("gemma4", media={"image", "video"}, needs="Gemma4ForConditionalGeneration")
 def gemma4(**text: Any) -> Parts:
-    """Windows in every second layer, larger heads in the others, the last two layers without K/V."""
+    """Windows in every second layer, larger heads in the others; the last two reuse K and V."""
     kinds = ["sliding_attention", "full_attention"]
     text |= {"num_hidden_layers": 6, "layer_types": kinds * 3, "num_kv_shared_layers": 2}
     text |= {"sliding_window": 8, "head_dim": 16, "global_head_dim": 32}

@@ -76,7 +76,7 @@ class DeepseekHybridFamily(DeepseekFamily):
 
 
 class PackedFamily(Family):
-    """Pictures of any size, their patches in one sequence; a token is 16 patches of 4 x 4 pixels."""
+    """Pictures of any size, their patches in one sequence; a token is 16 patches of 4 x 4."""
 
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE, VIDEO)
 

@@ -1,0 +1,28 @@
+"""The plain greedy loop: one token per forward call on a cache of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+def greedy_loop(
+    model: Any, inputs: dict[str, Tensor], new_tokens: int = 6
+) -> tuple[Tensor, Tensor]:
+    """Tokens [1, steps] and logits [steps, 1, vocabulary] of calls of ``model(...)``, one row.
+
+    Without a mask over the whole cache, which Qwen models take for positions.
+    """
+    cache = DynamicCache(config=model.config)
+    step = dict(inputs)
+    tokens, logits = [], []
+    with torch.no_grad():
+        for _ in range(new_tokens):
+            output = model(**step, past_key_values=cache, use_cache=True)
+            logits.append(output.logits[:, -1])
+            tokens.append(logits[-1].argmax(-1, keepdim=True))
+            step = {"input_ids": tokens[-1]}
+    return torch.cat(tokens, 1), torch.stack(logits)

@@ -1,0 +1,453 @@
+"""``capture`` against the weights that an eager model returns, in every way of generating."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from transformers import StaticCache
+
+import vrga_ext
+from tests.adapter.families import (
+    CORE,
+    IMAGE,
+    LOOSE,
+    ROWS,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    build,
+    greedy,
+    logits,
+)
+from vrga_ext import Capture
+from vrga_ext.region import Region
+
+STEPS = 5
+MARKS = [IMAGE, VIDEO, VISION_START, VISION_END]  # not to be written where a text is read again
+QUESTION = 20  # a column of the prompt that is a token of every row, after every image
+
+
+@pytest.fixture(scope="module", params=CORE)
+def pair(request):
+    """The same weights behind sdpa and behind eager."""
+    return build(request.param), build(request.param, attn_implementation="eager")
+
+
+@pytest.fixture(scope="module")
+def family():
+    return build("qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return build("qwen2_5_vl", attn_implementation="eager")
+
+
+def question_end(inputs) -> int:
+    """The last column, a token of every row of ``ROWS``."""
+    return inputs["input_ids"].shape[1] - 1
+
+
+def attentions(family, inputs, new_tokens=STEPS, **kwargs):
+    return greedy(family.model, inputs, new_tokens, output_attentions=True, **kwargs)
+
+
+def capture_of(family, inputs, new_tokens=STEPS, **kwargs) -> Capture:
+    with vrga_ext.capture(family.model, **kwargs) as recording:
+        greedy(family.model, inputs, new_tokens)
+    return recording.last
+
+
+def assert_rows(capture: Capture, weights: list[torch.Tensor], image: torch.Tensor) -> None:
+    """A capture against rows [S, L, H, keys] as stored by an eager model, before reweighting."""
+    assert len(weights) == capture.positions.shape[1]
+    rows = capture.image_rows(reweighted=False)
+    for index, full in enumerate(weights):
+        for sample in range(full.shape[0]):
+            columns = image[sample].nonzero().flatten()
+            a = full[sample, :, :, columns].double()
+            attended = int(capture.attended[sample, index])
+            assert attended == int((full[sample].amax((0, 1)) > 0).sum())
+            share = a.sum(-1)
+            inside = a / share[..., None]
+            close: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5, "check_dtype": False}
+            at = (sample, slice(None), slice(None), index)
+            n = len(columns)
+            seen = int((a.amax((0, 1)) > 0).sum())  # of a row within an image only a part
+            assert seen == int(capture.image_keys[sample, index])
+            torch.testing.assert_close(rows[at][..., :n], a, **close)
+            assert not rows[at][..., n:].any()
+            torch.testing.assert_close(capture.image_ratio[at], share * attended / seen, **close)
+            torch.testing.assert_close(capture.image_share[at], share, **close)
+            entropy = torch.special.entr(inside).sum(-1)
+            torch.testing.assert_close(capture.image_entropy[at], entropy, **close)
+            joint = torch.special.entr(a).sum(-1)
+            torch.testing.assert_close(capture.joint_entropy[at], joint, **close)
+            efr = entropy / (share * attended / seen)
+            torch.testing.assert_close(capture.efr[at], efr, **(close | {"rtol": 1e-4}))
+
+
+def stored(output, prompt_rows: list[int]) -> list[torch.Tensor]:
+    """Rows [S, L, H, keys] of an eager generation: of the prompt, then of each generated token."""
+    prompt = torch.stack(output.attentions[0], 1)  # [S, L, H, q, keys]
+    steps = [torch.stack(layers, 1)[:, :, :, 0] for layers in output.attentions[1:]]
+    return [prompt[:, :, :, row] for row in prompt_rows] + steps
+
+
+def test_statistics_and_rows_are_those_of_eager_weights(pair):
+    ours, theirs = pair
+    inputs = ours.prompt(*ROWS)
+    last = question_end(inputs)
+    image = inputs["input_ids"] == IMAGE
+    plain, output = greedy(ours.model, inputs, STEPS), attentions(theirs, inputs)
+    with vrga_ext.capture(ours.model, prompt_rows=[QUESTION, last], rows=True) as recording:
+        captured = greedy(ours.model, inputs, STEPS)
+    assert torch.equal(logits(captured), logits(plain))
+    capture = recording.last
+    assert capture.positions[0].tolist() == [QUESTION, *range(last, last + STEPS)]
+    assert capture.prompt_rows == 2
+    assert_rows(capture, stored(output, [QUESTION, last]), image)
+    assert torch.equal(capture.token_ids[:, 2:], captured.sequences[:, last + 1 : -1])
+    assert torch.equal(capture.token_ids[:, 0], inputs["input_ids"][:, QUESTION])
+    assert not hasattr(ours.model, "_vrga_handle")
+
+
+def test_question_row_and_regions_are_those_of_enable(family):
+    inputs = family.prompt(*ROWS)
+    end = question_end(inputs)
+    with vrga_ext.enable(family.model, question_end=end, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    with vrga_ext.capture(family.model, question_end=end) as recording:
+        greedy(family.model, inputs, 2)
+    capture = recording.last
+    assert capture.rows is None
+    for sample, region in enumerate(handle.regions):
+        assert capture.layers == region.layers
+        found = capture.image_ratio[sample, :, :, 0].double()
+        torch.testing.assert_close(found, region.image_ratio)
+        n = len(region.image_positions)
+        assert torch.equal(capture.image_positions[sample, :n], region.image_positions)
+        assert capture.images[sample] == region.images
+        assert capture.grid(sample) == region.grid
+        assert capture.region(sample).question_end == end
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", [{}, {"gate": "dynamic"}, {"mode": "mask"}])
+def test_reweighted_rows_are_those_of_an_eager_model(eager, attn_implementation, config):
+    inputs = eager.prompt(*ROWS)
+    end = question_end(inputs)
+    ours = build("qwen2_5_vl", attn_implementation=attn_implementation)
+    with vrga_ext.enable(eager.model, question_end=end, **LOOSE, **config):
+        output = attentions(eager, inputs)
+    with vrga_ext.enable(ours.model, question_end=end, **LOOSE, **config) as handle:
+        boosted = greedy(ours.model, inputs, STEPS)
+        with vrga_ext.capture(ours.model, rows="all") as recording:
+            captured = greedy(ours.model, inputs, STEPS)
+        assert not handle.recorders
+    assert torch.equal(logits(captured), logits(boosted))
+    capture = recording.last
+    assert capture.gate.any()
+    assert not capture.gate[..., 0].any()
+    assert_all_close(capture.as_attentions()[1:], output.attentions[1:])
+    if not config:
+        heads = {
+            (sample, *head) for sample, r in enumerate(handle.regions) for head in r.visual_heads
+        }
+        assert set(map(tuple, capture.gate[..., -1].nonzero().tolist())) == heads
+    with vrga_ext.enable(ours.model, question_end=end, **LOOSE, **config):
+        on_image = capture_of(ours, inputs, rows=True)
+    for reweighted in (True, False):
+        torch.testing.assert_close(
+            on_image.image_rows(reweighted=reweighted), capture.image_rows(reweighted=reweighted)
+        )
+
+
+def assert_all_close(ours, theirs) -> None:
+    assert len(ours) == len(theirs)
+    for step, other in zip(ours, theirs, strict=True):
+        for layer, weights in zip(step, other, strict=True):
+            torch.testing.assert_close(layer, weights, atol=1e-5, rtol=1e-5)
+
+
+def test_as_attentions(family, eager):
+    inputs = family.prompt(*ROWS)
+    end = question_end(inputs)
+    output = attentions(eager, inputs)
+    prompt_rows = [QUESTION, end]
+    with vrga_ext.capture(family.model, rows="all", prompt_rows=prompt_rows) as recording:
+        greedy(family.model, inputs, STEPS)
+    ours = recording.last.as_attentions()
+    theirs = [layer[:, :, prompt_rows] for layer in output.attentions[0]]
+    assert_all_close(ours, [theirs, *output.attentions[1:]])
+    with vrga_ext.capture(family.model, rows=True) as recording:
+        greedy(family.model, inputs, STEPS)
+    image = (inputs["input_ids"] == IMAGE)[:, None, None]
+    for step, other in zip(recording.last.as_attentions()[1:], output.attentions[1:], strict=True):
+        for layer, weights in zip(step, other, strict=True):
+            seen = torch.nn.functional.pad(image, (0, layer.shape[-1] - image.shape[-1]))
+            torch.testing.assert_close(layer, weights * seen, atol=1e-5, rtol=1e-5)
+    statistics = capture_of(family, inputs, 2)
+    with pytest.raises(ValueError, match="rows: wanted a capture made with rows=True"):
+        statistics.as_attentions()
+
+
+def test_beams(family, eager):
+    inputs = family.prompt(*ROWS)
+    options = {"num_beams": 3, "num_return_sequences": 2, "suppress_tokens": MARKS}
+    plain, output = (
+        greedy(family.model, inputs, STEPS, **options),
+        attentions(eager, inputs, **options),
+    )
+    with vrga_ext.capture(family.model, rows="all") as recording:
+        captured = greedy(family.model, inputs, STEPS, **options)
+    assert torch.equal(captured.sequences, plain.sequences)
+    capture = recording.last
+    assert capture.copies == 3
+    assert len(capture.regions) == 3
+    assert_all_close(capture.as_attentions()[1:], output.attentions[1:])
+    # Each returned sequence, against its own tokens read in one go.
+    sequences = capture.follow_beams(captured.beam_indices)
+    assert torch.equal(sequences.token_ids[:, 1:], captured.sequences[:, -STEPS:-1])
+    mask = inputs["attention_mask"].repeat_interleave(2, 0)
+    read = torch.cat([mask, mask.new_ones(6, STEPS)], 1)
+    types = inputs["mm_token_type_ids"].repeat_interleave(2, 0)
+    again = {
+        "input_ids": captured.sequences,
+        "attention_mask": read,
+        "mm_token_type_ids": torch.nn.functional.pad(types, (0, STEPS)),
+        "image_grid_thw": torch.cat(
+            [inputs["image_grid_thw"][i] for i in ([0, 0, 1, 1], [2, 3, 2, 3])]
+        ),
+        "pixel_values": _pixels_of_twos(inputs),
+    }
+    with torch.no_grad():
+        weights = torch.stack(eager.model(**again, output_attentions=True).attentions, 1)
+    rows = sequences.reweighted_rows()
+    for index in range(1, STEPS):
+        column = int(sequences.positions[0, index])
+        found = rows[:, :, :, index, : column + 1]
+        wanted = weights[:, :, :, column, : column + 1]
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def _pixels_of_twos(inputs):
+    """Pixels of the three rows' images (one, one, two), each row twice."""
+    first, second, *third = inputs["pixel_values"].split(inputs["image_grid_thw"].prod(1).tolist())
+    return torch.cat([first, first, second, second, *third, *third])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 7},
+        {"prompt_lookup_num_tokens": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_ways_of_generating(family, eager, options):
+    options = options | {"suppress_tokens": MARKS}
+    inputs = family.prompt(ROWS[0] if "prompt_lookup_num_tokens" in options else ROWS[1])
+    torch.manual_seed(0)
+    plain = greedy(family.model, inputs, STEPS, **options)
+    with vrga_ext.capture(family.model, rows=True) as recording:
+        torch.manual_seed(0)
+        captured = greedy(family.model, inputs, STEPS, **options)
+    assert torch.equal(captured.sequences, plain.sequences)
+    capture = recording.last
+    tokens = captured.sequences
+    assert torch.equal(capture.token_ids[:, 1:], tokens[:, inputs["input_ids"].shape[1] : -1])
+    # The eager model reads what was written; its rows are those of every generated token.
+    width = tokens.shape[1] - inputs["input_ids"].shape[1]
+    again = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
+    copies = tokens.shape[0]
+    for name in ("attention_mask", "mm_token_type_ids"):
+        fill = int(name == "attention_mask")
+        again[name] = torch.nn.functional.pad(inputs[name], (0, width), value=fill)
+        again[name] = again[name].repeat(copies, 1)
+    for name in ("pixel_values", "image_grid_thw"):
+        again[name] = inputs[name].repeat(copies, 1)
+    with torch.no_grad():
+        read = eager.model(input_ids=tokens, **again, output_attentions=True)
+    weights = torch.stack(read.attentions, 1)  # [S, L, H, q, keys]
+    columns = capture.positions[0].tolist()
+    assert columns == list(range(inputs["input_ids"].shape[1] - 1, tokens.shape[1] - 1))
+    image = (inputs["input_ids"] == IMAGE).expand(copies, -1)
+    assert_rows(capture, [weights[:, :, :, column] for column in columns], image)
+
+
+def test_loops_turns_and_copies_of_a_cache():
+    family = build("llava")
+    inputs = family.prompt(ROWS[0])
+    token = torch.tensor([[9]])
+
+    def step(cache, ids):
+        return family.model(input_ids=ids, past_key_values=cache, use_cache=True)
+
+    with vrga_ext.capture(family.model) as recording, torch.no_grad():
+        cache = family.model(**inputs, use_cache=True).past_key_values
+        step(cache, token)
+        other = copy.deepcopy(cache)
+        step(cache, token + 1)
+        step(other, token + 2)
+        step(other, token + 3)
+        both = recording.captures
+        new = torch.tensor([[7, 8, 9]])
+        mask = torch.ones(1, cache.get_seq_length() + 3, dtype=torch.long)
+        family.model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True)
+        step(cache, token)
+    assert [c.generated.token_ids[0].tolist() for c in both] == [[9, 10], [9, 11, 12]]
+    first, second = recording.last, recording.captures
+    assert len(second) == 3
+    assert first.token_ids[0].tolist() == [9, 9]
+    assert first.positions[0, 0] == cache.get_seq_length() - 2
+    assert torch.equal(both[0].image_ratio, second[0].image_ratio)
+
+
+def test_rows_of_each_sample(family):
+    inputs = family.prompt(*ROWS)
+    mask = inputs["attention_mask"]
+    starts = [int(row.nonzero()[0]) for row in mask]
+    wanted = [[starts[0] + 20, starts[0] + 21], [starts[1] + 20], []]
+    with vrga_ext.capture(family.model, prompt_rows=wanted) as recording:
+        greedy(family.model, inputs, 2, prefill_chunk_size=7)
+    prompt = recording.last.prompt
+    assert prompt.positions.tolist() == [
+        [starts[0] + 20, starts[0] + 21],
+        [starts[1] + 20, -1],
+        [-1, -1],
+    ]
+    assert prompt.image_ratio[0].isfinite().all()
+    assert prompt.image_ratio[2].isnan().all()
+    assert prompt.image_ratio[1, ..., 1].isnan().all()
+    with vrga_ext.capture(family.model, prompt_rows=[starts[0] + 20]) as recording:
+        greedy(family.model, inputs, 2)
+    torch.testing.assert_close(recording.last.image_ratio[0, ..., 0], prompt.image_ratio[0, ..., 0])
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_save_and_load(family, rows, tmp_path):
+    inputs = family.prompt(*ROWS)
+    end = question_end(inputs)
+    with vrga_ext.enable(family.model, question_end=end, **LOOSE):
+        capture = capture_of(family, inputs, 3, rows=rows)
+    capture.save(tmp_path / "capture.safetensors")
+    loaded = Capture.load(tmp_path / "capture.safetensors")
+    assert_same(loaded, capture, Capture)
+    for region, other in zip(loaded.regions, capture.regions, strict=True):
+        assert_same(region, other, Region)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"wanted a file written by Capture\.save"):
+        Capture.load(tmp_path / "other.safetensors")
+
+
+def assert_same(ours, theirs, kind) -> None:
+    for field in fields(kind):
+        value, other = getattr(ours, field.name), getattr(theirs, field.name)
+        if isinstance(other, torch.Tensor):
+            assert value.dtype == other.dtype
+            assert torch.equal(value, other)
+        elif field.name != "regions":
+            assert value == other
+
+
+def test_dataframe(family, monkeypatch):
+    with vrga_ext.capture(family.model) as recording:
+        greedy(family.model, family.prompt(*ROWS), 3)
+    capture = recording.last
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match="wanted pandas"):
+            capture.to_dataframe()
+    pytest.importorskip("pandas", reason="needs pandas, which the package does not ask for")
+    table = capture.to_dataframe()
+    assert len(table) == capture.image_ratio.numel()
+    line = table[(table["sample"] == 1) & (table["layer"] == 2) & (table["head"] == 3)].iloc[2]
+    assert line["image_ratio"] == capture.image_ratio[1, 2, 3, 2].item()
+    assert line["token_id"] == capture.token_ids[1, 2].item()
+    assert bool(line["generated"])
+
+
+def test_errors_leave_the_model_as_it_was(family):
+    model, inputs = family.model, family.prompt(*ROWS)
+    before = set(model.__dict__)
+    columns = inputs["input_ids"].shape[1]
+    with (
+        pytest.raises(ValueError, match=r"wanted a prompt with an image, got none \(the model was"),
+        vrga_ext.capture(model) as recording,
+    ):
+        recording.last  # noqa: B018
+    with pytest.warns(vrga_ext.VRGAWarning), vrga_ext.capture(model) as recording:
+        model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)
+    assert recording.captures == ()
+    with pytest.raises(ValueError, match="the prompt has no image token"):
+        recording.last  # noqa: B018
+    for rows, what in [
+        (columns, rf"wanted indices in \[0, {columns}\) of the prompt, got {columns} \(row 0\)"),
+        (-1, "got -1"),
+        (0, "wanted tokens of row 0, got 0, which is padding"),
+        ([[20], [20]], r"wanted one list for each row of the prompt \(3\), got 2"),
+    ]:
+        with pytest.raises(ValueError, match=what), vrga_ext.capture(model, prompt_rows=rows):
+            greedy(model, inputs)
+    for rows in ("answer", 1.5, [None], [[1], 2]):
+        with pytest.raises(TypeError, match="prompt_rows: wanted 'question', an index"):
+            capture_of(family, inputs, prompt_rows=rows)
+    with pytest.raises(ValueError, match="rows: wanted False, True or 'all', got 'some'"):
+        capture_of(family, inputs, rows="some")
+    nested = pytest.raises(ValueError, match="wanted one capture at a time")
+    with vrga_ext.capture(model), nested:
+        capture_of(family, inputs)
+    with vrga_ext.enable(model) as handle:
+        with pytest.raises(ValueError, match="since VRGA is enabled and has its own"):
+            capture_of(family, inputs, question_end=3)
+        assert not handle.recorders
+    with pytest.raises(TypeError, match="PreTrainedModel"), vrga_ext.capture(torch.nn.Linear(1, 1)):
+        pass
+    with pytest.raises(ValueError, match="multimodal"), vrga_ext.capture(model.get_decoder()):
+        pass
+    assert set(model.__dict__) == before
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+
+
+def test_nothing_is_computed_where_nobody_watches(family, monkeypatch):
+    inputs = family.prompt(*ROWS)
+    seen = []
+
+    class Idle:
+        def watch(self, call):
+            seen.append(call.past)
+            return
+
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE) as handle:
+        boosted = greedy(family.model, inputs, 4)
+        handle.recorders.append(Idle())
+        again = greedy(family.model, inputs, 4)
+    assert torch.equal(logits(again), logits(boosted))
+    start = inputs["input_ids"].shape[1]
+    assert seen == [0, start, start + 1, start + 2]
+
+
+def test_static_cache_in_a_loop(family):
+    inputs = family.prompt(ROWS[0])
+    columns = inputs["input_ids"].shape[1]
+    cache = StaticCache(config=family.model.config.get_text_config(), max_cache_len=columns + 4)
+    with vrga_ext.capture(family.model, rows="all") as recording, torch.no_grad():
+        output = family.model(**inputs, past_key_values=cache, use_cache=True)
+        for _ in range(2):
+            token = output.logits[:, -1:].argmax(-1)
+            output = family.model(input_ids=token, past_key_values=cache, use_cache=True)
+    capture = recording.last
+    assert capture.attended[0].tolist() == [columns, columns + 1, columns + 2]
+    ones = torch.ones(1, len(capture.layers), capture.gate.shape[2], 3)
+    assert capture.rows is not None
+    torch.testing.assert_close(capture.rows.sum(-1), ones)

@@ -1,0 +1,124 @@
+"""Drafted tokens in the forward call that reads a prompt: cut the call in two, join the outputs.
+
+Prompt lookup and assisted decoding verify drafts together with the prompt's end. Where the region
+is not known before the prompt has been read, the drafts have to be a forward call of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Axis of the tokens in each tensor that decoders take.
+_TOKEN_AXIS = {
+    "input_ids": 1,
+    "inputs_embeds": 1,
+    "position_ids": -1,
+    "cache_position": -1,
+    "token_type_ids": 1,
+    "mm_token_type_ids": 1,
+    "moe_mm_token_type_ids": 1,
+    "block_sequence_ids": 1,
+    "per_layer_inputs": 1,
+    "visual_pos_masks": 1,
+}
+
+
+class CannotCutError(Exception):
+    """An argument of the forward call that cannot be cut along its tokens."""
+
+
+def cut(kwargs: dict[str, Any], tokens: int, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a decoder's forward call, cut after the first ``count`` of ``tokens``.
+
+    Raises
+    ------
+    CannotCutError
+        With the name of the argument.
+    """
+    first, rest = dict(kwargs), dict(kwargs)
+    for name, value in kwargs.items():
+        if name == "attention_mask":
+            first[name], rest[name] = _cut_mask(value, tokens, count)
+        elif name == "deepstack_visual_embeds":
+            first[name], rest[name] = _cut_visual(value, kwargs.get("visual_pos_masks"), count)
+        elif isinstance(value, Tensor) and name in _TOKEN_AXIS:
+            axis = _TOKEN_AXIS[name]
+            if value.shape[axis] != tokens:
+                raise CannotCutError(name)
+            first[name] = value.narrow(axis, 0, count)
+            rest[name] = value.narrow(axis, count, tokens - count)
+        elif isinstance(value, (Tensor, list, tuple, dict)):
+            raise CannotCutError(name)
+    return first, rest
+
+
+def _cut_mask(mask: Any, tokens: int, count: int) -> tuple[Any, Any]:
+    """A padding mask [B, K], a mask [B, H, S, K], or a dictionary of these and of None."""
+    if isinstance(mask, dict):
+        parts = {name: _cut_mask(one, tokens, count) for name, one in mask.items()}
+        first, rest = ({name: part[i] for name, part in parts.items()} for i in (0, 1))
+        return first, rest
+    if mask is None:
+        return None, None
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        raise CannotCutError("attention_mask")
+    keys = mask.shape[-1] - (tokens - count)
+    if mask.dim() == 2:
+        return mask[:, :keys], mask
+    if mask.shape[2] != tokens:
+        raise CannotCutError("attention_mask")
+    return mask[:, :, :count, :keys], mask[:, :, count:]
+
+
+def fit_masks(rest: dict[str, Any], tokens: int, layer_types: list[str], device: Any) -> None:
+    """Give masks that are made for kinds of layers the columns that the cache has for these.
+
+    ``tokens`` is the number of drafts. A sliding window has lost columns meanwhile. None in such a
+    dictionary says "causal" to a call without a past; the drafts have one.
+    """
+    masks = rest.get("attention_mask")
+    if not isinstance(masks, dict):
+        return
+    fitted = {}
+    for name, mask in masks.items():
+        if name not in layer_types:
+            continue
+        keys = rest["past_key_values"].get_mask_sizes(tokens, layer_types.index(name))[0]
+        if mask is None:
+            mask = torch.ones(keys, keys, dtype=torch.bool, device=device).tril()[None, None]
+        fitted[name] = mask[:, :, -tokens:, -keys:]
+    rest["attention_mask"] = masks | fitted
+
+
+def _cut_visual(embeds: Any, positions: Any, count: int) -> tuple[Any, Any]:
+    """Features [N, D] of each layer, one per True of ``positions`` [B, S], row by row."""
+    if embeds is None:
+        return None, None
+    if not isinstance(positions, Tensor) or positions.dim() != 2:
+        raise CannotCutError("deepstack_visual_embeds")
+    early = (positions.nonzero()[:, 1] < count).to(embeds[0].device)
+    rest = None if bool(early.all()) else [features[~early] for features in embeds]
+    return [features[early] for features in embeds], rest
+
+
+def join(first: Any, rest: Any) -> Any:
+    """The output of one call, from the outputs of its two parts."""
+    rest["last_hidden_state"] = torch.cat([first.last_hidden_state, rest.last_hidden_state], 1)
+    for name, along in (("hidden_states", 1), ("router_logits", 0)):
+        if rest.get(name) is not None:
+            rest[name] = tuple(
+                torch.cat(pair, along) for pair in zip(first[name], rest[name], strict=True)
+            )
+    if rest.get("attentions") is not None:
+        pairs = zip(first.attentions, rest.attentions, strict=True)
+        rest["attentions"] = tuple(None if b is None else _stack(a, b) for a, b in pairs)
+    return rest
+
+
+def _stack(first: Tensor, rest: Tensor) -> Tensor:
+    """Weights [B, H, S, K]; the first part has not seen the last keys."""
+    unseen = rest.shape[3] - first.shape[3]
+    return torch.cat([torch.nn.functional.pad(first, (0, unseen)), rest], 2)

@@ -1,0 +1,279 @@
+"""What happens around a forward call: hooks before and after the model's body and its decoder.
+
+The body (``model.base_model``) is given the tokens; the decoder is given what the attention
+function needs to know about them, as the keyword argument ``vrga``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vrga_ext.adapter import drafts, grids, images
+from vrga_ext.adapter.obstacles import Obstacles, check_cache
+from vrga_ext.adapter.prefill import PrefillPass
+from vrga_ext.adapter.prompt import Prompt, current_prompt, prompt_being_read
+from vrga_ext.adapter.question import QuestionFinder
+from vrga_ext.adapter.recorder import Call, WatchedCall
+from vrga_ext.adapter.state import SequenceState, attach_state, state_of
+from vrga_ext.region import Region
+
+if TYPE_CHECKING:
+    from vrga_ext.adapter.controller import VRGAHandle
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class ForwardHooks:
+    """The forward hooks of one handle."""
+
+    def __init__(self, handle: VRGAHandle, model: Any, finder: QuestionFinder) -> None:
+        self._handle = handle
+        self._finder = finder
+        self._key = handle._key
+        self._text_config = model.config.get_text_config(decoder=True)
+        self._token_ids = images.image_token_ids(model.config)
+        self._video_ids = grids.video_token_ids(model.config)
+        self._merge = grids.merge_size(model.config)
+        self._fixed_grid = images.config_grid(model.config)
+        self._decoder = model.get_decoder()
+        self._obstacles = Obstacles(handle._notice, self._text_config, self._decoder)
+        body = model.base_model
+        self._body = model if body is self._decoder else body
+        self._names = tuple(inspect.signature(type(self._body).forward).parameters)[1:]
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def add(self) -> None:
+        """Register the hooks."""
+        body, decoder = self._body, self._decoder
+        self._hooks += [
+            body.register_forward_pre_hook(self._before_body, with_kwargs=True),
+            body.register_forward_hook(self._after_body, with_kwargs=True, always_call=True),
+            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks out."""
+        for hook in self._hooks:
+            hook.remove()
+
+    # ---- around the body: which prompt -------------------------------------------------------
+
+    def _decode_state(self, cache: Any, tokens: int) -> SequenceState | None:
+        """The state of a forward call that generates, None for one that reads a prompt."""
+        state = state_of(cache)
+        if state is None or not state.decoding or state.prompt.owner != self._key:
+            return None
+        if state.prompt.active:
+            return state
+        if tokens != 1:
+            return None
+        if torch.compiler.is_compiling():  # what follows cannot be traced
+            return state
+        if prompt_being_read(self._key) is not None:
+            return None
+        # A cache that was cropped or reset has lost a part of the prompt.
+        return state if int(cache.get_seq_length()) >= state.image.shape[1] else None
+
+    def _before_body(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        state = self._decode_state(given.get("past_key_values"), _size(given)[1])
+        if state is None:
+            self._enter(given)
+        elif self._handle.recorders:
+            state.prompt.call_ids = given.get("input_ids")
+
+    @torch.compiler.disable
+    def _enter(self, given: dict[str, Any]) -> None:
+        """Find out which prompt a call reads; in a manual loop the call is the prompt."""
+        check_cache(given.get("past_key_values"))
+        prompt = prompt_being_read(self._key)
+        if prompt is None:
+            prompt = Prompt(self._key, given, outer=current_prompt.get())
+            current_prompt.set(prompt)
+        prompt.set_mask(given.get("attention_mask"))
+        prompt.call_ids = given.get("input_ids")
+
+    def _after_body(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        state = state_of(given.get("past_key_values"))
+        if not torch.compiler.is_compiling() or state is None or state.prompt.entered:
+            self._leave()
+
+    @torch.compiler.disable
+    def _leave(self) -> None:
+        prompt = current_prompt.get()
+        if prompt is not None and prompt.owner == self._key and prompt.entered:
+            prompt.entered = False
+            current_prompt.set(prompt.outer)
+
+    # ---- around the decoder: what the attention function is told ------------------------------
+
+    def _before_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
+        batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
+        state = self._decode_state(kwargs.get("past_key_values"), tokens)
+        if state is not None:
+            return self._with_state(args, kwargs, state, batch, tokens)
+        return self._read(module, args, kwargs, batch, tokens)
+
+    @torch.compiler.disable
+    def _read(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        batch: int,
+        tokens: int,
+    ) -> Arguments | None:
+        """The arguments of a call over prompt tokens, with the pass that records their rows."""
+        handle, cache = self._handle, kwargs.get("past_key_values")
+        prompt = prompt_being_read(self._key)
+        if not self._obstacles.admit(prompt, kwargs, handle.paused):
+            return None
+        assert prompt is not None
+
+        past = int(cache.get_seq_length()) if cache is not None else 0
+        state = state_of(cache)
+        if state is None or state.prompt is not prompt:
+            if state is None or past == 0 or state.prompt.owner != self._key:
+                state = SequenceState()
+            columns = past + tokens if prompt.columns is None else prompt.columns
+            question, ids = handle.question_end, self._token_ids
+            state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
+            state.add_grids(self._video_ids, self._merge)
+            if cache is not None:
+                attach_state(cache, state)
+        state.add_positions(kwargs.get("position_ids"), past)
+        if handle.paused or not self._obstacles.admit_image(state, self._finder):
+            regions = state.finish_plain()
+            self.keep(prompt, [] if handle.paused else regions)
+            return None
+        prompt_tokens = state.image.shape[1] - past
+        if tokens > prompt_tokens and not handle.config.is_identity:
+            parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
+            if parted is not None:
+                return parted
+        watched = self._watch(state, past, tokens)
+        return args, kwargs | {"vrga": PrefillPass(state, past, tokens, watched)}
+
+    def _read_before_drafts(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: SequenceState,
+        tokens: int,
+        count: int,
+    ) -> Arguments | None:
+        """Run the decoder on the prompt alone; the arguments of a decode step on the drafts.
+
+        None if the call cannot be cut: drafts are then verified together with the prompt.
+        """
+        prompt = state.prompt
+        try:
+            if args:
+                raise drafts.CannotCutError("a positional argument")
+            first, rest = drafts.cut(kwargs, tokens, count)
+        except drafts.CannotCutError as error:
+            self._handle._notice(
+                f"VRGA is not applied to tokens that are drafted into the first forward call, "
+                f"since {error} cannot be cut"
+            )
+            return None
+        call_ids = prompt.call_ids
+        prompt.call_ids = _cut_ids(call_ids, slice(None, count), tokens)
+        output = module(**first)
+        rest["past_key_values"] = output.past_key_values
+        layer_types = getattr(self._text_config, "layer_types", None) or []
+        drafts.fit_masks(rest, tokens - count, layer_types, output.last_hidden_state.device)
+        prompt.read = output
+        prompt.call_ids = _cut_ids(call_ids, slice(count, None), tokens)
+        batch = output.last_hidden_state.shape[0]
+        return self._with_state((), rest, state, batch, tokens - count) or ((), rest)
+
+    def _with_state(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: SequenceState,
+        batch: int,
+        tokens: int,
+    ) -> Arguments | None:
+        """The arguments of a decode step, with the state if anything is boosted or watched."""
+        handle = self._handle
+        if handle.paused or not (state.layer_heads or handle.recorders):
+            return None
+        why = self._obstacles.of_model()
+        if why is None and not state.fits(batch):
+            why = "rows were added to or taken out of the KV cache"
+        if why is not None:
+            handle._notice(f"VRGA is not applied: {why}")
+            return None
+        watched = None
+        if handle.recorders:
+            past = int(kwargs["past_key_values"].get_seq_length())
+            watched = self._watch(state, past, tokens)
+        if watched is not None:
+            return args, kwargs | {"vrga": watched}
+        return (args, kwargs | {"vrga": state}) if state.layer_heads else None
+
+    @torch.compiler.disable
+    def _watch(self, state: SequenceState, past: int, tokens: int) -> WatchedCall | None:
+        """The recorders' watches over a forward call; None if nobody wants anything of it."""
+        call = Call(state, past, tokens, state.prompt.call_ids)
+        watches = [w for r in self._handle.recorders if (w := r.watch(call)) is not None]
+        return WatchedCall(call, watches) if watches else None
+
+    def _after_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        reading = kwargs.get("vrga")
+        if isinstance(reading, WatchedCall):
+            reading.end()
+        elif isinstance(reading, PrefillPass):
+            self._end_of(reading, kwargs.get("past_key_values"), output)
+        state = state_of(kwargs.get("past_key_values"))
+        if state is None or state.prompt.read is None:
+            return None
+        first, state.prompt.read = state.prompt.read, None
+        return drafts.join(first, output)
+
+    @torch.compiler.disable
+    def _end_of(self, reading: PrefillPass, cache: Any, output: Any) -> None:
+        """A call over prompt tokens is over: select heads and tokens if it was the last one."""
+        handle, state = self._handle, reading.state
+        reading.finish()
+        if cache is None:  # the decoder made the cache
+            attach_state(output.past_key_values, state)
+        if reading.end >= state.image.shape[1]:
+            if not state.rows:
+                handle._notice("VRGA is not applied: no layer has full attention on the prompt")
+            self.keep(state.prompt, state.finish(self._fixed_grid, handle.region_hook))
+        if reading.watched is not None:
+            reading.watched.end()
+
+    def keep(self, prompt: Prompt, regions: list[Region]) -> None:
+        """Publish regions, unless the prompt only interrupts another one of this model."""
+        if prompt.outer is None or prompt.outer.owner != self._key:
+            self._handle.regions = regions
+
+
+def _size(given: dict[str, Any]) -> tuple[int, int]:
+    """Batch and number of tokens of a forward call."""
+    tensor = given.get("inputs_embeds")
+    tensor = given.get("input_ids") if tensor is None else tensor
+    return (0, 0) if tensor is None else (tensor.shape[0], tensor.shape[1])
+
+
+def _cut_ids(ids: Tensor | None, part: slice, tokens: int) -> Tensor | None:
+    return ids[:, part] if ids is not None and ids.shape[1] == tokens else ids

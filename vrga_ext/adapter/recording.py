@@ -1,0 +1,222 @@
+"""``capture``: records what every head's attention on the image is, whatever mode generates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vrga_ext.adapter import enable
+from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle
+from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
+from vrga_ext.adapter.sessions import PromptRows, Session, StoredRow, check_prompt_rows
+from vrga_ext.captures import Capture
+from vrga_ext.config import VRGAConfig
+
+_WANTS: dict[Any, Want] = {False: "statistics", True: "image", "all": "keys"}
+
+
+class Recording:
+    """What :func:`vrga_ext.capture` has recorded so far: one :class:`Capture` per prompt.
+
+    A prompt is a call of ``generate``, or of the model in a loop over ``model(...)``; several turns
+    on one KV cache are several prompts. Prompts without an image are left out.
+    """
+
+    def __init__(self, handle: VRGAHandle, recorder: _CaptureRecorder) -> None:
+        self._handle = handle
+        self._recorder = recorder
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """Every prompt's, in the order in which they were read."""
+        return tuple(session.build() for session in self._recorder.sessions if session.seen)
+
+    @property
+    def last(self) -> Capture:
+        """The last prompt's.
+
+        Raises
+        ------
+        ValueError
+            No prompt with an image has been read; says why, where it is known.
+        """
+        for session in reversed(self._recorder.sessions):
+            if session.seen:
+                return session.build()
+        why = "; ".join(self._handle.notices) or "the model was not called"
+        raise ValueError(f"capture: wanted a prompt with an image, got none ({why})")
+
+
+@contextmanager
+def capture(
+    model: Any,
+    *,
+    prompt_rows: PromptRows = "question",
+    rows: bool | Literal["all"] = False,
+    processor: Any = None,
+    question_end: str | int | Sequence[int] | Tensor = "auto",
+) -> Iterator[Recording]:
+    """Record attention statistics of a model, with VRGA or without, while it answers.
+
+    Per layer and head, at chosen rows of the prompt and at every generated token: ``R_img``,
+    ``H_img``, ``H_joint``, the gate, and on request the attention row itself. No weight of size
+    queries x keys is stored: beside the model's own attention one query row is computed per token
+    and layer. Outputs are therefore bit for bit those of the model without a capture, with VRGA or
+    without; without it, VRGA is installed with gamma 0 for as long as the block lasts.
+
+    Parameters
+    ----------
+    model
+        A multimodal model of transformers, in which VRGA is enabled or not.
+    prompt_rows
+        Rows of the prompt: ``"question"``, the question's last token; an index, or several, the
+        same for every row of the prompt; or a list of them for each. Indices are absolute: left
+        padding and what is in the cache count. An empty list asks for none.
+    rows
+        Also keep the attention row: ``True`` on the image tokens, ``"all"`` on every key.
+        ``samples x layers x heads x rows x keys`` floats, on the CPU.
+    processor, question_end
+        As in :func:`vrga_ext.enable`; not where VRGA is enabled already.
+
+    Yields
+    ------
+    Recording
+        ``recording.last`` and ``recording.captures``, inside the block and after it.
+
+    Raises
+    ------
+    TypeError
+        ``model`` is not a transformers model, or an argument has the wrong type.
+    ValueError
+        The model is not multimodal or cannot be served; captures are nested; ``processor`` or
+        ``question_end`` is given although VRGA is enabled. While the model runs: ``prompt_rows``
+        does not fit the prompt.
+
+    Notes
+    -----
+    A forward call under ``torch.compile`` that was compiled before the capture is not recorded;
+    one compiled inside it breaks its graph in every layer.
+
+    Examples
+    --------
+    >>> with vrga_ext.capture(model, processor=processor) as recording:  # doctest: +SKIP
+    ...     model.generate(**inputs, max_new_tokens=512)
+    >>> recording.last.image_ratio  # doctest: +SKIP
+    """
+    if not any(rows is known for known in (False, True)) and rows != "all":
+        raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
+    recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
+    handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    owned = handle is None
+    if handle is None:
+        config = VRGAConfig(gamma=0.0)
+        handle = enable(model, config, processor=processor, question_end=question_end)
+    elif processor is not None or question_end != "auto":
+        raise ValueError(
+            "processor, question_end: wanted none of them, since VRGA is enabled and has its own; "
+            "set them in enable()"
+        )
+    elif any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
+        raise ValueError("model: wanted one capture at a time, got a second one inside another")
+    handle.recorders.append(recorder)
+    try:
+        yield Recording(handle, recorder)
+    finally:
+        handle.recorders.remove(recorder)
+        if owned:
+            handle.disable()
+
+
+class _CaptureRecorder:
+    """Keeps a session for every prompt."""
+
+    def __init__(self, prompt_rows: str | list[int] | list[list[int]], want: Want) -> None:
+        self.sessions: list[Session] = []
+        self._prompt_rows = prompt_rows
+        self._want = want
+
+    def watch(self, call: Call) -> _CaptureWatch | None:
+        if not call.state.image.any():
+            return None
+        session = self._session(call)
+        session.forget(call.past)
+        slots, columns = session.wanted(call)
+        return _CaptureWatch(session, call, slots, columns, self._want) if columns else None
+
+    def _session(self, call: Call) -> Session:
+        prompt = call.state.prompt
+        same = [session for session in self.sessions if session.prompt is prompt]
+        for session in same:
+            if session.state is call.state:
+                return session
+        session = Session(call, self._prompt_rows)
+        if same:  # a copy of the cache goes its own way
+            session.copy_from(same[0])
+        self.sessions.append(session)
+        return session
+
+
+@dataclass
+class _CaptureWatch:
+    """One forward call of one session."""
+
+    session: Session
+    call: Call
+    slots: list[int]  # index of each row among the prompt's rows, or its column for a generated one
+    columns: list[list[int]]
+    want: Want
+
+    def __post_init__(self) -> None:
+        self._seen: list[dict[int, LayerRow]] = [{} for _ in self.columns]
+        self._boosted = self.call.state.boosted
+
+    def wants(self, layer: int) -> Want:
+        return self.want
+
+    def record(self, layer: int, index: int, row: LayerRow) -> None:
+        if self.want == "image":
+            assert row.attention is not None
+            row = row._replace(attention=self.session.on_image(row.attention))
+        self._seen[index][layer] = row
+
+    def end(self, counts: list[Counts]) -> None:
+        self.session.finish_prompt()
+        for index, count in enumerate(counts):
+            seen = self._seen[index]
+            layers = tuple(sorted(seen))
+            rows = [seen[layer] for layer in layers]
+            statistics = _to_cpu([torch.stack(tuple(row.statistics)) for row in rows])
+            shut = [torch.zeros_like(row.statistics.image_ratio, dtype=torch.bool) for row in rows]
+            gates = [s if row.gate is None else row.gate for row, s in zip(rows, shut, strict=True)]
+            kept = [row.attention for row in rows if row.attention is not None]
+            stored = StoredRow(
+                layers=layers,
+                columns=torch.tensor(self.columns[index]),
+                token_ids=self._token_ids(index),
+                attended=count.keys.cpu(),
+                image_keys=count.image_keys.cpu(),
+                statistics=statistics,
+                gate=_to_cpu(gates),
+                boosted=self._boosted,
+                attention=_to_cpu(kept) if kept else None,
+            )
+            self.session.store(self.slots[index], stored, self.call)
+
+    def _token_ids(self, index: int) -> Tensor:
+        ids, columns = self.call.token_ids, torch.tensor(self.columns[index])
+        if ids is None or ids.shape != (len(columns), self.call.tokens):
+            return torch.full_like(columns, -1)
+        local = (columns - self.call.past).clamp(0, self.call.tokens - 1)
+        return ids.cpu()[torch.arange(len(columns)), local]
+
+
+def _to_cpu(tensors: list[Tensor]) -> Tensor:
+    """Stacked on the CPU; where all are on one device, in one copy."""
+    if len({tensor.device for tensor in tensors}) > 1:
+        tensors = [tensor.cpu() for tensor in tensors]
+    return torch.stack(tensors).cpu()

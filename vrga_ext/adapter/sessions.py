@@ -1,0 +1,276 @@
+"""One prompt and its answer under capture: which rows it wants, and what has been seen of them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrga_ext.adapter.recorder import Call
+from vrga_ext.captures import Capture
+from vrga_ext.region import Region
+
+PromptRows = str | int | Sequence[int] | Sequence[Sequence[int]]
+
+
+@dataclass
+class StoredRow:
+    """One query row of B samples, on the CPU."""
+
+    layers: tuple[int, ...]  # L of them
+    columns: Tensor  # int64 [B], -1 where the sample does not have the row
+    token_ids: Tensor  # int64 [B]
+    attended: Tensor  # int64 [B], M
+    image_keys: Tensor  # int64 [B], n
+    statistics: Tensor  # fp32 [L, 3, B, H]: R_img, H_img, H_joint
+    gate: Tensor  # bool [L, B, H]
+    boosted: Tensor  # bool [B, prompt columns]
+    attention: Tensor | None  # fp32 [L, B, H, keys], on the image tokens or on every key
+
+    def merged(self, here: Tensor, other: StoredRow | None) -> StoredRow:
+        """This row for the samples of ``here``, bool [B], and another one for the rest."""
+        across = here[:, None]
+        gaps: dict[str, Any] = {"columns": -1, "token_ids": -1, "attended": 0, "image_keys": 0}
+        gaps |= {"statistics": torch.nan, "gate": False, "attention": 0.0}
+        merged: dict[str, Any] = {}
+        for name, gap in gaps.items():
+            mine = getattr(self, name)
+            if mine is None:
+                continue
+            rest = torch.full_like(mine, gap) if other is None else getattr(other, name)
+            mask = here
+            if name in ("statistics", "gate"):
+                mask = across
+            elif name == "attention":
+                mask = across[:, :, None]
+                width = max(mine.shape[-1], rest.shape[-1])
+                mine, rest = _widened(mine, width), _widened(rest, width)
+            merged[name] = torch.where(mask, mine, rest)
+        return replace(self, **merged)
+
+    def repeated(self, batch: int) -> StoredRow:
+        """The row after the cache's rows were repeated."""
+        times = batch // len(self.columns)
+        if times == 1:
+            return self
+
+        def repeat(tensor: Tensor, dim: int) -> Tensor:
+            return tensor.repeat_interleave(times, dim)
+
+        return StoredRow(
+            self.layers,
+            repeat(self.columns, 0),
+            repeat(self.token_ids, 0),
+            repeat(self.attended, 0),
+            repeat(self.image_keys, 0),
+            repeat(self.statistics, 2),
+            repeat(self.gate, 1),
+            repeat(self.boosted, 0),
+            None if self.attention is None else repeat(self.attention, 1),
+        )
+
+
+class Session:
+    """One prompt and its answer.
+
+    Parameters
+    ----------
+    call
+        The prompt's first forward call that is watched.
+    prompt_rows
+        Of :func:`check_prompt_rows`.
+
+    Raises
+    ------
+    ValueError
+        ``prompt_rows`` does not fit the prompt.
+    """
+
+    def __init__(self, call: Call, prompt_rows: str | list[int] | list[list[int]]) -> None:
+        state = call.state
+        self.state, self.prompt, self.config = state, state.prompt, state.config
+        # Row of the prompt - P, which is negative, or column of a generated token -> what it showed
+        self.rows: dict[int, StoredRow] = {}
+        self._prompt_batch = state.image.shape[0] // state.copies
+        self._prompt_columns = state.image.shape[1]
+        self._keys = state.keys
+        self._regions: list[Region] = []
+        self._indices: dict[tuple[torch.device, int], Tensor] = {}
+        self._built: tuple[int, Capture] | None = None
+        if call.tokens and state.decoding:  # a copy of a cache, or the capture began after it
+            self._wanted: list[list[int]] = []
+            return
+        per_sample = self._checked(prompt_rows, call.past)
+        longest = max(map(len, per_sample))
+        padded = [rows + [-1] * (longest - len(rows)) for rows in per_sample]
+        self._wanted = [list(columns) for columns in zip(*padded, strict=True)]  # P lists of B
+
+    def _checked(
+        self, prompt_rows: str | list[int] | list[list[int]], past: int
+    ) -> list[list[int]]:
+        """Columns of each of the B rows of the cache."""
+        state = self.state
+        batch, columns = state.image.shape
+        if isinstance(prompt_rows, str):
+            return [[end.position] for end in state.ends]
+        nested = [rows for rows in prompt_rows if isinstance(rows, list)]
+        if nested and len(nested) != self._prompt_batch:
+            raise ValueError(
+                f"prompt_rows: wanted one list for each row of the prompt ({self._prompt_batch}), "
+                f"got {len(nested)}"
+            )
+        mask = self.prompt.padding_mask(batch, columns)
+        per_sample: list[list[int]] = []
+        for row in range(batch):
+            own: Any = nested[row // state.copies] if nested else prompt_rows
+            for index in own:
+                if not past <= index < columns:
+                    raise ValueError(
+                        f"prompt_rows: wanted indices in [{past}, {columns}) of the prompt, got "
+                        f"{index} (row {row // state.copies})"
+                    )
+                if not mask[row, index]:
+                    raise ValueError(
+                        f"prompt_rows: wanted tokens of row {row // state.copies}, got {index}, "
+                        "which is padding"
+                    )
+            per_sample.append(own)
+        return per_sample
+
+    @property
+    def seen(self) -> bool:
+        """Whether there is anything to build a capture of."""
+        return bool(self.rows and self._regions)
+
+    def wanted(self, call: Call) -> tuple[list[int], list[list[int]]]:
+        """Keys into ``rows`` and the samples' columns, of what a forward call holds."""
+        end = call.past + call.tokens
+        slots, columns = [], []
+        for index, wanted in enumerate(self._wanted):
+            if any(call.past <= column < end for column in wanted):
+                slots.append(index - len(self._wanted))
+                columns.append(wanted)
+        batch = call.state.image.shape[0]
+        for column in range(max(call.past, self._prompt_columns), end):
+            slots.append(column)
+            columns.append([column] * batch)
+        return slots, columns
+
+    def forget(self, past: int) -> None:
+        """Drop generated tokens that were taken back: rejected drafts, or a cropped cache."""
+        for column in [column for column in self.rows if column >= past]:
+            del self.rows[column]
+
+    def store(self, slot: int, row: StoredRow, call: Call) -> None:
+        """Keep a row; samples whose column is not in the call keep what they have."""
+        here = (row.columns >= call.past) & (row.columns < call.past + call.tokens)
+        self.rows[slot] = row if here.all() else row.merged(here, self.rows.get(slot))
+        self._built = None
+
+    def finish_prompt(self) -> None:
+        """Keep the regions, once they have been selected."""
+        if not self._regions and self.state.decoding:
+            self._regions = list(self.state.regions)
+
+    def copy_from(self, other: Session) -> None:
+        """Start from what another one has seen."""
+        self.rows, self._regions = dict(other.rows), other._regions
+
+    def on_image(self, attention: Tensor) -> Tensor:
+        """Of attention on the prompt's keys [B, H, N] the image tokens [B, H, n]."""
+        batch, heads, keys = attention.shape
+        where = attention.device, batch
+        if where not in self._indices:
+            self._indices[where] = self._image_positions(batch).to(attention.device)
+        index = self._indices[where]
+        there = (index >= 0) & (index < keys)  # a row before the image's end sees a part of it
+        index = index.clamp(0, keys - 1)[:, None].expand(-1, heads, -1)
+        return torch.where(there[:, None], attention.gather(2, index), 0.0)
+
+    def _image_positions(self, batch: int) -> Tensor:
+        """Columns of V, int64 [batch, n], -1 after the last one."""
+        keys = self._keys.repeat_interleave(batch // self._keys.shape[0], 0)
+        found = [row.nonzero().flatten() for row in keys]
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
+
+    def build(self) -> Capture:
+        """Everything so far; built anew only if there is more."""
+        if self._built is not None:
+            return self._built[1]
+        order = sorted(self.rows)
+        batch = max(len(row.columns) for row in self.rows.values())
+        rows = [self.rows[slot].repeated(batch) for slot in order]
+        layers = rows[0].layers
+        image_positions = self._image_positions(batch)
+        copies = batch // self._prompt_batch
+        boosted = torch.stack([row.boosted for row in rows], dim=1)  # [S, R, prompt columns]
+        index = image_positions.clamp(min=0)[:, None].expand(-1, len(rows), -1)
+        statistics = torch.stack([row.statistics for row in rows], dim=-1)  # [L, 3, S, H, R]
+        ratio, entropy, joint = statistics.permute(1, 2, 0, 3, 4).contiguous()
+        attention = columns = None
+        kept = [row.attention for row in rows if row.attention is not None]
+        if kept:
+            width = max(tensor.shape[-1] for tensor in kept)
+            stacked = torch.stack([_widened(tensor, width) for tensor in kept], dim=3)
+            attention = stacked.transpose(0, 1).contiguous()  # [S, L, H, R, C]
+            columns = image_positions
+            if width != image_positions.shape[1]:
+                columns = torch.arange(width).expand(batch, -1)
+        capture = Capture(
+            layers=layers,
+            prompt_rows=sum(slot < 0 for slot in order),
+            copies=copies,
+            focus_weight=self.config.focus_weight,
+            image_weight=self.config.image_weight,
+            positions=torch.stack([row.columns for row in rows], dim=1),
+            token_ids=torch.stack([row.token_ids for row in rows], dim=1),
+            attended=torch.stack([row.attended for row in rows], dim=1),
+            image_keys=torch.stack([row.image_keys for row in rows], dim=1),
+            image_ratio=ratio,
+            image_entropy=entropy,
+            joint_entropy=joint,
+            gate=torch.stack([row.gate for row in rows], dim=-1).transpose(0, 1).contiguous(),
+            image_positions=image_positions,
+            images=tuple(self._regions[row // copies].images for row in range(batch)),
+            boosted=boosted.gather(2, index) & (image_positions >= 0)[:, None],
+            regions=tuple(self._regions),
+            rows=attention,
+            columns=columns,
+        )
+        self._built = len(rows), capture
+        return capture
+
+
+def check_prompt_rows(prompt_rows: Any) -> str | list[int] | list[list[int]]:
+    """``"question"``, a list of indices, or a list of lists, from what a caller may pass.
+
+    Raises
+    ------
+    TypeError
+        Anything else.
+    """
+    if isinstance(prompt_rows, str) and prompt_rows == "question":
+        return prompt_rows
+    value = prompt_rows.tolist() if hasattr(prompt_rows, "tolist") else prompt_rows
+    try:
+        if isinstance(value, str):
+            raise TypeError
+        if not isinstance(value, Iterable):
+            return [operator.index(value)]
+        value = list(value)
+        if any(isinstance(item, Iterable) for item in value):
+            return [[operator.index(index) for index in item] for item in value]
+        return [operator.index(item) for item in value]
+    except TypeError:
+        raise TypeError(
+            "prompt_rows: wanted 'question', an index, several, or a list of them for each row of "
+            f"the prompt, got {prompt_rows!r}"
+        ) from None
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))

@@ -1,0 +1,352 @@
+"""What :func:`vrga_ext.capture` gives: attention statistics of a prompt and of its answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrga_ext.region import Region
+from vrga_ext.selection import RowStatistics, Span
+
+_FORMAT = 1  # of saved files
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Attention statistics of one prompt and its answer, per layer and head (paper section 3).
+
+    Axes: S samples (rows of the KV cache, ``copies`` for each row of the prompt), L layers, H query
+    heads, R query rows, n image tokens, C stored keys. Of the R rows the first ``prompt_rows`` are
+    rows of the prompt; each further one is a generated token while it is read, which is when the
+    next token is written. The last token written is never read and has no row.
+
+    All tensors are on the CPU, and floats are float32. Where a sample has fewer rows, image tokens
+    or keys than another one, ``positions``, ``image_positions`` and ``columns`` hold -1; statistics
+    of such a row are NaN and its attention is 0.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> inputs = prepare(processor, held_out(1, seed=0), steps=0)
+    >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> capture = recording.last
+    >>> capture.image_ratio.shape  # one row of the question, three of generated tokens
+    torch.Size([1, 4, 8, 4])
+    >>> capture.generated.image_rows().shape, capture.grid(0)
+    (torch.Size([1, 4, 8, 3, 36]), (6, 6))
+    """
+
+    layers: tuple[int, ...]  # the model's full-attention layers, L of them
+    prompt_rows: int  # how many of the R rows are of the prompt
+    copies: int  # samples per row of the prompt: beams, or returned sequences
+    focus_weight: float  # weight of boosted keys in gated heads
+    image_weight: float  # weight of the other image keys in gated heads
+    positions: Tensor  # int64 [S, R], cache column of each row's token
+    token_ids: Tensor  # int64 [S, R], that token; -1 where it was not given as input_ids
+    attended: Tensor  # int64 [S, R], M, keys that the row attends to
+    image_keys: Tensor  # int64 [S, R], those of V: all, but for a row within or before an image
+    image_ratio: Tensor  # [S, L, H, R], R_img
+    image_entropy: Tensor  # [S, L, H, R], H_img in nats
+    joint_entropy: Tensor  # [S, L, H, R], H_joint in nats
+    gate: Tensor  # bool [S, L, H, R], heads that were reweighted
+    image_positions: Tensor  # int64 [S, n], cache columns of V
+    images: tuple[tuple[Span, ...], ...]  # of each sample, indices into its image_positions
+    boosted: Tensor  # bool [S, R, n], T_q as boosted, at each row
+    regions: tuple[Region, ...]  # one per row of the prompt: S / copies
+    rows: Tensor | None = None  # [S, L, H, R, C], attention before reweighting
+    columns: Tensor | None = None  # int64 [S, C], cache columns of the stored keys
+
+    @property
+    def efr(self) -> Tensor:
+        """Entropy-focus ratio ``H_img / R_img`` [S, L, H, R]; +inf for a head without both."""
+        return RowStatistics.of(self.image_ratio, self.image_entropy).efr
+
+    @property
+    def image_share(self) -> Tensor:
+        """Share of all attention that is on the image, ``R_img n / M`` [S, L, H, R]."""
+        seen = self.image_keys / self.attended.clamp(min=1)
+        return self.image_ratio * seen[:, None, None]
+
+    @property
+    def prompt(self) -> Capture:
+        """The rows of the prompt alone."""
+        return self.select(slice(0, self.prompt_rows))
+
+    @property
+    def generated(self) -> Capture:
+        """The rows of generated tokens alone."""
+        return self.select(slice(self.prompt_rows, None))
+
+    def region(self, sample: int) -> Region:
+        """Heads and tokens that were found for a sample."""
+        return self.regions[sample // self.copies]
+
+    def grid(self, sample: int) -> tuple[int, int] | None:
+        """Patch rows and columns of a sample's one image; None if unknown or not one."""
+        spans = self.images[sample]
+        return spans[0].grid if len(spans) == 1 else None
+
+    def select(self, rows: slice) -> Capture:
+        """A capture of some of the R rows; tensors are views."""
+        kept = range(self.positions.shape[1])[rows]
+        return replace(
+            self,
+            prompt_rows=sum(row < self.prompt_rows for row in kept),
+            positions=self.positions[:, rows],
+            token_ids=self.token_ids[:, rows],
+            attended=self.attended[:, rows],
+            image_keys=self.image_keys[:, rows],
+            image_ratio=self.image_ratio[..., rows],
+            image_entropy=self.image_entropy[..., rows],
+            joint_entropy=self.joint_entropy[..., rows],
+            gate=self.gate[..., rows],
+            boosted=self.boosted[:, rows],
+            rows=None if self.rows is None else self.rows[:, :, :, rows],
+        )
+
+    def image_rows(self, *, reweighted: bool = True) -> Tensor:
+        r"""Attention on the image tokens [S, L, H, R, n], 0 where there is none.
+
+        Parameters
+        ----------
+        reweighted
+            As the heads used it: where gated,
+            :math:`a'_i = w_i a_i / (1 + \sum_V (w_j - 1) a_j)` (paper section 4). False: before
+            that; ``image_ratio`` and the entropies are of this one.
+
+        Raises
+        ------
+        ValueError
+            The capture holds statistics only.
+        """
+        rows = self.reweighted_rows() if reweighted else self._rows()
+        return self._on_image(rows)
+
+    def reweighted_rows(self) -> Tensor:
+        """``rows`` as the heads used them [S, L, H, R, C]: see :meth:`image_rows`.
+
+        Raises
+        ------
+        ValueError
+            The capture holds statistics only.
+        """
+        rows = self._rows()
+        if not self.gate.any():
+            return rows
+        weights = torch.where(self.boosted, self.focus_weight, self.image_weight)  # [S, R, n]
+        weights = torch.where(self.image_positions[:, None] < 0, 1.0, weights)
+        added = ((weights - 1)[:, None, None] * self._on_image(rows)).sum(-1)  # [S, L, H, R]
+        total = torch.where(self.gate, 1 + added, 1.0)
+        every = torch.ones(rows.shape[0], rows.shape[3], rows.shape[4] + 1)  # [S, R, C + 1]
+        index = torch.where(self.image_positions < 0, rows.shape[4], self._image_index())
+        every.scatter_(2, index[:, None].expand_as(weights), weights)
+        factor = torch.where(self.gate[..., None], every[:, None, None, :, :-1], 1.0)
+        return rows * factor / total[..., None]
+
+    def as_attentions(self) -> tuple[tuple[Tensor, ...], ...]:
+        """The nested tuple that ``generate(output_attentions=True)`` returns, of captured rows.
+
+        Returns
+        -------
+        tuple of tuples of tensors
+            First the prompt's rows, if any were captured, then each generated token; for each one
+            tensor per entry of ``layers``, ``[S, H, rows, keys]`` as reweighted. ``rows`` is
+            ``prompt_rows`` for the prompt (not its length: only captured rows are there) and 1 for
+            a generated token; ``keys`` reaches up to the last row's own column. Columns that were
+            not stored hold 0: with ``rows=True`` all text, so that rows sum to the image's share;
+            with ``rows="all"`` none.
+
+        Raises
+        ------
+        ValueError
+            The capture holds statistics only.
+        """
+        rows = self.reweighted_rows()
+        assert self.columns is not None
+        parts = [slice(r, r + 1) for r in range(self.prompt_rows, rows.shape[3])]
+        if self.prompt_rows:
+            parts.insert(0, slice(0, self.prompt_rows))
+        steps = []
+        for part in parts:
+            keys = int(self.positions[:, part].max()) + 1
+            inside = (self.columns >= 0) & (self.columns < keys)
+            index = torch.where(inside, self.columns, keys)[:, None, None, None]
+            taken = rows[:, :, :, part]
+            full = torch.zeros(*taken.shape[:4], keys + 1)
+            full.scatter_(4, index.expand_as(taken), taken)
+            steps.append(tuple(full[..., :keys].unbind(1)))
+        return tuple(steps)
+
+    def follow_beams(self, beam_indices: Tensor) -> Capture:
+        """The returned sequences of a beam search, one sample each.
+
+        While beams run, a sample is a slot, whose beam may change from step to step, as in the
+        ``attentions`` of transformers.
+
+        Parameters
+        ----------
+        beam_indices : int64 [sequences, new tokens]
+            As ``generate(return_dict_in_generate=True)`` returns them.
+        """
+        slots = beam_indices.cpu()
+        count = self.positions.shape[1]
+        steps = count - self.prompt_rows + 1  # of the search: one more than tokens that were read
+        missing = torch.full((len(slots), max(steps - slots.shape[1], 0)), -1)
+        slots = torch.cat([slots, missing], 1)[:, :steps]
+        slots = torch.cat([slots[:, :1].expand(-1, self.prompt_rows), slots[:, 1:]], 1)  # [s, R]
+        lost = slots < 0
+        picked = slots.clamp(min=0)
+        first, row = picked[:, 0], torch.arange(count)
+
+        def per_row(tensor: Tensor, blank: float | int | bool) -> Tensor:  # rows are axis 1
+            gone = lost.view(*lost.shape, *[1] * (tensor.dim() - 2))
+            return tensor[picked, row].masked_fill(gone, blank)
+
+        def per_head(tensor: Tensor, blank: float | bool) -> Tensor:  # rows are axis 3
+            return per_row(tensor.movedim(3, 1), blank).movedim(1, 3)
+
+        return replace(
+            self,
+            copies=1,
+            positions=per_row(self.positions, -1),
+            token_ids=per_row(self.token_ids, -1),
+            attended=per_row(self.attended, 0),
+            image_keys=per_row(self.image_keys, 0),
+            image_ratio=per_head(self.image_ratio, torch.nan),
+            image_entropy=per_head(self.image_entropy, torch.nan),
+            joint_entropy=per_head(self.joint_entropy, torch.nan),
+            gate=per_head(self.gate, False),
+            image_positions=self.image_positions[first],
+            images=tuple(self.images[slot] for slot in first.tolist()),
+            boosted=per_row(self.boosted, False),
+            regions=tuple(self.region(slot) for slot in first.tolist()),
+            rows=None if self.rows is None else per_head(self.rows, 0.0),
+            columns=None if self.columns is None else self.columns[first],
+        )
+
+    def to_dataframe(self) -> Any:
+        """One line per sample, layer, head and row, as a pandas ``DataFrame``.
+
+        Columns: sample, layer, head, row, generated, position, token_id, image_ratio,
+        image_entropy, efr, joint_entropy, gate. Rows that a sample does not have are left out.
+
+        Raises
+        ------
+        ImportError
+            pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_dataframe: wanted pandas (pip install pandas)") from error
+        shape = self.image_ratio.shape
+        sample, layer, head, row = (
+            axis.flatten()
+            for axis in torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+        )
+        table = {
+            "sample": sample,
+            "layer": torch.tensor(self.layers)[layer],
+            "head": head,
+            "row": row,
+            "generated": row >= self.prompt_rows,
+            "position": self.positions[sample, row],
+            "token_id": self.token_ids[sample, row],
+        }
+        for name in ("image_ratio", "image_entropy", "efr", "joint_entropy", "gate"):
+            table[name] = getattr(self, name).flatten()
+        there = table["position"] >= 0
+        return pandas.DataFrame({name: column[there].numpy() for name, column in table.items()})
+
+    # ---- files -------------------------------------------------------------------------------
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a safetensors file; :meth:`load` reads it."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        about = _split(self, "", tensors)
+        about["regions"] = [
+            _split(region, f"regions.{index}.", tensors)
+            for index, region in enumerate(self.regions)
+        ]
+        metadata = {"vrga_capture": json.dumps({"format": _FORMAT} | about)}
+        save_file(tensors, path, metadata)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Capture:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The file holds no capture, or one of a newer format.
+        """
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("vrga_capture")
+            if metadata is None:
+                raise ValueError(f"path: wanted a file written by Capture.save, got {path}")
+            about = json.loads(metadata)
+            if about.pop("format") != _FORMAT:
+                raise ValueError(f"path: wanted a capture of format {_FORMAT}, got {path}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about["layers"] = tuple(about["layers"])
+        about["images"] = tuple(tuple(map(_span, spans)) for spans in about["images"])
+        regions = []
+        for index, plain in enumerate(about.pop("regions")):
+            prefix = f"regions.{index}."
+            names = [name for name in tensors if name.startswith(prefix)]
+            own = {name.removeprefix(prefix): tensors.pop(name) for name in names}
+            plain["images"] = tuple(map(_span, plain["images"]))
+            plain["layers"] = tuple(plain["layers"])
+            for name in ("visual_heads", "background_heads"):
+                plain[name] = tuple(tuple(head) for head in plain[name])
+            regions.append(Region(**plain, **own))
+        return cls(**about, **tensors, regions=tuple(regions))
+
+    # ---- helpers -----------------------------------------------------------------------------
+
+    def _rows(self) -> Tensor:
+        if self.rows is None:
+            raise ValueError("rows: wanted a capture made with rows=True, got statistics only")
+        return self.rows
+
+    def _image_index(self) -> Tensor:
+        """Where each image token is among the stored keys, int64 [S, n]; 0 for none."""
+        assert self.columns is not None
+        if self.columns.shape == self.image_positions.shape:  # the image alone is stored
+            return torch.arange(self.columns.shape[1]).expand_as(self.columns)
+        return self.image_positions.clamp(min=0)
+
+    def _on_image(self, rows: Tensor) -> Tensor:
+        """Of stored rows [S, L, H, R, C] the image tokens [S, L, H, R, n]."""
+        there = self.image_positions >= 0
+        index = self._image_index()[:, None, None, None].expand(*rows.shape[:4], -1)
+        return torch.where(there[:, None, None, None], rows.gather(4, index), 0.0)
+
+
+def _split(value: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Put the tensors of a dataclass among ``tensors``; returns its other fields."""
+    plain = {}
+    for field in fields(value):
+        content = getattr(value, field.name)
+        if isinstance(content, Tensor):
+            tensors[prefix + field.name] = content.clone(memory_format=torch.contiguous_format)
+        else:
+            plain[field.name] = content
+    return plain
+
+
+def _span(values: list[Any]) -> Span:
+    start, length, lead, grid = values
+    return Span(start, length, lead, None if grid is None else tuple(grid))
