@@ -24,7 +24,7 @@ CASES = [
     (name, kind)
     for name, registered in FAMILIES.items()
     for kind in PROMPTS
-    if registered.media.issuperset(kind.split(" and "))
+    if registered.media.issuperset(kind.split(" and ")) and (registered.mixes or "and" not in kind)
 ]
 
 
@@ -44,10 +44,6 @@ def case(request) -> Case:
     name, kind = request.param
     family = build(name)
     inputs = family.prompt(*PROMPTS[kind])
-    if kind == "image and video" and not family.mixes:
-        with pytest.raises(ValueError, match="features and image tokens do not match"):
-            greedy(family.model, inputs, NEW)
-        pytest.skip(f"transformers itself takes no prompt with both: {type(family.model).__name__}")
     plain = greedy(family.model, inputs, NEW)
     with vrga_ext.enable(family.model, CONFIG, question_end=_last(inputs)) as handle:
         boosted = greedy(family.model, inputs, NEW)
@@ -106,3 +102,54 @@ def test_statistics_equal_eager_attention(case):
         inside = image / image.sum(-1, keepdim=True)
         entropy = -torch.special.xlogy(inside, inside).sum(-1)
         torch.testing.assert_close(region.image_entropy, entropy, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_of_other_shapes(name):
+    family = build(name)
+    if family.fixed_image:
+        pytest.skip(f"every image has {family.fixed_image} tokens")
+    rows = ([5, (2, 6), 7, (6, 6), 8], [(6, 2), 9, (4, 8), 10])
+    inputs = family.prompt(*rows)
+    with vrga_ext.enable(family.model, CONFIG, question_end=_last(inputs)) as handle:
+        greedy(family.model, inputs, 2)
+    assert [[(span.length, span.grid) for span in region.images] for region in handle.regions] == [
+        family.spans(row) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_eager_models(name):
+    family = build(name, attn_implementation="eager")
+    inputs = family.prompt(*PROMPTS["image"])
+    plain = greedy(family.model, inputs, NEW)
+    with vrga_ext.enable(family.model, gamma=0.0, question_end=_last(inputs)):
+        zero = greedy(family.model, inputs, NEW)
+    assert torch.equal(logits(zero), logits(plain))
+    with vrga_ext.enable(family.model, CONFIG, question_end=_last(inputs)) as handle:
+        boosted = greedy(family.model, inputs, NEW)
+    tokens = boosted.sequences[:, -NEW:]
+    explicit = explicit_greedy(family.model, inputs, tokens, handle.regions, CONFIG)
+    torch.testing.assert_close(logits(boosted), logits(explicit), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
+def test_heads_are_counted_among_full_attention_layers(name):
+    """The first layer has linear attention: the first heads are those of the second."""
+    family = build(name)
+    inputs = family.prompt(*PROMPTS["image"])
+    everything = {"background_first_heads": 5, "background_max_ratio": 1e9}
+    config = CONFIG.replace(**everything)
+    with vrga_ext.enable(family.model, config, question_end=_last(inputs)) as handle:
+        greedy(family.model, inputs, 2)
+    for region in handle.regions:
+        assert region.layers == (1, 2)
+        assert region.image_ratio.shape == (2, 4)
+        assert region.background_heads == ((1, 0), (1, 1), (1, 2), (1, 3), (2, 0))
+
+
+@pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if not known.mixes])
+def test_both_in_a_batch_is_refused_by_transformers_itself(name):
+    family = build(name)
+    with pytest.raises(ValueError, match="features and image tokens do not match"):
+        greedy(family.model, family.prompt(*PROMPTS["image and video"]), 2)

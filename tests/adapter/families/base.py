@@ -65,8 +65,6 @@ class Family:
         Ids that stand for images and video frames in a prompt.
     fixed_image
         Size of every image of a family whose images have one size.
-    mixes
-        Whether transformers takes images and videos in one batch.
     """
 
     name: str
@@ -74,7 +72,6 @@ class Family:
     media: frozenset[str]  # of "image" and "video"
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
     fixed_image: ClassVar[Image | None] = None
-    mixes: ClassVar[bool] = True
 
     def prompt(self, *rows: list[Item], seed: int = 0) -> dict[str, Tensor]:
         """Left-padded inputs; a row is a list of token ids, images as (rows, columns), videos."""
@@ -143,6 +140,7 @@ class Registered:
 
     name: str
     media: frozenset[str]
+    mixes: bool  # whether transformers takes images and videos in one batch
     builder: Callable[..., Parts]
     missing: str | None  # why the installed transformers cannot build it
 
@@ -163,7 +161,7 @@ FAMILIES: dict[str, Registered] = {}
 
 
 def family(
-    name: str, *, media: Iterable[str], needs: str
+    name: str, *, media: Iterable[str], needs: str, mixes: bool = True
 ) -> Callable[[Callable[..., Parts]], Callable[..., Parts]]:
     """Register a builder; ``needs`` is the class of transformers that the family stands on."""
 
@@ -171,7 +169,7 @@ def family(
         missing = None
         if needs not in dir(transformers):  # without importing it
             missing = f"transformers {transformers.__version__} has no {needs}"
-        FAMILIES[name] = Registered(name, frozenset(media), builder, missing)
+        FAMILIES[name] = Registered(name, frozenset(media), mixes, builder, missing)
         return builder
 
     return register

@@ -1,4 +1,7 @@
-"""GLM-4V: Qwen's pixels and grids, but the frames of a video are written with the image's token."""
+"""GLM-4V: Qwen's pixels and grids, but the frames of a video are written with the image's token.
+
+transformers counts those tokens as the images' as well, so it takes no batch with both.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,6 @@ _VISION = {
     "temporal_patch_size": 2,
     "hidden_size": 32,
     "intermediate_size": 32,
-    "out_hidden_size": 64,
 }
 
 
@@ -42,7 +44,6 @@ class GlmFamily(QwenFamily):
     """A video is a frame and its time, one after the other, between tokens of its own."""
 
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
-    mixes: ClassVar[bool] = False  # it counts the video's tokens as the image's
 
     def _tokens(self, item: Image | Video) -> list[int]:
         if not isinstance(item, Video):
@@ -52,30 +53,36 @@ class GlmFamily(QwenFamily):
         return [_VIDEO_START, *frames, _VIDEO_END]
 
 
+def _vision(text: dict[str, Any]) -> dict[str, Any]:
+    return _VISION | {"out_hidden_size": text["hidden_size"]}
+
+
 def _text(text: dict[str, Any]) -> dict[str, Any]:
     return text | {"rope_parameters": _ROPE}
 
 
-@family("glm4v", media={"image", "video"}, needs="Glm4vForConditionalGeneration")
+@family("glm4v", media={"image", "video"}, needs="Glm4vForConditionalGeneration", mixes=False)
 def glm4v(**text: Any) -> Parts:
-    config = transformers.Glm4vConfig(vision_config=_VISION, text_config=_text(text), **_IDS)
+    config = transformers.Glm4vConfig(vision_config=_vision(text), text_config=_text(text), **_IDS)
     return transformers.Glm4vForConditionalGeneration, config, GlmFamily
 
 
-@family("glm46v", media={"image", "video"}, needs="Glm46VForConditionalGeneration")
+@family("glm46v", media={"image", "video"}, needs="Glm46VForConditionalGeneration", mixes=False)
 def glm46v(**text: Any) -> Parts:
     config = transformers.Glm46VConfig(
-        vision_config=_VISION | {"model_type": "glm4v_vision"},
+        vision_config=_vision(text) | {"model_type": "glm4v_vision"},
         text_config=_text(text) | {"model_type": "glm4v_text"},
         **_IDS,
     )
     return transformers.Glm46VForConditionalGeneration, config, GlmFamily
 
 
-@family("glm4v_moe", media={"image", "video"}, needs="Glm4vMoeForConditionalGeneration")
+@family(
+    "glm4v_moe", media={"image", "video"}, needs="Glm4vMoeForConditionalGeneration", mixes=False
+)
 def glm4v_moe(**text: Any) -> Parts:
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     config = transformers.Glm4vMoeConfig(
-        vision_config=_VISION, text_config=_text(text) | experts, **_IDS
+        vision_config=_vision(text), text_config=_text(text) | experts, **_IDS
     )
     return transformers.Glm4vMoeForConditionalGeneration, config, GlmFamily

@@ -78,7 +78,7 @@ class TimestampFamily(QwenFamily):
 
 @family("qwen2_vl", media={"image", "video"}, needs="Qwen2VLForConditionalGeneration")
 def qwen2_vl(**text: Any) -> Parts:
-    vision = _VISION | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
+    vision = _VISION | {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2}
     config = transformers.Qwen2VLConfig(
         vision_config=vision, text_config=text | {"rope_parameters": _ROPE}, **_IDS
     )
@@ -87,7 +87,8 @@ def qwen2_vl(**text: Any) -> Parts:
 
 @family("qwen2_5_vl", media={"image", "video"}, needs="Qwen2_5_VLForConditionalGeneration")
 def qwen2_5_vl(**text: Any) -> Parts:
-    vision = _VISION | {"hidden_size": 32, "intermediate_size": 32, "out_hidden_size": 64}
+    vision = _VISION | {"hidden_size": 32, "intermediate_size": 32}
+    vision |= {"out_hidden_size": text["hidden_size"]}
     vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
     config = transformers.Qwen2_5_VLConfig(
         vision_config=vision, text_config=text | {"rope_parameters": _ROPE}, **_IDS
@@ -98,7 +99,6 @@ def qwen2_5_vl(**text: Any) -> Parts:
 _QWEN3_VISION = _VISION | {
     "hidden_size": 32,
     "intermediate_size": 32,
-    "out_hidden_size": 64,
     "num_position_embeddings": 64,
 }
 _EXPERTS = {
@@ -106,6 +106,10 @@ _EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
 }
+
+
+def _vision(text: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return _QWEN3_VISION | {"out_hidden_size": text["hidden_size"]} | more
 
 
 def _interleaved(text: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def _hybrid(text: dict[str, Any]) -> dict[str, Any]:
 @family("qwen3_vl", media={"image", "video"}, needs="Qwen3VLForConditionalGeneration")
 def qwen3_vl(**text: Any) -> Parts:
     config = transformers.Qwen3VLConfig(
-        vision_config=_QWEN3_VISION | {"deepstack_visual_indexes": [0]},
+        vision_config=_vision(text, deepstack_visual_indexes=[0]),
         text_config=_interleaved(text),
         **_IDS,
     )
@@ -136,7 +140,7 @@ def qwen3_vl(**text: Any) -> Parts:
 @family("qwen3_vl_moe", media={"image", "video"}, needs="Qwen3VLMoeForConditionalGeneration")
 def qwen3_vl_moe(**text: Any) -> Parts:
     config = transformers.Qwen3VLMoeConfig(
-        vision_config=_QWEN3_VISION | {"deepstack_visual_indexes": [0]},
+        vision_config=_vision(text, deepstack_visual_indexes=[0]),
         text_config=_interleaved(text) | _EXPERTS,
         **_IDS,
     )
@@ -146,7 +150,7 @@ def qwen3_vl_moe(**text: Any) -> Parts:
 @family("qwen3_5", media={"image", "video"}, needs="Qwen3_5ForConditionalGeneration")
 def qwen3_5(**text: Any) -> Parts:
     config = transformers.Qwen3_5Config(
-        vision_config=_QWEN3_VISION, text_config=_hybrid(text), **_IDS
+        vision_config=_vision(text), text_config=_hybrid(text), **_IDS
     )
     return transformers.Qwen3_5ForConditionalGeneration, config, TimestampFamily
 
@@ -155,6 +159,6 @@ def qwen3_5(**text: Any) -> Parts:
 def qwen3_5_moe(**text: Any) -> Parts:
     experts = _EXPERTS | {"shared_expert_intermediate_size": 32}
     config = transformers.Qwen3_5MoeConfig(
-        vision_config=_QWEN3_VISION, text_config=_hybrid(text) | experts, **_IDS
+        vision_config=_vision(text), text_config=_hybrid(text) | experts, **_IDS
     )
     return transformers.Qwen3_5MoeForConditionalGeneration, config, TimestampFamily
