@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from tests.adapter.families import greedy, logits
 from tests.adapter.modes.base import (
     CLIP,
     GAMMA,
     IMAGE_SIZE,
     MIXED,
+    NEW,
     ONE,
     Rows,
     Run,
@@ -87,3 +90,27 @@ def rows_without_an_image(subject: Subject) -> None:
     assert_same_regions(ours.regions[:1], single.regions)
     assert ours.regions[1].visual_heads == ()
     assert not len(ours.regions[1].image_positions)
+
+
+@mode("embeddings", "`inputs_embeds` with the pictures merged, and the ids", column="embeddings")
+def embeddings(subject: Subject) -> None:
+    inputs = subject.prompt(MIXED)
+    seen: dict[str, Tensor] = {}
+    hook = subject.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        subject.model(**inputs)
+    hook.remove()
+    merged = {name: t for name, t in inputs.items() if not t.is_floating_point()}
+    merged["inputs_embeds"] = seen["inputs_embeds"]
+
+    def run(gamma: float | None) -> Tensor:
+        with subject.enabled(gamma, merged["input_ids"].shape[1] - 1):
+            return logits(greedy(subject.model, merged, NEW))
+
+    loop = {gamma: subject.run(MIXED, gamma).logits for gamma in (None, GAMMA)}
+    plain = stock(loop[None], lambda: run(None))
+    assert torch.equal(run(0.0), plain)
+    assert_close(run(GAMMA), loop[GAMMA])
+    assert_boosted(loop[GAMMA], loop[None])
