@@ -1,28 +1,168 @@
-"""``pytest bench --benchmark-only``; ``--smoke``: small shapes, to see that everything runs."""
+"""``pytest bench --benchmark-only``: options, and how interleaved times reach pytest-benchmark.
+
+All rivals of a case are timed together by the first of its tests (``bench/timing.py``); each test
+then replays its own rounds on a clock that stands still otherwise, so that pytest-benchmark's
+statistics are those of the interleaved rounds.
+"""
 
 from __future__ import annotations
 
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from rich.console import Console
 
-from bench.peers import SHAPES, SMOKE_SHAPES, Inputs, make_inputs
+from bench.machine import machine
+from bench.race import Compete, Contest, Race, Settings, run_race
+from bench.report import goals_table, summary_tables
+from bench.results import Result
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SETTINGS = pytest.StashKey[Settings]()
+_RESULTS = pytest.StashKey[list[Result]]()
+_ABSENT = pytest.StashKey[dict[str, str]]()
+
+
+class _Clock:
+    """Moves only while recorded durations are replayed."""
+
+    now = 0.0
+
+    def read(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+_CLOCK = _Clock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--smoke", action="store_true", help="small shapes")
+    group = parser.getgroup("vrga")
+    group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    group.addoption("--threads", type=int, help="CPU threads; default: torch's own")
+    group.addoption("--rounds", type=int, default=40, help="rounds of a race; default: 40")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "race(cases, rivals): cases and rivals, given the settings")
+    config.option.benchmark_quiet = True  # one table, ours
+    if config.option.threads:
+        torch.set_num_threads(config.option.threads)
+    if config.option.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: wanted a CUDA GPU, got none")
+    config.stash[_SETTINGS] = Settings(
+        device=config.option.device,
+        smoke=os.environ.get("VRGA_BENCH_SMOKE", "0") != "0",
+        timed=not config.option.benchmark_disable,
+        rounds=config.option.rounds,
+    )
+    config.stash[_RESULTS] = []
+    config.stash[_ABSENT] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "inputs" in metafunc.fixturenames:
-        shapes = SMOKE_SHAPES if metafunc.config.getoption("--smoke") else SHAPES
-        cases = [(shape, name) for shape in shapes for name in DTYPES]
-        ids = [f"{shape} {name}" for shape, name in cases]
-        metafunc.parametrize("inputs", cases, ids=ids, indirect=True, scope="module")
+    marker = metafunc.definition.get_closest_marker("race")
+    if marker is None:
+        return
+    settings = metafunc.config.stash[_SETTINGS]
+    metafunc.parametrize("case", marker.kwargs["cases"](settings), ids=str, scope="session")
+    metafunc.parametrize("rival", marker.kwargs["rivals"](settings))
 
 
-@pytest.fixture(scope="module")
-def inputs(request: pytest.FixtureRequest) -> Inputs:
-    shape, name = request.param
-    return make_inputs(shape, DTYPES[name])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("race"):
+            item.add_marker(pytest.mark.benchmark(timer=_CLOCK.read))
+
+
+@pytest.fixture(scope="session")
+def settings(request: pytest.FixtureRequest) -> Settings:
+    return request.config.stash[_SETTINGS]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def races() -> dict[Any, Race]:
+    """The last race only: inputs and graphs of others are gone."""
+    return {}
+
+
+@pytest.fixture
+def compete(
+    request: pytest.FixtureRequest,
+    benchmark: BenchmarkFixture,
+    settings: Settings,
+    races: dict[Any, Race],
+) -> Compete:
+    """``compete(op, prepare)``: this test's rival in the race of its case."""
+
+    def run(op: str, prepare: Callable[[], Contest], rounds: int | None = None) -> None:
+        case, name = (request.node.callspec.params[key] for key in ("case", "rival"))
+        mine = request.node.originalname
+        if (mine, case) not in races:
+            races.clear()
+            names = [
+                str(item.callspec.params["rival"])
+                for item in request.session.items
+                if isinstance(item, pytest.Function)
+                and item.originalname == mine
+                and item.callspec.params["case"] == case
+            ]
+            races[mine, case] = run_race(prepare, names, settings, rounds or settings.rounds)
+        race = races[mine, case]
+        if name in race.wrong:
+            raise race.wrong[name]
+        if name in race.absent:
+            request.config.stash[_ABSENT][f"{op}, {case}: {name}"] = race.absent[name]
+            pytest.skip(race.absent[name])
+        if not settings.timed:
+            benchmark.pedantic(lambda: None)
+            return
+        times = race.times[name]
+        benchmark.group = f"{op}, {case}"
+        benchmark.extra_info |= {"op": op, "case": str(case), "rival": name}
+        benchmark.extra_info |= {"copy_gbs": race.copy_gbs} | race.extra[name]
+        rounds_left = iter(times)
+        benchmark.pedantic(lambda: _CLOCK.advance(next(rounds_left)), rounds=len(times))
+        request.config.stash[_RESULTS].append(
+            Result.of(benchmark.extra_info, statistics.median(times))
+        )
+
+    return run
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    machine_info.pop("node", None)
+    machine_info.get("cpu", {}).pop("flags", None)
+    machine_info["vrga"] = machine(config.stash[_SETTINGS].device)
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json["absent"] = config.stash[_ABSENT]
+    for benchmark in output_json["benchmarks"]:
+        del benchmark["stats"]["data"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    results = config.stash[_RESULTS]
+    if not results:
+        return
+    console = Console(width=None if terminalreporter.isatty else 120)
+    for table in summary_tables(results):
+        console.print(table)
+    if not config.stash[_SETTINGS].smoke:  # small shapes have no goals
+        console.print(goals_table(results))

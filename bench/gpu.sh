@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command: build, primitives against the emulator, tests,
-# compute-sanitizer, benchmark. Run in an environment with a CUDA build of torch, and with nvcc.
+# compute-sanitizer, benchmarks. Run in an environment with a CUDA build of torch, and with nvcc.
 #
-#   bench/gpu.sh            results go to bench/results
+#   bench/gpu.sh            bench/results/gpu-NAME.json, .md and .png: figures, GPU, driver,
+#                           versions, commit
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +12,7 @@ step() { printf '\n=== %s (%s s)\n' "$*" "$SECONDS"; }
 step "build for the GPU at hand"
 capability=$(python -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")')
 export TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$capability}" MAX_JOBS="${MAX_JOBS:-$(nproc)}"
-VRGA_EXT_CUDA=1 pip install --quiet ".[test]"
+VRGA_EXT_CUDA=1 pip install --quiet ".[test,bench]"
 python -m vrga_ext info
 
 step "primitives: the device against the emulator"
@@ -32,5 +33,12 @@ else
   step "compute-sanitizer: not installed, left out"
 fi
 
-step "benchmark"
-python -m bench.gpu
+step "benchmarks"
+name=$(python -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))')
+result="bench/results/gpu-$name.json"
+mkdir -p bench/results
+failed=0
+# What was measured is reported even where a rival was wrong.
+python -m pytest bench --device cuda --benchmark-only -q --benchmark-json="$result" || failed=$?
+python -m bench report "$result"
+exit "$failed"

@@ -1,107 +1,120 @@
-"""What the operations are measured against, and the inputs they share."""
+"""Implementations that are not ours: torch's own attention, plain PyTorch, other packages."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from vrga_ext import ops, reference
-from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
+from bench.inputs import ENTROPY_FACTOR, FOCUS_WEIGHT, MIN_RATIO, Case, Inputs
+
+Run = Callable[[Inputs], Tensor]
+
+_BACKENDS = {
+    "FLASH": SDPBackend.FLASH_ATTENTION,
+    "CUDNN": SDPBackend.CUDNN_ATTENTION,
+    "EFFICIENT": SDPBackend.EFFICIENT_ATTENTION,
+    "MATH": SDPBackend.MATH,
+}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One decode step: B samples, M keys."""
-
-    batch: int
-    heads: int
-    heads_kv: int
-    keys: int
-    dim: int
-
-    def __str__(self) -> str:
-        return f"B{self.batch} {self.heads}/{self.heads_kv} M{self.keys} D{self.dim}"
+def _pinned(backend: str | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if backend is None else sdpa_kernel(_BACKENDS[backend])
 
 
-SHAPES = (Shape(1, 28, 4, 4096, 128), Shape(1, 16, 2, 16384, 128))
-SMOKE_SHAPES = (Shape(1, 14, 2, 512, 64),)
+def sdpa(backend: str | None = None) -> Run:
+    """Plain attention as most models call it."""
+
+    def run(x: Inputs) -> Tensor:
+        with _pinned(backend):
+            return scaled_dot_product_attention(x.query, x.key, x.value, enable_gqa=True)
+
+    return run
 
 
-@dataclass
-class Inputs:
-    """One query row per sample; half of the keys are image tokens, a few of them focus."""
+def sdpa_packed(backend: str | None = None, bias: bool = False) -> Run:
+    """The group as query rows: K and V are read once. With the bias: a static gate in all heads."""
 
-    shape: Shape
-    query: Tensor  # [B, Hq, 1, D]
-    key: Tensor  # [B, Hkv, M, D]
-    value: Tensor  # [B, Hkv, M, D]
-    key_flags: Tensor  # [B, M]
-    scores: Tensor  # [B, Hq, 1, M]
+    def run(x: Inputs) -> Tensor:
+        packed = x.packed
+        mask = x.bias.expand(*packed.shape[:3], -1) if bias else None
+        with _pinned(backend):
+            output = scaled_dot_product_attention(packed, x.key, x.value, attn_mask=mask)
+        return output.reshape(x.query.shape)
 
-    @property
-    def packed(self) -> Tensor:
-        """Queries of one KV head as rows [B, Hkv, G, D]: the fastest form for plain PyTorch."""
-        s = self.shape
-        return self.query.reshape(s.batch, s.heads_kv, s.heads // s.heads_kv, s.dim)
-
-    @property
-    def kv_bytes(self) -> int:
-        return 2 * self.key.numel() * self.key.element_size()
+    return run
 
 
-def make_inputs(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
+def flex_attention(case: Case) -> Run:
+    """FlexAttention with the bias of a static gate in all heads."""
+    from torch.nn.attention.flex_attention import flex_attention
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator).to(dtype)
+    torch.compiler.reset()  # one shape's code, so that no guard of another is tried
+    compiled = torch.compile(flex_attention, dynamic=False)
 
-    flags = torch.zeros(shape.batch, shape.keys, dtype=torch.uint8)
-    flags[:, shape.keys // 8 : shape.keys // 8 + shape.keys // 2] = IMAGE_FLAG
-    focus = torch.rand(flags.shape, generator=generator) < 0.05
-    flags[focus & (flags == IMAGE_FLAG)] |= FOCUS_FLAG
-    return Inputs(
-        shape,
-        normal(shape.batch, shape.heads, 1, shape.dim),
-        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
-        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
-        flags,
-        normal(shape.batch, shape.heads, 1, shape.keys),
+    def run(x: Inputs) -> Tensor:
+        bias = x.bias[:, 0, 0]
+
+        def add_bias(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return score + bias[b, k]
+
+        output: Any = compiled(x.query, x.key, x.value, score_mod=add_bias, enable_gqa=True)
+        assert isinstance(output, Tensor)
+        return output
+
+    return run
+
+
+def flashinfer(case: Case) -> Run:
+    """Single-sample decode on tensor cores."""
+    import flashinfer  # type: ignore[import-not-found]
+
+    if case.shape.batch > 1:
+        raise ValueError("its batched decode needs a paged cache; measured at B=1 only")
+
+    def run(x: Inputs) -> Tensor:
+        output: Tensor = flashinfer.single_decode_with_kv_cache(
+            x.query[0, :, 0], x.key[0], x.value[0], kv_layout="HND", use_tensor_cores=True
+        )
+        return output[None, :, None]
+
+    return run
+
+
+def flash_attention_3(case: Case) -> Run:
+    """Decode with a plan made once per shape."""
+    from flash_attn_interface import (  # type: ignore[import-not-found]
+        flash_attn_with_kvcache,
+        get_scheduler_metadata,
     )
 
+    s = case.shape
+    lengths = torch.full((s.batch,), s.keys, dtype=torch.int32, device="cuda")
+    dtype = getattr(torch, case.dtype)
+    plan = get_scheduler_metadata(s.batch, 1, s.keys, s.heads, s.heads_kv, s.dim, lengths, dtype)
 
-# Thresholds of the dynamic gate; random heads have R near 1 and H_joint near log M / 2.
-MIN_RATIO, ENTROPY_FACTOR, FOCUS_WEIGHT = 0.6, 0.2, 1.5
+    def run(x: Inputs) -> Tensor:
+        output: Tensor = flash_attn_with_kvcache(
+            x.query.transpose(1, 2),
+            x.key.transpose(1, 2),
+            x.value.transpose(1, 2),
+            cache_seqlens=lengths,
+            scheduler_metadata=plan,
+        )
+        return output.transpose(1, 2)
 
-
-def vrga(x: Inputs) -> Tensor:
-    """The operation, dynamic gate on."""
-    return ops.decode_attention(x.query, x.key, x.value, x.key_flags).output
-
-
-def vrga_off(x: Inputs) -> Tensor:
-    """The operation without a flagged key: plain attention."""
-    return ops.decode_attention(x.query, x.key, x.value, x.key_flags[:, :0]).output
-
-
-def sdpa_packed(x: Inputs) -> Tensor:
-    """Plain attention, queries grouped by KV head. No VRGA."""
-    return scaled_dot_product_attention(x.packed, x.key, x.value).reshape(x.query.shape)
+    return run
 
 
-def sdpa_gqa(x: Inputs) -> Tensor:
-    """Plain attention as most models call it. No VRGA."""
-    return scaled_dot_product_attention(x.query, x.key, x.value, enable_gqa=True)
-
-
-def materialising_as_written(x: Inputs) -> Tensor:
+def stored_as_written(x: Inputs) -> Tensor:
     """VRGA in vectorised PyTorch, each formula as the method states it; weights stored."""
-    a = torch.softmax((x.packed @ x.key.mT).float() * x.shape.dim**-0.5, -1)
-    flags = x.key_flags[:, None, None]
-    image, focus = (flags & IMAGE_FLAG) != 0, (flags & FOCUS_FLAG) != 0
+    a = torch.softmax((x.packed @ x.key.mT).float() * x.query.shape[-1] ** -0.5, -1)
+    image, focus = x.image, x.focus
     a_image = torch.where(image, a, 0.0)
     share = a_image.sum(-1, keepdim=True)
     ratio = share * a.shape[-1] / image.sum(-1, keepdim=True)
@@ -115,25 +128,23 @@ def materialising_as_written(x: Inputs) -> Tensor:
     return (weighted.to(x.value.dtype) @ x.value).reshape(x.query.shape)
 
 
-def materialising(x: Inputs) -> Tensor:
+def stored_tuned(x: Inputs) -> Tensor:
     """The same with fewer passes: one entropy from the other, weights only where gated."""
-    scores = (x.packed @ x.key.mT).float() * x.shape.dim**-0.5
-    probabilities = _reweight(torch.softmax(scores, -1), x.key_flags[:, None, None])
+    scores = (x.packed @ x.key.mT).float() * x.query.shape[-1] ** -0.5
+    probabilities = _reweight(torch.softmax(scores, -1), x)
     return (probabilities.to(x.value.dtype) @ x.value).reshape(x.query.shape)
 
 
-def materialising_softmax(x: Inputs) -> Tensor:
+def stored_softmax(x: Inputs) -> Tensor:
     """Reweighted softmax in vectorised PyTorch."""
-    weights = _reweight(torch.softmax(x.scores.float(), -1), x.key_flags[:, None, None])
-    return weights.to(x.scores.dtype)
+    return _reweight(torch.softmax(x.scores.float(), -1), x).to(x.scores.dtype)
 
 
-def materialising_rows(x: Inputs) -> Tensor:
+def stored_rows(x: Inputs) -> Tensor:
     """Image attention and statistics of one row per sample in vectorised PyTorch."""
-    scores = (x.packed @ x.key.mT).float() * x.shape.dim**-0.5
-    a = torch.softmax(scores, -1)
-    _statistics(a, (x.key_flags[:, None, None] & IMAGE_FLAG).float())
-    return torch.where((x.key_flags[:, None, None] & IMAGE_FLAG) != 0, a, 0.0)
+    a = torch.softmax((x.packed @ x.key.mT).float() * x.query.shape[-1] ** -0.5, -1)
+    _statistics(a, x.image.float())
+    return torch.where(x.image, a, 0.0).reshape(*x.query.shape[:2], -1)
 
 
 def _statistics(a: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,59 +155,8 @@ def _statistics(a: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ratio, joint / share + share.log(), joint
 
 
-def _reweight(a: Tensor, flags: Tensor) -> Tensor:
-    ratio, _, joint = _statistics(a, (flags & IMAGE_FLAG).float())
+def _reweight(a: Tensor, x: Inputs) -> Tensor:
+    ratio, _, joint = _statistics(a, x.image.float())
     gate = (ratio > MIN_RATIO) & (ratio > ENTROPY_FACTOR * joint)
-    weighted = a * torch.where((flags & FOCUS_FLAG) != 0, FOCUS_WEIGHT, 1.0)
+    weighted = a * torch.where(x.focus, FOCUS_WEIGHT, 1.0)
     return torch.where(gate, weighted / weighted.sum(-1, keepdim=True), a)
-
-
-def row_statistics(x: Inputs) -> Tensor:
-    """The operation."""
-    return ops.row_statistics(x.query[:, :, 0], x.key, x.key_flags).image_attention
-
-
-def reweighted_softmax(x: Inputs) -> Tensor:
-    """The operation."""
-    return ops.reweighted_softmax(x.scores, x.key_flags).probabilities
-
-
-Peer = Callable[[Inputs], Tensor]
-
-DECODE_PEERS: dict[str, Peer] = {
-    "vrga_ext": vrga,
-    "vrga_ext, no flagged key": vrga_off,
-    "SDPA packed, no VRGA": sdpa_packed,
-    "SDPA enable_gqa, no VRGA": sdpa_gqa,
-    "PyTorch VRGA, weights stored": materialising_as_written,
-    "PyTorch VRGA, tuned": materialising,
-}
-# Without enable_gqa: it repeats K and V for every query head, which empties the caches for whoever
-# comes next.
-INTERLEAVED_PEERS = {n: p for n, p in DECODE_PEERS.items() if p is not sdpa_gqa}
-ROW_PEERS: dict[str, Peer] = {
-    "vrga_ext": row_statistics,
-    "PyTorch, weights stored": materialising_rows,
-}
-SOFTMAX_PEERS: dict[str, Peer] = {
-    "vrga_ext": reweighted_softmax,
-    "PyTorch": materialising_softmax,
-}
-
-_PLAIN = ("vrga_ext, no flagged key", "SDPA packed, no VRGA", "SDPA enable_gqa, no VRGA")
-
-
-def check(x: Inputs, name: str, result: Tensor) -> None:
-    """Refuse to time what is wrong: against the reference in fp64, in the dtype's own precision."""
-    q, k, v, s = (t.double() for t in (x.query, x.key, x.value, x.scores))
-    if result.shape == x.query.shape:
-        flags = x.key_flags[:, :0] if name in _PLAIN else x.key_flags
-        expected = reference.decode_attention(q, k, v, flags).output
-    elif result.shape == x.scores.shape:
-        expected = reference.reweighted_softmax(s, x.key_flags).probabilities
-    else:
-        rows = reference.row_statistics(q[:, :, 0], k, x.key_flags)
-        expected = rows.image_attention.reshape(result.shape)
-    relative = max(8 * torch.finfo(x.query.dtype).eps, 1e-5)
-    tolerance = relative * expected.abs().max()
-    torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance.item())

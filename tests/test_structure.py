@@ -23,6 +23,8 @@ ALLOWED = {
     "selection": {"config"},
     "region": {"selection"},
     "captures": {"region", "selection"},
+    "analysis": {"adapter", "analysis", "captures", "config", "region", "selection"},
+    "viz": {"analysis", "captures", "region", "selection", "viz"},
     "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 

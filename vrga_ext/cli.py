@@ -35,16 +35,26 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path(
         "vrga_demo.png"
     ),
+    html: Annotated[
+        Path | None, typer.Option(help="Where to write a page of the answer, token by token.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Held-out pictures to measure on.")] = 64,
 ) -> None:
     """Answer a question about a picture with and without VRGA, and draw what changes.
 
     Without options: the model and the picture shipped with the package, no download.
     """
-    from vrga_ext.demo.run import run_demo
-
     try:
-        run_demo(image=image, question=question, model_id=model, output=output, samples=samples)
+        from vrga_ext.demo.run import run_demo
+
+        run_demo(
+            image=image,
+            question=question,
+            model_id=model,
+            output=output,
+            html=html,
+            samples=samples,
+        )
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"vrga_ext demo: {error}", err=True)
         raise typer.Exit(2) from error

@@ -92,6 +92,8 @@ def test_statistics_equal_eager_attention(case):
         attentions = model(**case.inputs, output_attentions=True).attentions
     layers = [weights for weights in attentions if weights is not None]
     for row, region in enumerate(case.regions):
+        if len(layers) > len(region.layers):  # the others have a window
+            layers = [layers[layer] for layer in region.layers]
         assert len(layers) == len(region.layers)
         a = torch.stack([weights[row, :, last].double() for weights in layers])  # [L, H, K]
         image = a[..., region.image_positions]
@@ -151,5 +153,5 @@ def test_heads_are_counted_among_full_attention_layers(name):
 @pytest.mark.parametrize("name", [name for name, known in FAMILIES.items() if not known.mixes])
 def test_both_in_a_batch_is_refused_by_transformers_itself(name):
     family = build(name)
-    with pytest.raises(ValueError, match="features and image tokens do not match"):
+    with pytest.raises(ValueError, match="tokens do not match|provided at the same time"):
         greedy(family.model, family.prompt(*PROMPTS["image and video"]), 2)

@@ -121,7 +121,10 @@ def test_lead_of_a_span():
         ({"image_size": 336, "patch_size": 14}, [[336, 672]], None),
         ({"image_size": 336, "patch_size": 14, "spatial_merge_size": 2}, None, None),
         ({"patch_size": 14}, None, None),
-        ({"image_size": [336, 336], "patch_size": 14}, None, None),
+        ({"image_size": [336, 672], "patch_size": [14, 14]}, None, (24, 48)),
+        ({"image_size": 448, "patch_size": 14, "hidden_stride": 2}, None, (16, 16)),
+        ({"image_size": 448, "patch_size": 14, "spatial_merge_size": 2}, None, None),
+        ({"image_size": 14, "patch_size": 28}, None, None),
     ],
 )
 def test_grid_from_the_configuration(vision, pinpoints, expected):
@@ -129,3 +132,20 @@ def test_grid_from_the_configuration(vision, pinpoints, expected):
         vision_config=SimpleNamespace(**vision), image_grid_pinpoints=pinpoints
     )
     assert config_grid(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("merging", "expected"),
+    [
+        ({"downsample_ratio": 0.5}, (16, 16)),
+        ({"downsample_factor": 2}, (16, 16)),
+        ({"scale_factor": 4}, (8, 8)),
+        ({"scale_factor": 3}, None),
+        ({"mm_tokens_per_image": 256}, (16, 16)),
+        ({"mm_tokens_per_image": 255}, None),
+        ({"spatial_merge_size": 2}, None),
+    ],
+)
+def test_grid_of_merged_patches(merging, expected):
+    vision = SimpleNamespace(image_size=448, patch_size=14)
+    assert config_grid(SimpleNamespace(vision_config=vision, **merging)) == expected

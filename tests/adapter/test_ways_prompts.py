@@ -210,7 +210,7 @@ def test_images_and_videos_in_a_padded_batch(qwen, gamma):
                 sizes = inputs[f"{kind}_grid_thw"].prod(1).tolist()
                 skipped = sum(sizes[:start])
                 alone[pixels] = inputs[pixels][skipped : skipped + len(alone[pixels])]
-            tokens, expected = greedy_loop(model, alone, NEW)
+            _, expected = greedy_loop(model, alone, NEW)
             torch.testing.assert_close(logits(batch)[:, row], expected[:, 0], atol=1e-4, rtol=1e-4)
             padding = width - alone["input_ids"].shape[1]
             assert torch.equal(handle.regions[0].boosted + padding, regions[row].boosted)
@@ -249,8 +249,8 @@ def test_cache_of_an_encoder_decoder_is_refused(family):
     model = family.model
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
-        with pytest.raises(TypeError, match="past_key_values: .* got EncoderDecoderCache"):
+        with pytest.raises(TypeError, match=r"past_key_values: .* got EncoderDecoderCache"):
             model(**family.prompt(ROWS[0]), past_key_values=cache)
-        with pytest.raises(TypeError, match="past_key_values: .* got tuple"):
+        with pytest.raises(TypeError, match=r"past_key_values: .* got tuple"):
             model(**family.prompt(ROWS[0]), past_key_values=((torch.zeros(1), torch.zeros(1)),))
         model(**family.prompt(ROWS[0]))  # and the model goes on

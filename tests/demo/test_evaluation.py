@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from vrga_ext.analysis import blinded
 from vrga_ext.demo import interventions as controls
 from vrga_ext.demo.answers import DEMO_CONFIG, held_out, load_demo
 from vrga_ext.demo.evaluate import Score, aim, score
@@ -102,13 +103,13 @@ def test_all_image_tokens_beside_the_region(demo, samples, plain, boosted):
 def test_hiding_the_picture_from_visual_heads_only_is_fatal(demo, samples, plain):
     blind = DEMO_CONFIG.replace(mode="mask")
     base = plain[DIRECT]
-    visual = score(*demo, samples, DIRECT, blind, controls.blinded())
+    visual = score(*demo, samples, DIRECT, blind, blinded())
     _show("hidden from the visual heads", visual, base)
     assert visual.accuracy < 2 * CHANCE
     for name, choose in {
         "random other heads": controls.random_heads(SEED),
         "lowest-R heads": controls.lowest_ratio_heads(),
     }.items():
-        found = score(*demo, samples, DIRECT, blind, controls.blinded(choose))
+        found = score(*demo, samples, DIRECT, blind, blinded(choose))
         _show(f"hidden from {name}", found, base)
         assert found.accuracy > base.accuracy - 0.02

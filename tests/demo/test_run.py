@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,10 +15,6 @@ import vrga_ext
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
 from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, open_picture
 from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
-
-needs_matplotlib = pytest.mark.skipif(
-    find_spec("matplotlib") is None, reason="needs matplotlib: pip install 'vrga_ext[viz]'"
-)
 
 
 def test_model_is_small_and_safetensors_only():
@@ -65,7 +60,6 @@ def test_left_padded_batch_answers_like_single_questions():
     assert written(questions) == [written([text])[0] for text in questions]
 
 
-@needs_matplotlib
 def test_demo_answers_and_draws(tmp_path, capsys):
     output = tmp_path / "figure.png"
     outcome = run_demo(output=output, samples=32)
@@ -78,7 +72,6 @@ def test_demo_answers_and_draws(tmp_path, capsys):
     assert SAMPLE_QUESTION in shown
 
 
-@needs_matplotlib
 def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
     path = tmp_path / "tall.jpg"
     pixels = np.random.default_rng(0).integers(0, 255, size=(300, 140, 3), dtype=np.uint8)
@@ -87,13 +80,15 @@ def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
         image=path,
         question="directly: what color is the solid heart?",
         output=tmp_path / "figure.png",
+        html=tmp_path / "page.html",
         samples=0,
     )
     assert outcome.accuracy_with is None
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count('class="token"') == len(outcome.answer_with.split()) + 1  # and the end
     assert outcome.output.exists()
 
 
-@needs_matplotlib
 def test_demo_takes_a_checkpoint(tmp_path):
     try:
         AutoProcessor.from_pretrained(MODEL_PATH)
@@ -157,7 +152,6 @@ def test_unusable_pictures_get_a_clear_message(tmp_path):
         open_picture(thin)
 
 
-@needs_matplotlib
 def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
     output = tmp_path / "figure.png"
     with pytest.raises(DemoError, match="wanted one to go with the picture"):

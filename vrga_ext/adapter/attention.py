@@ -22,16 +22,27 @@ from vrga_ext import ops, reference
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.recorder import WatchedCall
 from vrga_ext.adapter.state import SequenceState
+from vrga_ext.adapter.survey import SLIDING_WINDOW, Survey, UnservedAttentionError
 
 # The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or
 # "flash" in them are treated specially by transformers.
 IMPLEMENTATIONS = {"sdpa": "vrga", "eager": "vrga_eager"}
 
-# Arguments that change the scores in a way the operations do not know.
-_UNKNOWN_TO_OPS = ("position_bias", "s_aux")
+# Arguments with which the keys are not the prompt's columns, or the scores not the plain ones.
+_OBSTACLES = {
+    "sliding_window": SLIDING_WINDOW,
+    "position_bias": "a position bias",
+    "s_aux": "attention sinks",
+    "sinks": "attention sinks",
+    "cache": "a paged KV cache",
+}
+# The same as a layer type, where only the mask shows the window.
+_WINDOWED_LAYERS = frozenset({"sliding_attention", "chunked_attention", "hybrid_sliding"})
+# Keys that an indexer picked, which sdpa and eager, by their names, are given as a mask instead.
+_PICKED_KEYS = ("indices", "block_indices")
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-Travelling = PrefillPass | SequenceState | WatchedCall
+Travelling = PrefillPass | SequenceState | WatchedCall | Survey
 
 
 def register() -> None:
@@ -51,8 +62,11 @@ def vrga_attention(
     vrga: Travelling | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over ``sdpa``; query [B, H, q, D], key and value [B, Hkv, K, D]."""
-    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs)
+    """Attention over ``sdpa``, which has no soft-cap.
+
+    ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``value`` [B, Hkv, K, Dv].
+    """
+    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs, softcap=0.0)
     if layer is None:
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
@@ -78,19 +92,25 @@ def vrga_eager_attention(
 
     Every modelling file has its own eager attention; the decode step here returns weights as well.
     """
-    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs)
+    softcap = kwargs.get("softcap") or 0.0
+    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs, softcap)
     if layer is None:
-        base: Attention = sys.modules[type(module).__module__].eager_attention_forward
+        base: Attention | None = getattr(
+            sys.modules[type(module).__module__], "eager_attention_forward", None
+        )
+        if base is None:
+            name = type(module).__name__
+            raise UnservedAttentionError(f"{name} has no eager_attention_forward beside it")
         return base(module, query, key, value, attention_mask, **kwargs)
     state = vrga.state if isinstance(vrga, WatchedCall) else vrga
     assert isinstance(state, SequenceState)
     group = query.shape[1] // key.shape[1]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     scores = query @ key.repeat_interleave(group, 1).mT * scale
-    if softcap := kwargs.get("softcap"):
+    if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
-        scores = scores + attention_mask
+        scores = _masked(scores, attention_mask)
     weights = _operations(scores).reweighted_softmax(
         scores,
         state.flags_on(key.device),
@@ -99,7 +119,7 @@ def vrga_eager_attention(
     )
     if isinstance(vrga, WatchedCall):
         packed = _packed(weights.statistics, weights.gate)
-        vrga.record(layer, query, key, attention_mask, scale, softcap or 0.0, packed)
+        vrga.record(layer, query, key, attention_mask, scale, softcap, packed)
     output = weights.probabilities @ value.repeat_interleave(group, 1)
     return output.transpose(1, 2).contiguous(), weights.probabilities
 
@@ -135,6 +155,16 @@ def _packed(statistics: reference.HeadStatistics, gate: Tensor) -> Tensor:
     return torch.stack([*statistics, gate.to(statistics.image_ratio.dtype)], dim=-1)
 
 
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores plus an additive mask; a masked score is the lowest number whatever it was before.
+
+    In float16 a sum with the lowest number can exceed it, and the key would count as attended.
+    """
+    masked = scores + mask
+    lowest = torch.finfo(masked.dtype).min
+    return torch.where(mask > torch.finfo(mask.dtype).min, masked, lowest)
+
+
 def _operations(tensor: Tensor) -> Any:
     """The native operations, which have no gradient, or the reference, which does."""
     return reference if torch.is_grad_enabled() and tensor.requires_grad else ops
@@ -147,21 +177,42 @@ def _gated_layer(
     mask: Tensor | None,
     vrga: Travelling | None,
     kwargs: dict[str, Any],
+    softcap: float,
 ) -> int | None:
     """The layer's index if heads are gated in it; where not, records what it shows."""
-    if vrga is None or not _is_full_attention(kwargs):
+    if any(kwargs.get(name) is not None for name in _PICKED_KEYS):
+        name = type(module).__name__
+        raise UnservedAttentionError(f"{name} attends to keys that an indexer picks (sparse)")
+    if vrga is None:
         return None
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise UnservedAttentionError(f"{type(module).__name__} has no layer_idx")
+    why = _obstacle(module, layer, kwargs)
     if isinstance(vrga, SequenceState):
-        return layer if layer in vrga.layer_heads else None
+        return layer if why is None and layer in vrga.layer_heads else None
+    if why is not None:
+        vrga.skip(layer, why)
+        return None
     if isinstance(vrga, WatchedCall) and layer in vrga.state.layer_heads:
         return layer  # recorded with what the operation returns
-    vrga.record(layer, query, key, mask, kwargs.get("scaling"), kwargs.get("softcap") or 0.0)
+    if mask is None and not _is_causal(module, kwargs):
+        mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
+    vrga.record(layer, query, key, mask, kwargs.get("scaling"), softcap)
     return None
 
 
-def _is_full_attention(kwargs: dict[str, Any]) -> bool:
-    """Whether the keys are the prompt's columns and the scores are the plain ones."""
-    if kwargs.get("sliding_window") is not None:
-        return False
-    return all(kwargs.get(name) is None for name in _UNKNOWN_TO_OPS)
+def _obstacle(module: torch.nn.Module, layer: int, kwargs: dict[str, Any]) -> str | None:
+    """Why a layer is left alone, if it is."""
+    for name, why in _OBSTACLES.items():
+        if kwargs.get(name) is not None:
+            return why
+    kinds = getattr(getattr(module, "config", None), "layer_types", None) or ()
+    windowed = layer < len(kinds) and kinds[layer] in _WINDOWED_LAYERS
+    return SLIDING_WINDOW if windowed else None
+
+
+def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Whether a call without a mask is causal, as sdpa decides it."""
+    given = kwargs.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if given is None else given)

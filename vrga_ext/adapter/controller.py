@@ -20,6 +20,7 @@ from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
 from vrga_ext.adapter.reaim import ReAim
 from vrga_ext.adapter.recorder import Recorder
 from vrga_ext.adapter.state import RegionHook
+from vrga_ext.adapter.survey import check_decoder
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import Region
 
@@ -166,8 +167,8 @@ class VRGAHandle:
     def install(self) -> None:
         """Switch the language model's attention, add the hooks and wrap ``generate``."""
         register()
-        base = self._base if self._base in IMPLEMENTATIONS else "sdpa"
         model = self._model
+        base = self._base if self._base in IMPLEMENTATIONS else self._fallback()
         try:
             self._switch(IMPLEMENTATIONS[base])
             if self._text_config._attn_implementation != IMPLEMENTATIONS[base]:
@@ -175,6 +176,7 @@ class VRGAHandle:
                     f"model: wanted a language model whose attention can be replaced, got "
                     f"{type(model.get_decoder()).__name__}, which keeps {self._base!r}"
                 )
+            said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
             self._forward.add()
             if hasattr(model, "generate"):
                 model.generate = self._wrapped_generate
@@ -183,7 +185,9 @@ class VRGAHandle:
                     setattr(model, name, functools.partial(_refuse_continuous_batching, name))
             setattr(model, HANDLE_ATTRIBUTE, self)
             if base != self._base:
-                self._notice(f"the language model runs 'sdpa' instead of {self._base!r}")
+                self._notice(f"the language model runs {base!r} instead of {self._base!r}")
+            for message in said:
+                self._notice(message)
         except Exception:
             self._remove()
             raise
@@ -195,6 +199,12 @@ class VRGAHandle:
         if self._generate is not None:
             self._model.generate = self._generate
         self._switch(self._base)
+
+    def _fallback(self) -> str:
+        """What replaces an implementation other than sdpa and eager: sdpa if it can."""
+        capped = getattr(self._text_config, "attn_logit_softcapping", None) is not None
+        able = getattr(self._model.get_decoder(), "_supports_sdpa", True)
+        return "sdpa" if not capped and able else "eager"
 
     def _switch(self, implementation: str) -> None:
         config = self._model.config

@@ -19,6 +19,7 @@ from vrga_ext.adapter.prompt import Prompt, current_prompt, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
 from vrga_ext.adapter.state import SequenceState, attach_state, state_of
+from vrga_ext.adapter.survey import notices
 from vrga_ext.region import Region
 
 if TYPE_CHECKING:
@@ -119,12 +120,15 @@ class ForwardHooks:
 
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Arguments | None:
+    ) -> Arguments:
+        kwargs = _as_under_sdpa(kwargs)
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(kwargs.get("past_key_values"), tokens)
         if state is not None:
-            return self._with_state(args, kwargs, state, batch, tokens)
-        return self._read(module, args, kwargs, batch, tokens)
+            with_vrga = self._with_state(args, kwargs, state, batch, tokens)
+        else:
+            with_vrga = self._read(module, args, kwargs, batch, tokens)
+        return (args, kwargs) if with_vrga is None else with_vrga
 
     @torch.compiler.disable
     def _read(
@@ -255,6 +259,13 @@ class ForwardHooks:
         reading.finish()
         if cache is None:  # the decoder made the cache
             attach_state(output.past_key_values, state)
+        for message in notices(reading.skipped):
+            handle._notice(message)
+        if reading.missed:
+            handle._notice(
+                f"layers {reading.missed} compute the end of the prompt only: their heads are left "
+                "out where the question ends before it"
+            )
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 handle._notice("VRGA is not applied: no layer has full attention on the prompt")
@@ -266,6 +277,22 @@ class ForwardHooks:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if prompt.outer is None or prompt.outer.owner != self._key:
             self._handle.regions = regions
+
+
+def _as_under_sdpa(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
+
+    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
+    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
+    sdpa by its name.
+    """
+    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
+    if not isinstance(keep, int) or keep == 0:
+        return kwargs
+    given = masks.values() if isinstance(masks, dict) else [masks]
+    causal = any(mask is None or mask.dim() == 2 for mask in given)
+    static = getattr(kwargs.get("past_key_values"), "is_compileable", False)
+    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -40,23 +41,50 @@ def image_mask(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
 
 
 def config_grid(config: Any) -> tuple[int, int] | None:
-    """Patch grid of a model whose images all have one size, from its vision configuration.
+    """Token grid of a model whose pictures, tiles or frames all have one size.
 
-    None where images vary in size, are tiled, or are merged or pooled behind the vision tower.
+    The patches of the vision tower, less what the configuration says is merged behind it. None
+    where pictures vary in size, or are cut to their shape after they were tiled.
     """
     vision = getattr(config, "vision_config", None)
-    image_size, patch_size = (
-        getattr(vision, "image_size", None),
-        getattr(vision, "patch_size", None),
-    )
-    if not isinstance(image_size, int) or not isinstance(patch_size, int):
+    size, patch = _pair(vision, "image_size"), _pair(vision, "patch_size")
+    if size is None or patch is None or getattr(config, "image_grid_pinpoints", None) is not None:
         return None
-    if getattr(config, "image_grid_pinpoints", None) is not None:
+    if any(getattr(part, name, None) is not None for part in (config, vision) for name in _VARYING):
         return None
-    if getattr(vision, "spatial_merge_size", None) is not None:
+    if tokens := getattr(config, "mm_tokens_per_image", None):
+        side = math.isqrt(tokens)
+        return (side, side) if side * side == tokens else None
+    merged = Fraction(1)
+    for part, (name, inverse) in itertools.product((config, vision), _MERGED.items()):
+        if factor := getattr(part, name, None):
+            merged *= Fraction(factor) ** (-1 if inverse else 1)
+    grid = [Fraction(side // step) / merged for side, step in zip(size, patch, strict=True)]
+    if any(side < 1 or side.denominator != 1 for side in grid):
         return None
-    side = image_size // patch_size
-    return (side, side) if side > 0 else None
+    return int(grid[0]), int(grid[1])
+
+
+# Patches that become one token along one axis; True where the name stands for the inverse.
+_MERGED = {
+    "downsample_factor": False,
+    "scale_factor": False,
+    "hidden_stride": False,
+    "downsample_ratio": True,
+    "pixel_shuffle_ratio": True,
+}
+# Merging in models whose pictures keep their shape.
+_VARYING = ("spatial_merge_size", "merge_kernel_size", "pooling_kernel_size")
+
+
+def _pair(config: Any, name: str) -> tuple[int, int] | None:
+    """A height and a width that may be given as one number."""
+    value = getattr(config, name, None)
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return int(value[0]), int(value[1])
+    return None
 
 
 def image_runs(mask: Tensor) -> list[tuple[int, int]]:

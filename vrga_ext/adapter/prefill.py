@@ -8,6 +8,7 @@ from torch import Tensor
 from vrga_ext.adapter.recorder import RowReader, WatchedCall
 from vrga_ext.adapter.regions import Rows
 from vrga_ext.adapter.state import SequenceState
+from vrga_ext.adapter.survey import OTHER_HEADS
 
 
 class PrefillPass:
@@ -31,6 +32,8 @@ class PrefillPass:
         self.state = state
         self.end = past + tokens
         self.watched = watched
+        self.skipped: dict[str, list[int]] = {}  # why -> layers that are left alone
+        self.missed: list[int] = []  # layers that do not compute a question row
         columns = [end.position for end in state.ends]
         self._here = [row for row, column in enumerate(columns) if past <= column < self.end]
         self._here_on: dict[torch.device, Tensor] = {}
@@ -54,6 +57,11 @@ class PrefillPass:
         if not self._here:
             return
         device = query.device
+        if any(rows.heads != query.shape[1] for rows in self.state.rows.values()):
+            self.skip(layer, OTHER_HEADS)
+            return
+        if not set(self._here).isdisjoint(self._reader.misses(query)):
+            self.missed.append(layer)
         flags = self.state.image_flags_on(device)
         result = self._reader.read(query, key, mask, flags, scale, softcap)
         missing = self.state.image.shape[1] - result.image_attention.shape[2]
@@ -68,6 +76,10 @@ class PrefillPass:
         stored = self.state.rows.setdefault(layer, Rows(*map(torch.zeros_like, recorded)))
         for kept, new in zip(stored, recorded, strict=True):
             kept[here] = new[here]
+
+    def skip(self, layer: int, why: str) -> None:
+        """Take a layer that is left alone."""
+        self.skipped.setdefault(why, []).append(layer)
 
     def finish(self) -> None:
         """Keep how many keys the question rows attended to, once every layer has been read."""

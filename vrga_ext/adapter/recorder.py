@@ -83,21 +83,28 @@ class RowReader:
         Cache columns before the call, and tokens of the call.
     columns
         Cache column of each sample's query; one outside the call is moved to its nearest end.
+
+    A layer may compute the last of the call's rows only, those that the next token needs.
     """
 
     def __init__(self, past: int, tokens: int, columns: Sequence[int]) -> None:
         self.counts: Counts | None = None  # after the first read
         self._past = past
-        self._only = tokens == 1
+        self._tokens = tokens
         self._local = [min(max(column - past, 0), tokens - 1) for column in columns]
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
+    def misses(self, query: Tensor) -> list[int]:
+        """Samples whose row a layer with this query [B, H, q, D] does not compute."""
+        first = self._tokens - query.shape[2]
+        return [sample for sample, row in enumerate(self._local) if row < first]
+
     def pick(self, tensor: Tensor) -> Tensor:
-        """The rows [B, H, ...] of a tensor [B, H, tokens, ...]."""
-        if self._only:
+        """The rows [B, H, ...] of a tensor [B, H, q, ...], which holds the call's last q rows."""
+        if tensor.shape[2] == 1:
             return tensor[:, :, 0]
         samples, local = self._indices_on(tensor.device)
-        return tensor[samples, :, local]
+        return tensor[samples, :, self._within(local, tensor.shape[2])]
 
     def read(
         self,
@@ -108,30 +115,39 @@ class RowReader:
         scale: float | None,
         softcap: float,
     ) -> RowResult:
-        """Attention on flagged keys [B, H, N] and the statistics [B, H].
+        """Attention on flagged keys [B, H, N] and the statistics [B, H]; NaN for a missed row.
 
         ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``mask`` broadcastable to [B, H, q, K];
         without a mask the call is causal and unpadded.
         """
         row, key = self.pick(query.detach()), key.detach()
+        missed = self.misses(query)
         if mask is not None:
             mask = self._mask_row(mask)
-        elif not self._only:
+        elif self._tokens > 1:
             key = key[:, :, : self._past + max(self._local) + 1]
             _, local = self._indices_on(key.device)
             mask = torch.arange(key.shape[2], device=key.device) <= (self._past + local)[:, None]
             mask = mask[:, None, None]  # [B, 1, 1, K]
         flags = flags[:, : key.shape[2]]
-        if self.counts is None:  # the same for every layer
+        if self.counts is None and not missed:  # the same for every layer
             self.counts = _count(mask, flags, key.shape[2])
-        return ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
+        result = ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
+        for tensor in (result.image_attention, *result.statistics) if missed else ():
+            tensor[missed] = torch.nan
+        return result
 
     def _mask_row(self, mask: Tensor) -> Tensor:
         """The rows' mask, broadcastable to [B, H, 1, K]."""
         if mask.shape[2] == 1:
             return mask
         samples, local = self._indices_on(mask.device)
+        local = self._within(local, mask.shape[2])
         return mask.expand(len(local), *mask.shape[1:])[samples, :, local][:, :, None]
+
+    def _within(self, local: Tensor, rows: int) -> Tensor:
+        """Index of each sample's row among the last ``rows`` of the call."""
+        return (local - (self._tokens - rows)).clamp(min=0)
 
     def _indices_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """0 ... B - 1 and each sample's row of the call, int64 [B]."""
@@ -184,6 +200,9 @@ class WatchedCall:
                     ratio, entropy, joint, gated = reader.pick(packed).unbind(-1)
                     statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
                 watch.record(layer, index, LayerRow(statistics, gate, attention))
+
+    def skip(self, layer: int, why: str) -> None:
+        """A layer that is left alone shows nothing."""
 
     def end(self) -> None:
         """Tell the watches that the call is over."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import vrga_ext
 from vrga_ext import VRGAConfig
+from vrga_ext.analysis import Paired, blinded, compare, head_mask, rrar
 from vrga_ext.demo import interventions
 from vrga_ext.demo.answers import (
     DEMO_CONFIG,
@@ -32,7 +33,6 @@ from vrga_ext.demo.answers import (
 )
 from vrga_ext.demo.build import token
 from vrga_ext.demo.interventions import Hook
-from vrga_ext.demo.recording import record
 
 LONG = 16  # steps of the long answers that the controls are measured on
 
@@ -55,26 +55,7 @@ class Score:
 
     def against(self, other: Score) -> Paired:
         """This score compared with ``other`` on the same questions."""
-        return Paired(
-            gain=self.accuracy - other.accuracy,
-            better=int((self.right & ~other.right).sum()),
-            worse=int((other.right & ~self.right).sum()),
-        )
-
-
-@dataclass(frozen=True)
-class Paired:
-    """A paired comparison: how many answers turned right, how many turned wrong (McNemar)."""
-
-    gain: float
-    better: int
-    worse: int
-
-    @property
-    def z(self) -> float:
-        """``(better - worse) / sqrt(better + worse)``, 0 when no answer changed."""
-        changed = self.better + self.worse
-        return (self.better - self.worse) / math.sqrt(changed) if changed else 0.0
+        return compare(self.right, other.right)
 
 
 def score(
@@ -137,27 +118,23 @@ def aim(
     inputs = prepare(processor, samples, steps)
     rows = torch.arange(len(samples))
     cells = torch.tensor([sample.cell for sample in samples])
-    with vrga_ext.enable(model, config, processor=processor) as handle, record(model) as recording:
+    with (
+        vrga_ext.enable(model, config, processor=processor),
+        vrga_ext.capture(model, rows=True) as recording,
+    ):
         written = generate(model, inputs, steps)
-        regions = handle.regions
-    question = recording.question_rows()
-    names = _name_steps(written)
-    needed = {int(step): recording.step_rows(int(step)) for step in names.unique()}
-    answer = torch.stack([needed[int(step)][row] for row, step in enumerate(names)])
-    columns = torch.stack([region.image_positions for region in regions])  # [n, V]
-    selected = torch.zeros(question.shape[:3], dtype=torch.bool)
-    for row, region in enumerate(regions):
-        for layer, head in region.visual_heads:
-            selected[row, region.layers.index(layer), head] = True
+    capture = recording.last
+    tokens = torch.zeros_like(capture.image_positions, dtype=torch.bool)
+    tokens[rows, cells] = True
+    found = rrar(capture, tokens)
+    share = capture.image_rows().sum(-1)
+    heads = capture.image_ratio.shape[2]
+    selected = [head_mask(r.visual_heads, capture.layers, heads) for r in capture.regions]
 
-    def measure(attention: Tensor) -> Aim:
-        image = attention.gather(-1, columns[:, None, None].expand(*attention.shape[:3], -1))
-        share = image.sum(-1)
-        region = image[rows, :, :, cells]
-        mean = (share / image.shape[-1]).clamp_min(torch.finfo(image.dtype).tiny)
-        return Aim(region / mean, share, selected)
+    def at(row: Tensor) -> Aim:
+        return Aim(found[rows, :, :, row], share[rows, :, :, row], torch.stack(selected))
 
-    return measure(question), measure(answer)
+    return at(torch.zeros_like(rows)), at(capture.prompt_rows + _name_steps(written))
 
 
 def _name_steps(written: Tensor) -> Tensor:
@@ -191,9 +168,9 @@ def report(path: Path, count: int, seed: int) -> None:
         _line(f"{LONG} steps, gamma {DEMO_CONFIG.gamma:g}, {name}", found, base[LONG])
     blind = DEMO_CONFIG.replace(mode="mask")
     masks: dict[str, Hook] = {
-        "visual heads": interventions.blinded(),
-        "random other heads": interventions.blinded(interventions.random_heads(seed)),
-        "lowest-R heads": interventions.blinded(interventions.lowest_ratio_heads()),
+        "visual heads": blinded(),
+        "random other heads": blinded(interventions.random_heads(seed)),
+        "lowest-R heads": blinded(interventions.lowest_ratio_heads()),
     }
     for name, hook in masks.items():
         found = score(model, processor, samples, 0, blind, hook)
@@ -216,7 +193,9 @@ def _line(name: str, found: Score, base: Score | None = None) -> None:
     text = f"{name:48s} {found.accuracy:.3f} ± {found.error:.3f}"
     if base is not None:
         paired = found.against(base)
-        text += f"   {paired.gain:+.3f}  +{paired.better} -{paired.worse}  z {paired.z:+.1f}"
+        text += (
+            f"   {paired.mean_difference:+.3f}  +{paired.better} -{paired.worse}  z {paired.z:+.1f}"
+        )
     print(text, flush=True)
 
 

@@ -6,14 +6,13 @@ Random ones are a function of their seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
+from vrga_ext.analysis.ablation import Hook
 from vrga_ext.region import HeadIndex, Region
-
-Hook = Callable[[int, Region], Region]
 
 
 def permuted_tokens(seed: int) -> Hook:
@@ -68,17 +67,6 @@ def lowest_ratio_heads() -> Hook:
         heads = all_heads(region)
         order = region.image_ratio.flatten().argsort()[: len(region.visual_heads)]
         return replace(region, visual_heads=tuple(heads[i] for i in sorted(order.tolist())))
-
-    return hook
-
-
-def blinded(choose: Hook | None = None) -> Hook:
-    """No boosted token: in ``mask`` mode the heads, those of ``choose``, then see no picture."""
-
-    def hook(row: int, region: Region) -> Region:
-        chosen = choose(row, region) if choose is not None else region
-        empty = region.image_positions[:0]
-        return replace(chosen, focus=empty, boosted=empty)
 
     return hook
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 import vrga_ext
-from vrga_ext import VRGAConfig
+from vrga_ext import Capture, VRGAConfig
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
 from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture
-from vrga_ext.demo.recording import Recording, record
 from vrga_ext.region import Region
+from vrga_ext.viz import head_maps, per_token, write_html
 
 # A held-out picture, picked from those on which the boost changes the answer; the accuracies say
 # how often that happens.
@@ -53,9 +52,13 @@ class _Run:
     """One answer, what VRGA found at the question, and the attention while it was written."""
 
     words: str
-    region: Region
+    tokens: tuple[str, ...]
+    capture: Capture
     attention: np.ndarray  # [n], mean over the visual heads, share of all attention
-    on_region: float
+
+    @property
+    def region(self) -> Region:
+        return self.capture.region(0)
 
 
 def run_demo(
@@ -63,6 +66,7 @@ def run_demo(
     question: str | None = None,
     model_id: str | None = None,
     output: Path = Path("vrga-demo.png"),
+    html: Path | None = None,
     samples: int = 128,
     steps: int = STEPS,
     gamma: float | None = None,
@@ -82,6 +86,8 @@ def run_demo(
         its own; the demo model without it.
     output
         Where the drawing goes.
+    html
+        Where a page of the answer with VRGA goes, token by token; none is written without it.
     samples
         Held-out questions for the accuracies, 0 for none. Demo model only.
     steps
@@ -97,12 +103,8 @@ def run_demo(
     ------
     DemoError
         The picture or the question cannot be used; nothing was loaded or written then.
-    ModuleNotFoundError
-        matplotlib is not installed.
     """
     console = console or Console()
-    if find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("the demo draws with matplotlib: pip install 'vrga_ext[viz]'")
     if samples < 0 or steps < 1:
         raise DemoError(f"samples, steps: wanted at least 0 and 1, got {samples} and {steps}")
     if image is not None and question is None:
@@ -144,6 +146,10 @@ def run_demo(
     figure = _figure(picture, text, runs, config, forced, accuracy, samples, truth)
     draw(figure, output)
     console.print(f"picture written to {output}")
+    if html is not None:
+        guided = runs[1]
+        write_html(html, guided.capture, picture, guided.tokens, title=text)
+        console.print(f"page written to {html}")
     before, after = accuracy or (None, None)
     return Outcome(runs[0].words, runs[1].words, before, after, output)
 
@@ -188,7 +194,10 @@ def _answer(
         return_tensors="pt",
     ).to(model.device)
     length = inputs["input_ids"].shape[1]
-    with vrga_ext.enable(model, config, processor=processor) as handle, record(model) as recording:
+    with (
+        vrga_ext.enable(model, config, processor=processor) as handle,
+        vrga_ext.capture(model, prompt_rows=[length - 1], rows=True) as recording,
+    ):
         if forced is not None:
             written = answers.generate(model, inputs, forced)
         else:
@@ -199,25 +208,25 @@ def _answer(
         region = handle.regions[0] if handle.regions else None
     if region is None or not region.visual_heads:
         raise DemoError("image: no visual head was found for this picture and question")
-    attention = _attention(recording, region, written[0], forced is not None)
-    focus = torch.isin(region.image_positions, region.focus)
+    capture = recording.last
+    attention = _attention(capture, written[0], forced is not None)
+    tokens = tuple(processor.tokenizer.decode([int(token)]) for token in written[0])
     words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    return _Run(words, region, attention.numpy(), float(attention[focus].sum()))
+    return _Run(words, tokens, capture, attention)
 
 
-def _attention(recording: Recording, region: Region, written: Tensor, at_name: bool) -> Tensor:
+def _attention(capture: Capture, written: Tensor, at_color: bool) -> np.ndarray:
     """Mean attention ``[n]`` of the visual heads on the image tokens.
 
-    For the demo model while it reads the last word of the target's name, from which it writes the
-    colour; for a real checkpoint the mean over the whole answer.
+    For the demo model while it writes the colour, which is the third word after ``so``; for a real
+    checkpoint the mean over the whole answer.
     """
-    steps = range(len(recording.steps))
-    if at_name:
+    maps = per_token(head_maps(capture), capture, len(written))  # [T, n]
+    if at_color:
         last = int((written == token("so")).nonzero()[-1]) if token("so") in written else 0
-        steps = range(len(steps))[last + 2 : last + 3] or steps
-    rows = torch.stack([recording.step_rows(step)[0] for step in steps]).mean(0)  # [L, H, columns]
-    heads = [rows[region.layers.index(layer), head] for layer, head in region.visual_heads]
-    return torch.stack(heads).mean(0)[region.image_positions].float().cpu()
+        maps = maps[last + 3 : last + 4] if len(maps) > last + 3 else maps
+    mean: np.ndarray = np.nanmean(maps, axis=0)
+    return mean
 
 
 def _accuracies(
@@ -267,7 +276,6 @@ def _figure(
             _shorten(run.words),
             None if truth is None else run.words.split()[-1] == truth,
             run.attention.reshape(grid),
-            run.on_region,
         )
         for title, run in zip(
             ("Visual heads, without VRGA", boosted),

@@ -64,7 +64,12 @@ class Family:
     image_tokens
         Ids that stand for images and video frames in a prompt.
     fixed_image
-        Size of every image of a family whose images have one size.
+        Size of every image of a family whose images have one size; so have its frames, whatever
+        is asked for.
+    peaked_norms
+        What is added to the weights of query and key norms: less where scores are not scaled.
+    implementations
+        What the language model can run on; the first one where another is asked for.
     """
 
     name: str
@@ -72,6 +77,8 @@ class Family:
     media: frozenset[str]  # of "image" and "video"
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE,)
     fixed_image: ClassVar[Image | None] = None
+    peaked_norms: ClassVar[float] = 1.5
+    implementations: ClassVar[tuple[str, ...]] = ("sdpa", "eager")
 
     def prompt(self, *rows: list[Item], seed: int = 0) -> dict[str, Tensor]:
         """Left-padded inputs; a row is a list of token ids, images as (rows, columns), videos."""
@@ -150,9 +157,11 @@ class Registered:
             pytest.skip(self.missing)
         torch.manual_seed(seed)
         model_class, config, kind = self.builder(**TEXT | text)
+        if attn_implementation not in kind.implementations:
+            attn_implementation = kind.implementations[0]
         config._attn_implementation = attn_implementation
         model = model_class(config).eval()
-        make_peaked(model)
+        make_peaked(model, kind.peaked_norms)
         model.generation_config.eos_token_id = None
         return kind(self.name, model, self.media)
 
@@ -180,12 +189,12 @@ def build(name: str, *, seed: int = 0, attn_implementation: str = "sdpa", **text
     return FAMILIES[name](seed=seed, attn_implementation=attn_implementation, **text)
 
 
-def make_peaked(model: Any) -> None:
+def make_peaked(model: Any, norms: float = 1.5) -> None:
     """Scale the weights so that attention is peaked and heads differ."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "q_norm" in name or "k_norm" in name:
-                parameter.add_(1.5)  # of what the projections give, only the direction is kept
+                parameter.add_(norms)  # of what the projections give, only the direction is kept
             elif "q_proj" in name or "k_proj" in name:
                 parameter.mul_(8.0)
             elif "lm_head" in name or "embed_tokens" in name:

@@ -37,6 +37,12 @@ class PaliGemmaFamily(LlavaFamily):
     """16 x 16 pixels in patches of 4 x 4; the whole prompt is a bidirectional prefix."""
 
 
+class CappedFamily(PaliGemmaFamily):
+    """The language model caps its scores, which sdpa does not compute."""
+
+    implementations: ClassVar[tuple[str, ...]] = ("eager",)
+
+
 class Gemma3Family(LlavaFamily):
     """8 x 8 patches pooled to 4 x 4 tokens, which attend to each other in both directions."""
 
@@ -56,6 +62,7 @@ class Gemma4Family(Family):
     """2 x 2 patches of 4 x 4 pixels are pooled to a token; frames of a video are runs of tokens."""
 
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE, VIDEO)
+    peaked_norms: ClassVar[float] = 0.0
 
     def _tokens(self, item: Image | Video) -> list[int]:
         if isinstance(item, Video):
@@ -86,7 +93,7 @@ def _patches(grids: list[Image], generator: torch.Generator) -> tuple[Tensor, Te
     sizes = [4 * rows * columns for rows, columns in grids]
     pixels = torch.zeros(len(grids), max(sizes), 48)
     positions = torch.full((len(grids), max(sizes), 2), -1)
-    for index, (_, columns) in enumerate(grids):
+    for index, (rows, columns) in enumerate(grids):
         n = torch.arange(sizes[index])
         positions[index, : len(n)] = torch.stack([n % (2 * columns), n // (2 * columns)], -1)
         pixels[index, : len(n)] = torch.rand(len(n), 48, generator=generator)
@@ -112,9 +119,9 @@ def gemma3(**text: Any) -> Parts:
 
 @family("gemma4", media={"image", "video"}, needs="Gemma4ForConditionalGeneration")
 def gemma4(**text: Any) -> Parts:
-    """Windows in every second layer, larger heads in the others; the last two reuse K and V."""
-    kinds = ["sliding_attention", "full_attention"]
-    text |= {"num_hidden_layers": 6, "layer_types": kinds * 3, "num_kv_shared_layers": 2}
+    """A window in the second layer, larger heads in the others, the last layer without K and V."""
+    layers = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
+    text |= {"num_hidden_layers": 4, "layer_types": layers, "num_kv_shared_layers": 1}
     text |= {"sliding_window": 8, "head_dim": 16, "global_head_dim": 32}
     text |= {"num_global_key_value_heads": 1, "attention_k_eq_v": True}
     text |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128}
@@ -143,7 +150,7 @@ def gemma4(**text: Any) -> Parts:
     return transformers.Gemma4ForConditionalGeneration, config, Gemma4Family
 
 
-def _paligemma(text_config: Any) -> Parts:
+def _paligemma(text_config: Any, kind: type[Family] = PaliGemmaFamily) -> Parts:
     config = transformers.PaliGemmaConfig(
         text_config=text_config,
         vision_config=transformers.SiglipVisionConfig(**_SIGLIP),
@@ -152,7 +159,7 @@ def _paligemma(text_config: Any) -> Parts:
         hidden_size=text_config.hidden_size,
         vocab_size=text_config.vocab_size,
     )
-    return transformers.PaliGemmaForConditionalGeneration, config, PaliGemmaFamily
+    return transformers.PaliGemmaForConditionalGeneration, config, kind
 
 
 @family("paligemma", media={"image"}, needs="PaliGemmaForConditionalGeneration")
@@ -165,4 +172,4 @@ def paligemma2(**text: Any) -> Parts:
     """Scores are capped, low enough to matter here; windows in every second layer."""
     text |= {"attn_logit_softcapping": 5.0, "head_dim": 16, "query_pre_attn_scalar": 16}
     text |= {"num_hidden_layers": 4, "sliding_window": 8}
-    return _paligemma(transformers.Gemma2Config(**text))
+    return _paligemma(transformers.Gemma2Config(**text), CappedFamily)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.adapter.families.base import (
     IMAGE,
+    TEXT_TYPE,
     VISION_END,
     VISION_START,
     Family,
@@ -35,17 +36,16 @@ class IdeficsFamily(Family):
     fixed_image: ClassVar[Image | None] = (4, 4)
 
     def _tokens(self, item: Image | Video) -> list[int]:
-        frames, *size = (
-            (item.frames, item.rows, item.columns) if isinstance(item, Video) else (1, *item)
-        )
-        assert tuple(size) == self.fixed_image
         frame = [VISION_START, *[IMAGE] * 16]
-        return [*frame * frames, VISION_END]
+        return [*frame * len(self._spans(item)), VISION_END]
+
+    def _spans(self, item: Image | Video) -> list[tuple[int, Image | None]]:
+        return [(16, (4, 4))] * (item.frames if isinstance(item, Video) else 1)
 
     def _tensors(
         self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        counts = [int((row == 1).sum() + (row == 2).sum()) // 16 for row in types]
+        counts = [int((row != TEXT_TYPE).sum()) // 16 for row in types]
         if not max(counts):
             return {}
         pixels = torch.randn(len(counts), max(counts), 3, 32, 32, generator=generator)

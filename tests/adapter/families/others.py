@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tests.adapter.families.base import (
     IMAGE,
+    TEXT_TYPE,
     VIDEO,
     VISION_END,
     VISION_START,
@@ -33,22 +34,20 @@ _VISION = {
 class TileFamily(Family):
     """Every tile is 8 x 8 patches: 4 x 4 tokens; a picture of (4 r, 4 c) tokens is r x c tiles."""
 
+    fixed_image: ClassVar[Image | None] = (4, 4)
     pixels: ClassVar[int] = 32  # per side of a tile
 
     def _tokens(self, item: Image | Video) -> list[int]:
         return [VISION_START, *[IMAGE] * (16 * len(self._spans(item))), VISION_END]
 
     def _spans(self, item: Image | Video) -> list[tuple[int, Image | None]]:
-        frames, rows, columns = (
-            (item.frames, item.rows, item.columns) if isinstance(item, Video) else (1, *item)
-        )
-        assert rows % 4 == columns % 4 == 0
-        return [(16, (4, 4))] * (frames * rows * columns // 16)
+        tiles = item.frames if isinstance(item, Video) else item[0] * item[1] // 16
+        return [(16, (4, 4))] * tiles
 
     def _tensors(
         self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        tiles = int((types != 0).sum()) // 16
+        tiles = int((types != TEXT_TYPE).sum()) // 16
         if not tiles:
             return {}
         shape = (tiles, 3, self.pixels, self.pixels)
@@ -104,30 +103,24 @@ class PackedFamily(Family):
 
 
 class KimiFamily(PackedFamily):
-    """Four patches of 4 x 4 pixels make a token; a video is pooled over time to one frame."""
+    """Four patches of 4 x 4 pixels make a token.
 
-    def _tokens(self, item: Image | Video) -> list[int]:
-        if isinstance(item, Video):
-            return [VISION_START, *[VIDEO] * (item.rows * item.columns), VISION_END]
-        return super()._tokens(item)
-
-    def _spans(self, item: Image | Video) -> list[tuple[int, Image | None]]:
-        return super()._spans(item)[:1]
+    transformers pools four frames of a video into one, but fails on the number of features then;
+    here every frame is pooled alone.
+    """
 
     def _tensors(
         self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
     ) -> dict[str, Tensor]:
         inputs = {}
-        stills = [(1, *image) for image in images]
-        clips = [(clip.frames, clip.rows, clip.columns) for clip in videos]
+        frames = [(clip.rows, clip.columns) for clip in videos for _ in range(clip.frames)]
         for pixels, grid, sizes in (
-            ("pixel_values", "image_grid_thw", stills),
-            ("pixel_values_videos", "video_grid_thw", clips),
+            ("pixel_values", "image_grid_thw", images),
+            ("pixel_values_videos", "video_grid_thw", frames),
         ):
             if sizes:
-                thw = torch.tensor(sizes) * torch.tensor([1, 2, 2])
-                patches = int(thw.prod(1).sum())
-                inputs[grid] = thw
+                inputs[grid] = torch.tensor([(1, 2 * rows, 2 * columns) for rows, columns in sizes])
+                patches = int(inputs[grid].prod(1).sum())
                 inputs[pixels] = torch.randn(patches, 3, 4, 4, generator=generator)
         return inputs
 
@@ -142,26 +135,23 @@ class MolmoFamily(Family):
         return [VISION_START, *[IMAGE] * 16, VISION_END] * frames
 
     def _spans(self, item: Image | Video) -> list[tuple[int, Image | None]]:
-        return [(size, None) for size, _ in super()._spans(item)]
+        return [(16, None)] * (item.frames if isinstance(item, Video) else 1)
 
     def _tensors(
         self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        inputs = {"mm_token_type_ids": (types != 0).int()}
-        assert not (images and videos), "one kind in a batch"
-        crops = len(images) + sum(clip.frames for clip in videos)
-        if not crops:
-            return inputs
-        suffix = "_videos" if videos else ""
-        inputs[f"pixel_values{suffix}"] = torch.randn(crops, 64, 48, generator=generator)
-        patch = torch.arange(64 * crops).view(crops, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 4)
+        inputs = {"mm_token_type_ids": (types != TEXT_TYPE).int()}
+        frames = sum(clip.frames for clip in videos)
+        for kind, suffix, crops in (("image", "", len(images)), ("video", "_videos", frames)):
+            if crops:
+                patches = torch.arange(64 * crops).view(crops, 4, 2, 4, 2).transpose(2, 3)
+                inputs[f"{kind}_token_pooling"] = patches.reshape(-1, 4)
+                inputs[f"pixel_values{suffix}"] = torch.randn(crops, 64, 48, generator=generator)
+        if images:
+            inputs["image_grids"] = torch.tensor([[4, 4, 0, 0]] * len(images))
+            inputs["image_num_crops"] = torch.ones(len(images), dtype=torch.long)
         if videos:
-            inputs["video_token_pooling"] = patch
             inputs["video_grids"] = torch.tensor([[clip.frames, 4, 4] for clip in videos])
-        else:
-            inputs["image_token_pooling"] = patch
-            inputs["image_grids"] = torch.tensor([[4, 4, 0, 0]] * crops)
-            inputs["image_num_crops"] = torch.ones(crops, dtype=torch.long)
         return inputs
 
 
@@ -209,8 +199,8 @@ def minicpmv4_6(**text: Any) -> Parts:
     """Linear attention in the first layer."""
     linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
-    layers = ["linear_attention", *["full_attention"] * (text["num_hidden_layers"] - 1)]
-    text |= linear | {"layer_types": layers, "head_dim": 16}
+    layers = ["linear_attention", *["full_attention"] * 3]
+    text |= linear | {"num_hidden_layers": 4, "layer_types": layers, "head_dim": 16}
     config = transformers.MiniCPMV4_6Config(
         text_config=transformers.Qwen3_5TextConfig(**text),
         vision_config=transformers.MiniCPMV4_6VisionConfig(**_VISION),
@@ -283,7 +273,9 @@ def deepseek_vl_hybrid(**text: Any) -> Parts:
     return transformers.DeepseekVLHybridForConditionalGeneration, config, DeepseekHybridFamily
 
 
-@family("molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration")
+@family(
+    "molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration", mixes=False
+)
 def molmo2(**text: Any) -> Parts:
     """Every image token attends to every other one of the prompt, in both directions."""
     config = transformers.Molmo2Config(

@@ -1,0 +1,77 @@
+"""``python -m bench report|compare``: pages from results, and regressions between two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import compare as comparison
+from bench.plots import draw
+from bench.report import markdown
+from bench.results import Report
+
+app = typer.Typer(
+    help="Results of `pytest bench --benchmark-only --benchmark-json=RESULT.json`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
+RESULTS = Path(__file__).parent / "results"
+
+
+def _load(path: Path) -> Report:
+    try:
+        return Report.load(path)
+    except ValueError as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def report(
+    result: File, out: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS
+) -> None:
+    """Turn a JSON file into a Markdown page and a figure of the same name."""
+    loaded = _load(result)
+    out.mkdir(parents=True, exist_ok=True)
+    picture = out / f"{result.stem}.png"
+    drawn = draw(loaded, picture)
+    page = out / f"{result.stem}.md"
+    page.write_text(markdown(loaded, picture.name if drawn else None))
+    typer.echo(f"{page}\n{picture}" if drawn else str(page))
+
+
+@app.command()
+def compare(
+    old: File,
+    new: File,
+    threshold: Annotated[float, typer.Option(min=0.0, help="Slower by this share.")] = 0.1,
+) -> None:
+    """Say what of ours got slower; exit with 1 if something did."""
+    before, after = _load(old), _load(new)
+    for difference in comparison.differences(before.machine, after.machine):
+        typer.echo(f"not the same machine or versions: {difference}")
+    try:
+        found = comparison.changes(before, after)
+    except ValueError as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    regressed = [change for change in found if change.regressed(threshold)]
+    table = Table("operation", "case", "implementation", "old, µs", "new, µs", "new / old", "")
+    for change in found:
+        times = (f"{r.seconds * 1e6:.1f}" for r in (change.old, change.new))
+        verdict = "REGRESSION" if change in regressed else ""
+        table.add_row(*change.new.key, *times, f"{change.ratio:.3f}", verdict)
+    Console().print(table)
+    typer.echo(f"{len(regressed)} of {len(found)} figures slower by more than {threshold:.0%}")
+    if regressed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,217 @@
+"""The races of whole models: prefill, decode step, ``generate``, peak memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
+
+import vrga_ext
+from bench import models
+from bench.goals import ADAPTER, NOT_ENABLED, RELEASED
+from bench.models import ModelCase
+from bench.race import Settings, Unavailable
+from bench.released import ReleasedWay
+from bench.rivals import DYNAMIC, STATIC
+from bench.timing import WARM_UP, Sample, synchronize
+
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    ADAPTER: {"gamma": 0.0},
+    STATIC: {"gate": "static"},
+    DYNAMIC: {"gate": "dynamic", "entropy_factor": 0.05},
+}
+_RELEASED_ERROR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # of the largest logit
+
+
+def enabled_model(name: str, case: ModelCase, device: str) -> tuple[Any, Any]:
+    """A rival's model on the weights that all share, and its handle if it has one."""
+    model = models.twin(models.build(case.model, case.dtype, device))
+    if name == RELEASED:
+        return model, ReleasedWay(model, case.question_end)
+    handle = None
+    if name != NOT_ENABLED:
+        end = case.question_end
+        handle = vrga_ext.enable(model, question_end=end, **_OVERRIDES[name])
+    return model, handle
+
+
+class Models:
+    """One case of a whole model: a model per rival, on shared weights."""
+
+    def __init__(self, case: ModelCase, settings: Settings) -> None:
+        self._case, self._device = case, settings.device
+        self._models: dict[str, Any] = {}
+        self._caches: dict[str, DynamicCache] = {}
+        self._inputs = models.make_prompt(case, settings.device)
+        self._logits: Tensor | None = None  # of the model as it was
+        self._token = torch.full((case.batch, 1), 99, device=settings.device)
+
+    def enter(self, name: str) -> dict[str, Any]:
+        """Read the prompt and check what comes out of it."""
+        case = self._case
+        kept = 2 * models.weights_kept_bytes(case)
+        if name == RELEASED and kept > models.free_bytes(self._device):
+            raise Unavailable(f"needs about {kept / 1e9:.0f} GB for the weights it keeps")
+        model, handle = enabled_model(name, case, self._device)
+        self._models[name] = model
+        output = self._prefill(name)
+        logits = output.logits[:, -1].double()
+        if self._logits is None:
+            self._logits = logits
+        error = ((logits - self._logits).abs().max() / self._logits.abs().max()).item()
+        # The prompt itself is never reweighted; only the released way computes it differently.
+        limit = _RELEASED_ERROR[case.dtype] if name == RELEASED else 0.0
+        assert error <= limit, f"the prompt's logits differ by {error:.3g}, wanted {limit:.3g}"
+        self._caches[name] = output.past_key_values
+        extra = {"device": self._device, "error": error}
+        if name in (STATIC, DYNAMIC):
+            regions = handle.regions
+            assert all(region.boosted.numel() for region in regions), "nothing is boosted"
+            layers = {layer for region in regions for layer, _ in region.visual_heads}
+            every = model.config.get_text_config(decoder=True).num_hidden_layers
+            extra["gated_layers"] = every if name == DYNAMIC else len(layers)
+        return extra
+
+    def _prefill(self, name: str) -> Any:
+        return self._models[name](
+            **self._inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
+        )
+
+    def _timed(self, call: Callable[[], Any]) -> float:
+        synchronize(self._device)
+        start = time.perf_counter()
+        call()
+        synchronize(self._device)
+        return time.perf_counter() - start
+
+
+class Prefill(Models):
+    """Reading the prompt, image included."""
+
+    def sample(self, name: str) -> Sample:
+        """Seconds of a prefill."""
+        self._caches.pop(name, None)
+        return lambda turn: self._timed(lambda: self._prefill(name))
+
+
+class DecodeStep(Models):
+    """One more token; the cache grows by one in every round, for every rival."""
+
+    def sample(self, name: str) -> Sample:
+        """Seconds of a decode step."""
+        model, cache, token = self._models[name], self._caches[name], self._token
+        return lambda turn: self._timed(
+            lambda: model(input_ids=token, past_key_values=cache, use_cache=True)
+        )
+
+
+class Generate(Models):
+    """``generate`` from the prompt to the last token."""
+
+    def __init__(self, case: ModelCase, settings: Settings, new_tokens: int) -> None:
+        super().__init__(case, settings)
+        self._new_tokens = new_tokens
+        self.extra: dict[str, dict[str, Any]] = {}
+        self._first: dict[str, list[float]] = {}
+        self._rate: dict[str, list[float]] = {}
+
+    def enter(self, name: str) -> dict[str, Any]:
+        """As the others; the rates are filled in when the race is over."""
+        if name == RELEASED and self._case.compiled:
+            raise Unavailable("reads results on the host, which cannot be compiled")
+        self.extra[name] = super().enter(name)
+        del self._caches[name]
+        return self.extra[name]
+
+    def sample(self, name: str) -> Sample:
+        """Seconds of a generation; time to first token and tokens per second on the way."""
+        model, case = self._models[name], self._case
+        arguments: dict[str, Any] = {"max_new_tokens": self._new_tokens, "do_sample": False}
+        arguments["min_new_tokens"] = self._new_tokens
+        if case.compiled:
+            arguments["cache_implementation"] = "static"
+        first: list[float] = []
+        rates: list[float] = []
+
+        def sample(turn: int) -> float:
+            watch = _Watch()
+            total = self._timed(lambda: model.generate(**self._inputs, **arguments, streamer=watch))
+            first.append(watch.times[1] - watch.times[0])
+            seconds = watch.times[-1] - watch.times[1]
+            rates.append(case.batch * (self._new_tokens - 1) / seconds)
+            measured = slice(WARM_UP if turn >= WARM_UP else 0, None)
+            self.extra[name]["first_token_s"] = _median(first[measured])
+            self.extra[name]["tokens_per_second"] = _median(rates[measured])
+            return total
+
+        return sample
+
+
+class _Watch(BaseStreamer):
+    """Times at which ``generate`` starts, and hands over each token, already on the host."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:
+            self._prompt = False
+        else:
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left over."""
+
+
+class PeakMemory:
+    """Peak memory of a prefill, each rival in a process of its own."""
+
+    def __init__(self, case: ModelCase, settings: Settings) -> None:
+        self._case, self._settings = case, settings
+        self._seconds: dict[str, float] = {}
+
+    def enter(self, name: str) -> dict[str, Any]:
+        """Run ``bench.memory`` once."""
+        kept = 2 * models.weights_kept_bytes(self._case)
+        device = self._settings.device
+        if name == RELEASED and kept > models.free_bytes(device):
+            raise Unavailable(f"needs about {kept / 1e9:.0f} GB for the weights it keeps")
+        request = json.dumps(
+            {
+                "name": name,
+                "case": asdict(self._case),
+                "device": device,
+                "threads": torch.get_num_threads(),
+            }
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.memory", request],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        if done.returncode:
+            raise RuntimeError(f"bench.memory failed:\n{done.stderr[-2000:]}")
+        measured = json.loads(done.stdout.splitlines()[-1])
+        self._seconds[name] = measured.pop("seconds")
+        return {"device": device} | measured
+
+    def sample(self, name: str) -> Sample:
+        """Seconds of the one prefill."""
+        return lambda turn: self._seconds[name]
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]

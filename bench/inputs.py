@@ -1,0 +1,127 @@
+"""Shapes and random inputs of the operations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
+
+FOCUS_WEIGHT = 1.5
+# Random heads have R_img near 1 and H_joint of some nats: with these the dynamic gate is open with
+# a margin, in every dtype.
+MIN_RATIO, ENTROPY_FACTOR = 0.6, 0.05
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One decode step: B samples, Hq/Hkv heads, M keys."""
+
+    batch: int
+    heads: int
+    heads_kv: int
+    keys: int
+    dim: int
+
+    def __str__(self) -> str:
+        return f"B{self.batch} {self.heads}/{self.heads_kv} M{self.keys} D{self.dim}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape, a dtype, and which keys are image and question-relevant tokens.
+
+    Parameters
+    ----------
+    image_share
+        Share of the keys that are image tokens, from an eighth of the way on.
+    focus_share
+        Share of the image tokens that are boosted.
+    contiguous
+        Boosted tokens as one run, else scattered at random.
+    gated_heads
+        Heads that may be gated, the first ones; None is all.
+    """
+
+    shape: Shape
+    dtype: str
+    image_share: float = 0.5
+    focus_share: float = 0.05
+    contiguous: bool = False
+    gated_heads: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.shape} {self.dtype}"
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of K and V together."""
+        s = self.shape
+        return 2 * s.batch * s.heads_kv * s.keys * s.dim * getattr(torch, self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One query row per sample."""
+
+    query: Tensor  # [B, Hq, 1, D]
+    key: Tensor  # [B, Hkv, M, D]
+    value: Tensor  # [B, Hkv, M, D]
+    flags: Tensor  # uint8 [B, M]
+    heads: Tensor | None  # bool [B, Hq]
+    scores: Tensor  # [B, Hq, 1, M], for the softmax only
+    bias: Tensor  # [B, 1, 1, M], ln(weight): what a static gate in all heads amounts to
+
+    @property
+    def packed(self) -> Tensor:
+        """Queries of one KV head as rows, [B, Hkv, G, D]: K and V are then read once."""
+        batch, _, _, dim = self.query.shape
+        return self.query.reshape(batch, self.key.shape[1], -1, dim)
+
+    @property
+    def image(self) -> Tensor:
+        """bool [B, 1, 1, M]"""
+        return (self.flags[:, None, None] & IMAGE_FLAG) != 0
+
+    @property
+    def focus(self) -> Tensor:
+        """bool [B, 1, 1, M]"""
+        return (self.flags[:, None, None] & FOCUS_FLAG) != 0
+
+
+def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
+    """Random inputs; half of the keys are image tokens unless the case says otherwise."""
+    shape, dtype = case.shape, getattr(torch, case.dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, device=device).to(dtype)
+
+    flags = torch.zeros(shape.batch, shape.keys, dtype=torch.uint8, device=device)
+    tokens = round(case.image_share * shape.keys)
+    start = min(shape.keys // 8, shape.keys - tokens)
+    image = flags[:, start : start + tokens]
+    image.fill_(IMAGE_FLAG)
+    boosted = round(case.focus_share * tokens)
+    if case.contiguous:
+        image[:, :boosted] |= FOCUS_FLAG
+    else:
+        order = torch.randperm(tokens, generator=generator, device=device)
+        image[:, order[:boosted]] |= FOCUS_FLAG
+    heads = None
+    if case.gated_heads is not None:
+        heads = torch.arange(shape.heads, device=device) < case.gated_heads
+        heads = heads.expand(shape.batch, -1).contiguous()
+    bias = ((flags & FOCUS_FLAG) != 0) * math.log(FOCUS_WEIGHT)
+    return Inputs(
+        normal(shape.batch, shape.heads, 1, shape.dim),
+        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
+        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
+        flags,
+        heads,
+        normal(shape.batch, shape.heads, 1, shape.keys),
+        bias.to(dtype)[:, None, None],
+    )

@@ -1,0 +1,130 @@
+"""Results as tables: on the terminal, and as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.table import Table
+
+from bench.goals import NOT_ENABLED, goals
+from bench.results import Report, Result, grouped
+from bench.rivals import is_ours
+
+Column = Callable[[Result, Result], str]  # result, base of its case -> cell; "" is nothing to say
+
+
+def base_of(rivals: Iterable[Result]) -> Result:
+    """What the others of a case are compared with: the model as it was, or our first one."""
+    rivals = list(rivals)
+    named = [r for r in rivals if r.rival == NOT_ENABLED] or [r for r in rivals if is_ours(r.rival)]
+    return (named or rivals)[0]
+
+
+def _microseconds(result: Result, base: Result) -> str:
+    return f"{result.seconds * 1e6:.1f}"
+
+
+def _bandwidth(result: Result, base: Result) -> str:
+    moved = result.extra.get("bytes")
+    return f"{moved / result.seconds / 1e9:.1f}" if moved else ""
+
+
+def _copy_share(result: Result, base: Result) -> str:
+    moved, copy = result.extra.get("bytes"), result.extra.get("copy_gbs")
+    return f"{moved / result.seconds / 1e9 / copy:.2f}" if moved and copy else ""
+
+
+def _ratio(result: Result, base: Result) -> str:
+    return f"{result.seconds / base.seconds:.3g}"
+
+
+def _number(key: str, scale: float, form: str) -> Column:
+    def column(result: Result, base: Result) -> str:
+        value = result.extra.get(key)
+        return "" if value is None else format(value * scale, form)
+
+    return column
+
+
+COLUMNS: dict[str, Column] = {
+    "µs": _microseconds,
+    "GB/s": _bandwidth,
+    "of a copy": _copy_share,
+    "time / base": _ratio,
+    "tokens/s": _number("tokens_per_second", 1, ".1f"),
+    "first token, ms": _number("first_token_s", 1e3, ".1f"),
+    "peak, MB": _number("peak_bytes", 1e-6, ".1f"),
+    "above the start, MB": _number("growth_bytes", 1e-6, ".1f"),
+    "gated layers": _number("gated_layers", 1, "d"),
+    "error": _number("error", 1, ".1e"),
+}
+
+
+def rows_of(rivals: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Column names and cells of the rivals of some cases; columns without a cell are left out."""
+    cases: dict[str, list[Result]] = {}
+    for result in rivals:
+        cases.setdefault(result.case, []).append(result)
+    cells = []
+    for case, results in cases.items():
+        base = base_of(results)
+        for result in results:
+            name = f"{result.rival} (base)" if result is base else result.rival
+            cells.append([case, name, *(f(result, base) for f in COLUMNS.values())])
+    names = ["case", "implementation", *COLUMNS]
+    used = [i for i in range(len(names)) if any(row[i] for row in cells)]
+    return [names[i] for i in used], [[row[i] for i in used] for row in cells]
+
+
+def summary_tables(results: Sequence[Result]) -> Iterable[Table]:
+    """One table per operation, a section per case."""
+    for op in grouped(results):
+        names, cells = rows_of([r for r in results if r.op == op])
+        table = Table(title=op, title_justify="left")
+        for i, name in enumerate(names):
+            table.add_column(name, justify="left" if i < 2 else "right", no_wrap=i > 1)
+        for i, row in enumerate(cells):
+            first = i == 0 or cells[i - 1][0] != row[0]
+            last = i + 1 < len(cells) and cells[i + 1][0] != row[0]
+            table.add_row(row[0] if first else "", *row[1:], end_section=last)
+        yield table
+
+
+GOAL_COLUMNS = ("case", "goal", "measured", "must", "stretch", "")
+
+
+def goals_table(results: Sequence[Result]) -> Table:
+    """What ought to be reached, and what is."""
+    table = Table(title="goals", title_justify="left")
+    for name in GOAL_COLUMNS:
+        table.add_column(name)
+    for goal in goals(grouped(results)):
+        style = "bold red" if goal.verdict == "missed" else None
+        table.add_row(*goal.texts, style=style)
+    return table
+
+
+def markdown(report: Report, picture: str | None = None) -> str:
+    """A page: machine, goals, every figure, and what was not measured."""
+    lines = ["# Benchmark results", ""]
+    lines += [f"- {name}: {value}" for name, value in report.machine.items()]
+    lines += ["", "Medians of interleaved rounds over rotated inputs; see `CONTRIBUTING.md`.", ""]
+    if picture:
+        lines += [f"![scaling and ratios]({picture})", ""]
+    groups = grouped(report.results)
+    found = [goal.texts for goal in goals(groups)]
+    if found:
+        lines += ["## Goals", "", *_markdown_table(GOAL_COLUMNS, found), ""]
+    for op in groups:
+        names, cells = rows_of([r for r in report.results if r.op == op])
+        lines += [f"## {op}", "", *_markdown_table(names, cells), ""]
+    if report.absent:
+        lines += ["## Not measured", ""]
+        lines += [f"- {name}: {why}" for name, why in report.absent.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(names)} |", "|" + " --- |" * len(names)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

@@ -1,0 +1,71 @@
+"""Results of a run, and the JSON files that pytest-benchmark writes them to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One rival in one case of one operation: median seconds per call, and what goes with it."""
+
+    op: str
+    case: str
+    rival: str
+    seconds: float
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, extra_info: Mapping[str, Any], seconds: float) -> Result:
+        """From a benchmark's ``extra_info``."""
+        rest = dict(extra_info)
+        op, case, rival = (rest.pop(name) for name in ("op", "case", "rival"))
+        return cls(op, case, rival, seconds, rest)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.op, self.case, self.rival
+
+
+@dataclass(frozen=True)
+class Report:
+    """A file of results."""
+
+    results: list[Result]
+    machine: Mapping[str, str]
+    absent: Mapping[str, str]  # "op, case: rival" -> why it was not measured
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a file of ``pytest bench --benchmark-json``.
+
+        Raises
+        ------
+        ValueError
+            The file is no such file.
+        """
+        try:
+            content = json.loads(path.read_text())
+            results = [
+                Result.of(b["extra_info"], b["stats"]["median"]) for b in content["benchmarks"]
+            ]
+            return cls(results, content["machine_info"]["vrga"], content.get("absent", {}))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path}: wanted a file of `pytest bench --benchmark-json`, got {error!r}"
+            ) from error
+
+
+Groups = dict[str, dict[str, dict[str, Result]]]
+
+
+def grouped(results: Iterable[Result]) -> Groups:
+    """op -> case -> rival -> result, in the order of the run."""
+    groups: Groups = {}
+    for result in results:
+        groups.setdefault(result.op, {}).setdefault(result.case, {})[result.rival] = result
+    return groups

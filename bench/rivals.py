@@ -1,0 +1,170 @@
+"""What the operations are measured against, and what each of them ought to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import loop, peers
+from bench.inputs import ENTROPY_FACTOR, FOCUS_WEIGHT, MIN_RATIO, Case, Inputs
+from vrga_ext import ops, reference
+
+Run = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One implementation.
+
+    Parameters
+    ----------
+    make
+        Returns the callable; an ImportError or ValueError from it is why there is none.
+    computes
+        ``"dynamic"``, ``"static"``, ``"plain"`` attention, ``"rows"``, ``"softmax"`` or
+        ``"plain softmax"``: what :func:`check` holds it against.
+    devices
+        Where it runs.
+    host_reads
+        It waits for results on the host, so that no CUDA graph can hold it.
+    moves
+        What it has to read or write at least: ``"K+V"``, ``"K"`` or ``"scores"`` (read and
+        written once).
+    """
+
+    make: Callable[[Case], Run]
+    computes: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    host_reads: bool = False
+    moves: str = "K+V"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a rival is this package: an error in it is no reason to leave it out."""
+    return name.startswith("vrga")
+
+
+def _plain(run: Run) -> Callable[[Case], Run]:
+    return lambda case: run
+
+
+def _gate(name: str) -> dict[str, Any]:
+    return {
+        "gate": name,
+        "focus_weight": FOCUS_WEIGHT,
+        "min_ratio": MIN_RATIO,
+        "entropy_factor": ENTROPY_FACTOR,
+    }
+
+
+def _vrga(gate: str) -> Rival:
+    keywords = _gate(gate)
+
+    def run(x: Inputs) -> Tensor:
+        return ops.decode_attention(
+            x.query, x.key, x.value, x.flags, heads=x.heads, **keywords
+        ).output
+
+    return Rival(_plain(run), gate)
+
+
+def _vrga_off(x: Inputs) -> Tensor:
+    """The same kernel without a flag."""
+    return ops.decode_attention(x.query, x.key, x.value, x.flags[:, :0]).output
+
+
+def _rows(x: Inputs) -> Tensor:
+    return ops.row_statistics(x.query[:, :, 0], x.key, x.flags).image_attention
+
+
+def _softmax(gate: str) -> Rival:
+    keywords = _gate(gate)
+    return Rival(
+        _plain(lambda x: ops.reweighted_softmax(x.scores, x.flags, **keywords).probabilities),
+        "softmax" if gate == "dynamic" else "static softmax",
+        moves="scores",
+    )
+
+
+_CPU, _CUDA = ("cpu",), ("cuda",)
+LOOP = "per-head loop"
+TUNED = "PyTorch VRGA, tuned"
+STORED = "PyTorch VRGA, weights stored"
+DYNAMIC, STATIC, OFF = "vrga dynamic", "vrga static", "vrga off"
+PACKED = "SDPA packed"
+ROWS = "vrga row_statistics"
+
+DECODE: dict[str, Rival] = {
+    DYNAMIC: _vrga("dynamic"),
+    STATIC: _vrga("static"),
+    OFF: Rival(_plain(_vrga_off), "plain"),
+    PACKED: Rival(_plain(peers.sdpa_packed()), "plain", _CPU),
+    "SDPA gqa": Rival(_plain(peers.sdpa()), "plain", _CPU),
+    "SDPA packed, bias": Rival(_plain(peers.sdpa_packed(bias=True)), "static", _CPU),
+    "SDPA FLASH": Rival(_plain(peers.sdpa("FLASH")), "plain", _CUDA),
+    "SDPA FLASH packed": Rival(_plain(peers.sdpa_packed("FLASH")), "plain", _CUDA),
+    "SDPA cuDNN": Rival(_plain(peers.sdpa("CUDNN")), "plain", _CUDA),
+    "SDPA EFFICIENT packed": Rival(_plain(peers.sdpa_packed("EFFICIENT")), "plain", _CUDA),
+    "SDPA MATH packed": Rival(_plain(peers.sdpa_packed("MATH")), "plain", _CUDA),
+    "SDPA EFFICIENT packed, bias": Rival(
+        _plain(peers.sdpa_packed("EFFICIENT", bias=True)), "static", _CUDA
+    ),
+    "FlexAttention, bias": Rival(peers.flex_attention, "static"),
+    "FlashInfer": Rival(peers.flashinfer, "plain", _CUDA),
+    "FlashAttention-3": Rival(peers.flash_attention_3, "plain", _CUDA),
+    STORED: Rival(_plain(peers.stored_as_written), "dynamic"),
+    TUNED: Rival(_plain(peers.stored_tuned), "dynamic"),
+    LOOP: Rival(_plain(loop.decode_attention), "dynamic", host_reads=True),
+}
+ROW_STATISTICS: dict[str, Rival] = {
+    ROWS: Rival(_plain(_rows), "rows", moves="K"),
+    DYNAMIC: DECODE[DYNAMIC],
+    "PyTorch, weights stored": Rival(_plain(peers.stored_rows), "rows", moves="K"),
+    LOOP: Rival(_plain(loop.row_statistics), "rows", host_reads=True, moves="K"),
+}
+REWEIGHTED_SOFTMAX: dict[str, Rival] = {
+    DYNAMIC: _softmax("dynamic"),
+    STATIC: _softmax("static"),
+    "torch.softmax": Rival(
+        _plain(lambda x: torch.softmax(x.scores, -1, dtype=torch.float32).to(x.scores.dtype)),
+        "plain softmax",
+        moves="scores",
+    ),
+    TUNED: Rival(_plain(peers.stored_softmax), "softmax", moves="scores"),
+    LOOP: Rival(_plain(loop.reweighted_softmax), "softmax", host_reads=True, moves="scores"),
+}
+
+
+def check(rival: Rival, x: Inputs, result: Tensor) -> float:
+    """Error against the reference in fp64, relative to the largest value.
+
+    Raises
+    ------
+    AssertionError
+        Beyond eight times the dtype's precision: what is wrong is not timed.
+    """
+    expected = _expected(rival.computes, x)
+    largest = expected.abs().max().item()
+    error = (result.double() - expected).abs().max().item() / largest
+    tolerance = max(8 * torch.finfo(x.query.dtype).eps, 1e-5)
+    assert error <= tolerance, f"error {error:.3g} against fp64, wanted at most {tolerance:.3g}"
+    return error
+
+
+def _expected(computes: str, x: Inputs) -> Tensor:
+    q, k, v, scores = (t.double() for t in (x.query, x.key, x.value, x.scores))
+    if computes == "plain softmax":
+        return torch.softmax(scores, -1)
+    if computes == "rows":
+        return reference.row_statistics(q[:, :, 0], k, x.flags).image_attention
+    if computes.endswith("softmax"):
+        keywords = _gate("static" if computes == "static softmax" else "dynamic")
+        result = reference.reweighted_softmax(scores, x.flags, **keywords)
+        return result.probabilities
+    if computes == "plain":
+        return reference.decode_attention(q, k, v, x.flags[:, :0]).output
+    return reference.decode_attention(q, k, v, x.flags, heads=x.heads, **_gate(computes)).output

@@ -1,0 +1,132 @@
+"""Interleaved timing: all rivals of a case take turns, so that each meets the same machine.
+
+A round calls every rival once, in random order; what is reported are medians over rounds. The
+rounds rotate through sets of inputs that together exceed the last cache, as the layers of a model
+do. On a GPU a round replays a CUDA graph with one call per set of inputs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bench.inputs import Case
+
+Sample = Callable[[int], float]  # round -> seconds per call
+T = TypeVar("T")
+
+COPY = "copy"
+LEAST_ROUNDS = 3
+WARM_UP = 1
+_CACHES = {"cpu": 3, "cuda": 5}  # sets of inputs exceed the last cache this many times
+_COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+_MEMORY_SHARE = 0.5  # of a GPU, for rotated inputs
+
+
+def interleave(
+    samples: Mapping[str, Sample], rounds: int, max_seconds: float
+) -> dict[str, list[float]]:
+    """Seconds per call of every sample, in rounds of random order.
+
+    Stops early after ``max_seconds``, but not before three rounds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in samples}
+    order = random.Random(0)
+    end = math.inf
+    for turn in range(-WARM_UP, rounds):
+        if turn == 0:
+            end = time.perf_counter() + max_seconds
+        if turn >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+        for name in order.sample(list(samples), len(samples)):
+            seconds = samples[name](turn + WARM_UP)
+            if turn >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def sets_of_inputs(case: Case, device: str) -> int:
+    """How many sets of inputs exceed the last cache."""
+    wanted = math.ceil(_CACHES[device] * _last_cache(device) / case.kv_bytes)
+    if device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        wanted = min(wanted, int(_MEMORY_SHARE * total / case.kv_bytes))
+    return max(2, wanted)
+
+
+def sample_of(
+    run: Callable[[T], Any], inputs: Sequence[T], device: str, host_reads: bool = False
+) -> Sample:
+    """Times calls of ``run``; one that reads results on the host cannot be in a CUDA graph."""
+    if device == "cpu":
+        return _cpu_sample(run, inputs)
+    return _cuda_sample(run, inputs, graph=not host_reads)
+
+
+def copy_sample(device: str) -> Sample:
+    """Seconds per byte moved (read or written) of a large copy."""
+    source = torch.zeros(_COPY_BYTES[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel()
+    sample = sample_of(target.copy_, [source], device)
+    return lambda turn: sample(turn) / moved
+
+
+def synchronize(device: str) -> None:
+    """Wait for what was started."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _cpu_sample(run: Callable[[T], Any], inputs: Sequence[T]) -> Sample:
+    def sample(turn: int) -> float:
+        chosen = inputs[turn % len(inputs)]
+        start = time.perf_counter()
+        run(chosen)
+        return time.perf_counter() - start
+
+    return sample
+
+
+def _cuda_sample(run: Callable[[T], Any], inputs: Sequence[T], graph: bool) -> Sample:
+    def call_all() -> None:
+        for chosen in inputs:
+            run(chosen)
+
+    call = _captured(call_all).replay if graph else call_all
+
+    def sample(turn: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / len(inputs)
+
+    return sample
+
+
+def _captured(call: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph
+
+
+def _last_cache(device: str) -> int:
+    """Bytes of the last cache level."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(0).L2_cache_size
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(s.read_text().strip().removesuffix("K")) for s in sizes), default=1 << 15) << 10

@@ -1,0 +1,90 @@
+"""Boxes and masks in pixels to image tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vrga_ext
+from tests.adapter.tiny import build, greedy
+from vrga_ext.analysis import box_tokens, mask_tokens, relevant_tokens
+
+GRID, SIZE = (3, 4), (50, 31)  # cells of 12.5 x 10.33 pixels
+
+
+def counted(box: tuple[int, int, int, int]) -> torch.Tensor:
+    """Share of each cell that a box of whole pixels covers, on a raster of 1/12 pixel."""
+    fine = torch.zeros(31 * 12, 50 * 12)
+    left, top, right, bottom = (12 * edge for edge in box)
+    fine[top:bottom, left:right] = 1
+    return torch.nn.functional.avg_pool2d(fine[None], (124, 150))[0]
+
+
+@pytest.mark.parametrize("min_coverage", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 50, 31), (0, 0, 25, 11), (7, 3, 30, 26), (20, 0, 50, 9), (13, 11, 37, 31)]
+)
+def test_coverage_of_cells(box, min_coverage):
+    wanted = counted(box) >= min_coverage
+    if not wanted.any():
+        wanted = counted(box) > counted(box).max() - 1e-6
+    assert torch.equal(box_tokens([box], SIZE, GRID, min_coverage=min_coverage), wanted)
+    mask = torch.zeros(31, 50, dtype=torch.bool)
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    assert torch.equal(mask_tokens(mask, GRID, min_coverage=min_coverage), wanted)
+    assert torch.equal(mask_tokens(mask.numpy(), GRID, min_coverage=min_coverage), wanted)
+
+
+def test_a_small_box_gets_the_cell_it_covers_most():
+    assert box_tokens([(24, 14, 30, 16)], SIZE, GRID).nonzero().tolist() == [[1, 2]]
+    both = box_tokens([(24, 14, 30, 16), (0, 0, 1, 1)], SIZE, GRID)
+    assert both.nonzero().tolist() == [[0, 0], [1, 2]]
+    assert box_tokens([(-5, -5, 2, 2)], SIZE, GRID).nonzero().tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("box", [(3, 3, 3, 9), (9, 3, 4, 9), (60, 3, 70, 9)])
+def test_a_box_without_an_area_is_refused(box):
+    with pytest.raises(ValueError, match=r"wanted \(left, top, right, bottom\) with an area"):
+        box_tokens([box], SIZE, GRID)
+
+
+def test_other_bad_arguments():
+    with pytest.raises(ValueError, match="min_coverage"):
+        box_tokens([(0, 0, 9, 9)], SIZE, GRID, min_coverage=0)
+    with pytest.raises(ValueError, match="at least one pixel"):
+        mask_tokens(torch.zeros(4, 4), GRID)
+    with pytest.raises(ValueError, match=r"wanted \[height, width\]"):
+        mask_tokens(torch.ones(4), GRID)
+
+
+@pytest.fixture(scope="module")
+def capture():
+    """Two samples: a 4 x 4 image, and a 2 x 3 and a 4 x 4 one."""
+    family = build("qwen2_5_vl")
+    inputs = family.prompt([5, (4, 4), 7, 8], [(2, 3), 9, (4, 4), 10, 11])
+    with vrga_ext.capture(family.model, question_end=inputs["input_ids"].shape[1] - 1) as recording:
+        greedy(family.model, inputs, 2, num_beams=2)
+    return recording.last
+
+
+def test_tokens_of_a_capture(capture):
+    boxes, sizes = [[(0, 0, 50, 50)], [(20, 0, 40, 20)]], [(100, 100), (30, 20)]
+    tokens = relevant_tokens(capture, boxes, sizes)
+    assert tokens.shape == (4, 22)
+    assert tokens[0].nonzero().flatten().tolist() == [0, 1, 4, 5]
+    assert tokens[2].nonzero().flatten().tolist() == [2, 5]
+    assert torch.equal(tokens[::2], tokens[1::2])  # beams
+    masks = [torch.ones(8, 8), torch.ones(5, 5)]
+    assert relevant_tokens(capture, masks=masks).sum(1).tolist() == [16, 16, 6, 6]
+
+
+def test_tokens_of_a_capture_that_do_not_fit(capture):
+    boxes, sizes = [[(0, 0, 50, 50)], [(20, 0, 40, 20)]], [(100, 100), (30, 20)]
+    with pytest.raises(ValueError, match=r"boxes: wanted one for each row of the prompt \(2\)"):
+        relevant_tokens(capture, boxes[:1], sizes)
+    with pytest.raises(ValueError, match="image_sizes: wanted one for each row"):
+        relevant_tokens(capture, boxes, sizes[:1])
+    with pytest.raises(ValueError, match="either the first two or masks"):
+        relevant_tokens(capture, boxes)
+    with pytest.raises(ValueError, match="image: wanted one of 1 of sample 0, got 1"):
+        relevant_tokens(capture, boxes, sizes, image=1)

@@ -1,0 +1,192 @@
+"""RRAR, fits, drift, paired comparisons and head masking."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+import vrga_ext
+from tests.adapter.tiny import LOOSE, ROWS, build, greedy, logits
+from vrga_ext import VRGAConfig, analysis
+from vrga_ext.demo.answers import answer_all, held_out, load_demo
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def family():
+    return build("qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def inputs(family):
+    return family.prompt(*ROWS)
+
+
+@pytest.fixture(scope="module")
+def end(inputs):
+    return inputs["input_ids"].shape[1] - 1
+
+
+@pytest.fixture(scope="module")
+def capture(family, inputs, end):
+    with vrga_ext.capture(family.model, rows=True, question_end=end) as recording:
+        greedy(family.model, inputs, STEPS)
+    return recording.last
+
+
+def test_rrar_of_every_head_and_row(capture):
+    generator = torch.Generator().manual_seed(0)
+    image = capture.image_positions >= 0
+    tokens = (torch.rand(image.shape, generator=generator) < 0.3) & image
+    found = analysis.rrar(capture, tokens)
+    assert found.shape == capture.image_ratio.shape
+    rows = capture.image_rows()
+    for sample, layer, head, row in product(*map(range, found.shape)):
+        a = rows[sample, layer, head, row].double()
+        wanted = a[tokens[sample]].mean() / a[image[sample]].mean()
+        assert found[sample, layer, head, row].item() == pytest.approx(wanted.item(), rel=1e-4)
+    every = analysis.rrar(capture, image)
+    torch.testing.assert_close(every, torch.ones_like(every))
+    assert analysis.rrar(capture, image & False).isnan().all()
+    with pytest.raises(ValueError, match="tokens: wanted"):
+        analysis.rrar(capture, tokens[:1])
+
+
+def test_drift_is_the_mean_over_heads(capture):
+    tokens = capture.boosted[:, 0]
+    found = analysis.drift(capture, tokens)
+    assert found.image_ratio.shape == (3, STEPS - 1)
+    torch.testing.assert_close(found.image_ratio, capture.image_ratio[..., 1:].mean((1, 2)))
+    one = analysis.drift(capture, heads=[(2, 1)])
+    assert one.rrar is None
+    torch.testing.assert_close(one.image_entropy, capture.image_entropy[:, 2, 1, 1:])
+    with pytest.raises(ValueError, match=r"heads: wanted \(layer, head\) of layers"):
+        analysis.drift(capture, heads=[(3, 0)])
+
+
+def test_focused_heads_are_those_of_enable(family, inputs, end, capture):
+    with vrga_ext.enable(family.model, question_end=end, **LOOSE) as handle:
+        greedy(family.model, inputs, 1)
+        wanted = tuple(region.visual_heads for region in handle.regions)
+    config = VRGAConfig(efr_percentile=40, ratio_percentile=60)
+    assert analysis.focused_heads(capture, config) == wanted
+
+
+def test_linear_fit_is_least_squares():
+    rng = np.random.default_rng(0)
+    entropy = rng.uniform(0, 3, size=(4, 16))
+    ratio = 0.7 * entropy - 0.2 + 0.1 * rng.normal(size=entropy.shape)
+    slope, intercept = np.polyfit(entropy.ravel(), ratio.ravel(), 1)
+    r = np.corrcoef(entropy.ravel(), ratio.ravel())[0, 1]
+    padded = np.full((4, 17), np.nan)
+    padded[:, :16] = ratio
+    found = analysis.linear_fit(
+        torch.tensor(padded), torch.tensor(np.pad(entropy, ((0, 0), (0, 1))))
+    )
+    assert found == pytest.approx((slope, intercept, r, 64))
+    with pytest.raises(ValueError, match="at least two different finite values"):
+        analysis.linear_fit(torch.ones(3), torch.ones(3))
+    with pytest.raises(ValueError, match="image_entropy: wanted"):
+        analysis.linear_fit(torch.ones(3), torch.ones(4))
+
+
+@pytest.mark.parametrize("better", [0, 3, 8, 9])
+def test_sign_test_counts_every_outcome(better):
+    worse = 9 - better
+    first = np.array([1.0] * better + [0.0] * worse + [0.5] * 4)
+    found = analysis.compare(first, np.array([0.0] * better + [1.0] * worse + [0.5] * 4))
+    assert (found.better, found.worse, found.questions) == (better, worse, 13)
+    outcomes = [abs(sum(signs)) for signs in product((-1, 1), repeat=9)]
+    as_far = np.mean([outcome >= abs(better - worse) for outcome in outcomes])
+    assert found.p_value == pytest.approx(as_far)
+    difference = np.array([1.0] * better + [-1.0] * worse + [0.0] * 4)
+    assert found.mean_difference == pytest.approx(difference.mean())
+    assert found.standard_error == pytest.approx(difference.std(ddof=1) / math.sqrt(13))
+
+
+def test_long_comparisons_take_the_normal_limit():
+    just, over = (analysis.Paired(0.0, 0.0, 520 + extra, 480, 2000).p_value for extra in (0, 1))
+    assert just == pytest.approx(over, rel=0.1)
+    assert analysis.Paired(0.0, 0.0, 5000, 5000, 10_000).p_value == 1.0
+
+
+def test_comparisons_that_cannot_be_made():
+    with pytest.raises(ValueError, match="wanted one value per question"):
+        analysis.compare([1, 2], [1])
+    with pytest.raises(ValueError, match="at least one pair"):
+        analysis.compare([math.nan], [1])
+    with pytest.raises(ValueError, match="penalty: wanted"):
+        analysis.combined_score(0.5, 2, 0.1)
+
+
+def test_masked_heads_do_not_see_the_image(family, inputs, capture):
+    plain = greedy(family.model, inputs, STEPS)
+    heads = [(0, 1), (2, 3), (0, 1)]
+    with (
+        pytest.warns(vrga_ext.VRGAWarning, match="question's end"),
+        analysis.mask_heads(family.model, heads),
+        vrga_ext.capture(family.model, rows=True) as recording,
+    ):
+        masked = greedy(family.model, inputs, STEPS)
+    assert not torch.equal(logits(masked)[1:], logits(plain)[1:])
+    assert torch.equal(logits(masked)[0], logits(plain)[0])
+    rows, before = recording.last.image_rows(), recording.last.image_rows(reweighted=False)
+    hidden = analysis.head_mask(heads, capture.layers, 4)
+    assert not rows[:, hidden, 1:].any()
+    assert torch.equal(rows[:, ~hidden], before[:, ~hidden])
+    assert torch.equal(rows[..., 0, :], before[..., 0, :])
+    torch.testing.assert_close(before[:, 0, :, 1], capture.image_rows()[:, 0, :, 1])
+    assert torch.equal(logits(greedy(family.model, inputs, STEPS)), logits(plain))
+
+
+def test_heads_that_cannot_be_masked(family, inputs):
+    with pytest.raises(ValueError, match="at least one"), analysis.mask_heads(family.model, []):
+        pass
+    unknown = analysis.mask_heads(family.model, [(7, 0)])
+    with pytest.warns(vrga_ext.VRGAWarning), pytest.raises(ValueError, match="layers"), unknown:
+        greedy(family.model, inputs, 2)
+    with vrga_ext.enable(family.model), pytest.raises(ValueError, match="enabled already"):
+        analysis.mask_heads(family.model, [(0, 0)]).__enter__()
+
+
+def test_policies(capture):
+    ratio = capture.image_ratio[..., 0].double().mean(0)
+    efr = capture.image_entropy[..., 0].double().mean(0) / ratio
+    for layer, heads in enumerate(ratio):
+        looking = [h for h in range(4) if heads[h] > heads.median() or heads.argmax() == h]
+        best = min(looking, key=lambda h: efr[layer, h])
+        chosen = analysis.choose_heads(capture, "efr", 1)
+        assert [h for index, h in chosen if index == capture.layers[layer]] == [best]
+    least = analysis.choose_heads([capture, capture], "lowest_ratio", 1)
+    assert least == tuple(zip(capture.layers, ratio.argmin(1).tolist(), strict=True))
+    one, again, other = (
+        analysis.choose_heads(capture, "random", 2, seed=seed) for seed in (0, 0, 1)
+    )
+    assert one == again != other
+    assert len(set(one)) == 6
+    with pytest.raises(ValueError, match="policy: wanted one of"):
+        analysis.choose_heads(capture, "best", 1)
+    with pytest.raises(ValueError, match="per_layer: wanted 1 to 2 of a layer's 4 heads, got 3"):
+        analysis.choose_heads(capture, "efr", 3)
+
+
+def test_the_focused_heads_of_the_demo_model_are_the_ones_that_matter():
+    """Paper section 3: they collapse the accuracy, random and least-looking ones do not."""
+    model, processor = load_demo()
+    samples = held_out(32, seed=3)
+
+    def answer() -> list[bool]:
+        given = answer_all(model, processor, samples, steps=4)
+        return [a.is_right(s) for a, s in zip(given, samples, strict=True)]
+
+    found = analysis.ablate(model, answer, 2, processor=processor)
+    print({policy: found.masked_accuracy(policy) for policy in found.heads}, found.accuracy)
+    assert found.against_base("efr").mean_difference < -0.15
+    assert found.against_base("efr").p_value < 0.01
+    for policy in ("random", "lowest_ratio"):
+        assert found.masked_accuracy(policy) > found.accuracy - 0.05

@@ -1,0 +1,206 @@
+"""Pages, goals and comparisons of benchmark results, from invented times; interleaving."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from bench import goals, rivals, timing
+from bench.__main__ import app
+from bench.compare import changes, differences
+from bench.inputs import Case, Shape, make_inputs
+from bench.operations import Operation
+from bench.race import Settings, run_race
+from bench.results import Report, grouped
+
+CASE_B = str(Case(goals.GPU_SHAPES["B"], "bfloat16"))
+CPU_CASE = "B1 28/4 M4096 D128 float32"
+GPU_TIMES = {  # us
+    rivals.DYNAMIC: 36.0,
+    rivals.STATIC: 35.0,
+    rivals.OFF: 35.5,
+    "SDPA FLASH": 60.0,
+    "SDPA cuDNN": 40.0,
+    rivals.STORED: 500.0,
+}
+CPU_TIMES = {rivals.DYNAMIC: 100.0, rivals.PACKED: 150.0, rivals.STORED: 290.0, rivals.LOOP: 4500.0}
+
+
+def benchmark(op, case, rival, us, **extra):
+    info = {"op": op, "case": case, "rival": rival, "device": "cpu", "bytes": 10**6} | extra
+    return {"extra_info": info | {"copy_gbs": 20.0}, "stats": {"median": us / 1e6}}
+
+
+def write(path, benchmarks, absent=(), **machine):
+    content = {
+        "benchmarks": benchmarks,
+        "machine_info": {"vrga": {"CPU": "Some CPU", "torch": "2.13.0", "commit": "a"} | machine},
+        "absent": dict(absent),
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def decode(times=CPU_TIMES, case=CPU_CASE, **extra):
+    return [benchmark("decode_attention", case, name, us, **extra) for name, us in times.items()]
+
+
+def verdicts(path):
+    found = goals.goals(grouped(Report.load(path).results))
+    return {goal.name: (round(goal.value, 3), goal.verdict) for goal in found}
+
+
+def test_goals_of_a_cpu(tmp_path):
+    rows = [
+        benchmark("row_statistics", CPU_CASE, rivals.ROWS, 60.0),
+        benchmark("row_statistics", CPU_CASE, rivals.DYNAMIC, 100.0),
+    ]
+    assert verdicts(write(tmp_path / "r.json", decode() + rows)) == {
+        f"{rivals.PACKED} / {rivals.DYNAMIC}": (1.5, "met"),
+        f"{rivals.STORED} / {rivals.DYNAMIC}": (2.9, "missed"),
+        f"{rivals.LOOP} / {rivals.DYNAMIC}": (45.0, "stretch"),
+        "row_statistics / decode": (0.6, "met"),
+    }
+
+
+def test_goals_of_a_gpu(tmp_path):
+    shape = decode(GPU_TIMES, CASE_B, device="cuda", bytes=134_217_728)
+    for result in shape:
+        result["extra_info"]["copy_gbs"] = 4300.0
+    assert verdicts(write(tmp_path / "r.json", shape)) == {
+        "share of copy bandwidth": (0.867, "met"),
+        f"{rivals.DYNAMIC} / {rivals.OFF}": (1.014, "met"),
+        f"{rivals.STATIC} / {rivals.OFF}": (0.986, "stretch"),
+        f"best SDPA / {rivals.DYNAMIC}": (1.111, "met"),
+        f"{rivals.STORED} / {rivals.DYNAMIC}": (13.889, "stretch"),
+    }
+
+
+def test_goals_of_a_model(tmp_path):
+    steps = {goals.NOT_ENABLED: 100.0, goals.ADAPTER: 101.0, rivals.DYNAMIC: 104.0}
+    model = [benchmark("decode step", "some model", name, us) for name, us in steps.items()]
+    peaks = {goals.NOT_ENABLED: 1000, rivals.DYNAMIC: 1020}
+    model += [
+        benchmark("peak memory", "some model", name, 1.0, peak_bytes=size)
+        for name, size in peaks.items()
+    ]
+    assert list(verdicts(write(tmp_path / "r.json", model)).values()) == [
+        (1.01, "stretch"),
+        (1.04, "met"),
+        (1.02, "missed"),
+    ]
+
+
+def test_report_writes_a_page_and_a_figure(tmp_path):
+    sweep = [
+        benchmark("scaling", f"keys = {x}", rivals.DYNAMIC, x / 4, sweep="keys", x=x)
+        for x in (512, 16384)
+    ]
+    absent = {f"decode_attention, {CPU_CASE}: FlashInfer": "No module named 'flashinfer'"}
+    result = write(tmp_path / "some-cpu.json", decode() + sweep, absent)
+    run = CliRunner().invoke(app, ["report", str(result), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    page = (tmp_path / "out" / "some-cpu.md").read_text()
+    assert "- CPU: Some CPU" in page
+    assert f"| {CPU_CASE} | vrga dynamic (base) | 100.0 | 10.0 | 0.50 | 1 |" in page
+    assert f"| {CPU_CASE} | per-head loop | 4500.0 | 0.2 | 0.01 | 45 |" in page
+    assert "| 2.9 | ≥ 3 | ≥ 4 | missed |" in page
+    assert "FlashInfer: No module named" in page
+    assert "](some-cpu.png)" in page
+    assert (tmp_path / "out" / "some-cpu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_without_anything_to_draw(tmp_path):
+    result = write(tmp_path / "r.json", [benchmark("generate", "m", goals.NOT_ENABLED, 5.0)])
+    run = CliRunner().invoke(app, ["report", str(result), "--out", str(tmp_path / "out")])
+    assert run.exit_code == 0, run.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["r.md"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "threshold", "code"), [(1.05, 0.1, 0), (1.2, 0.1, 1), (1.2, 0.3, 0), (0.5, 0.0, 0)]
+)
+def test_compare_fails_on_a_regression(tmp_path, factor, threshold, code):
+    old = write(tmp_path / "old.json", decode())
+    slower = CPU_TIMES | {rivals.DYNAMIC: factor * CPU_TIMES[rivals.DYNAMIC]}
+    new = write(tmp_path / "new.json", decode(slower), commit="b")
+    arguments = ["compare", str(old), str(new), "--threshold", str(threshold)]
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == code, run.output
+    assert f"{code} of 4 figures slower" in run.output
+    assert "not the same" not in run.output
+
+
+def test_a_peer_that_got_slower_is_no_regression(tmp_path):
+    old = Report.load(write(tmp_path / "old.json", decode()))
+    slower = CPU_TIMES | {rivals.PACKED: 300.0}
+    new = Report.load(write(tmp_path / "new.json", decode(slower)))
+    assert [change.ratio for change in changes(old, new)] == [2.0, 1.0, 1.0, 1.0]
+    assert not any(change.regressed(0.1) for change in changes(old, new))
+
+
+def test_compare_notes_another_machine(tmp_path):
+    old = write(tmp_path / "old.json", decode())
+    new = write(tmp_path / "new.json", decode(), torch="2.14.0", commit="b")
+    run = CliRunner().invoke(app, ["compare", str(old), str(new)])
+    assert run.exit_code == 0
+    assert "not the same machine or versions: torch: 2.13.0 -> 2.14.0" in run.output
+    assert differences({"GPU": "A"}, {}) == ["GPU: A -> unknown"]
+
+
+def test_files_that_cannot_be_compared(tmp_path):
+    old = write(tmp_path / "old.json", decode())
+    other = write(tmp_path / "other.json", decode(case="another case"))
+    run = CliRunner().invoke(app, ["compare", str(old), str(other)])
+    assert run.exit_code == 2
+    assert "results in common" in run.output
+    (tmp_path / "no.json").write_text("{}")
+    run = CliRunner().invoke(app, ["compare", str(old), str(tmp_path / "no.json")])
+    assert run.exit_code == 2
+    assert "wanted a file of `pytest bench --benchmark-json`" in run.output
+
+
+def test_rounds_are_interleaved_and_the_warm_up_is_not_counted():
+    calls = []
+
+    def sample(name):
+        def time(turn):
+            calls.append((turn, name))
+            return float(turn)
+
+        return time
+
+    times = timing.interleave({"a": sample("a"), "b": sample("b")}, rounds=4, max_seconds=60)
+    assert times == {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0, 4.0]}
+    assert [turn for turn, _ in calls] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    slow = timing.interleave({"a": sample("a")}, rounds=1000, max_seconds=0)
+    assert len(slow["a"]) == timing.LEAST_ROUNDS
+
+
+def test_a_wrong_rival_is_not_timed(monkeypatch):
+    case = Case(Shape(1, 4, 2, 40, 16), "float32")
+    wrong = rivals.Rival(lambda case: lambda x: 1.01 * x.query, "plain")
+    refusing = rivals.Rival(lambda case: lambda x: x.query @ x.query, "plain")
+    entered = {rivals.OFF: rivals.DECODE[rivals.OFF], "wrong": wrong, "refusing": refusing}
+    monkeypatch.setattr(timing, "_COPY_BYTES", {"cpu": 1 << 10})
+    monkeypatch.setattr(timing, "_CACHES", {"cpu": 0})
+    race = run_race(lambda: Operation(case, entered, Settings()), list(entered), Settings(), 3)
+    assert {name: len(times) for name, times in race.times.items()} == {rivals.OFF: 3}
+    assert "against fp64" in str(race.wrong["wrong"])
+    assert list(race.absent) == ["refusing"]
+    assert race.copy_gbs > 0
+
+
+def test_shares_of_image_and_boosted_keys():
+    case = Case(Shape(2, 2, 1, 1000, 8), "float32", image_share=0.4, focus_share=0.25)
+    for contiguous in (False, True):
+        x = make_inputs(Case(**(vars(case) | {"contiguous": contiguous})), "cpu")
+        assert x.image.sum(-1).unique().tolist() == [400]
+        assert x.focus.sum(-1).unique().tolist() == [100]
+        assert not (x.focus & ~x.image).any()
+        edges = (x.focus[0, 0, 0].int().diff() != 0).sum().item()
+        assert (edges == 2) == contiguous
+    assert torch.equal(x.bias != 0, x.focus)

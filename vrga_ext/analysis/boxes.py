@@ -1,0 +1,202 @@
+"""From boxes and masks in image pixels to the image tokens they belong to.
+
+The patch grid divides the image evenly: token (row, column) of a grid of ``rows x columns`` stands
+for the cell of ``height / rows x width / columns`` pixels there, whatever size the image was
+resized to. A token belongs to a box or mask that covers at least ``min_coverage`` of its cell. One
+that covers no cell so far, because it is small or lies across cells, gets the cell it covers most
+(or the cells, if it covers several alike), so that no region is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vrga_ext.captures import Capture
+
+Box = Sequence[float]  # left, top, right, bottom in pixels
+
+
+def box_tokens(
+    boxes: Sequence[Box],
+    image_size: tuple[int, int],
+    grid: tuple[int, int],
+    *,
+    min_coverage: float = 0.5,
+) -> Tensor:
+    """Tokens of one image that belong to any of its boxes.
+
+    Parameters
+    ----------
+    boxes
+        ``(left, top, right, bottom)`` in pixels of the image, right and bottom exclusive. What
+        lies outside the image is cut off.
+    image_size
+        Width and height in pixels, as ``PIL.Image.size``.
+    grid
+        Patch rows and columns.
+    min_coverage
+        Share of a token's cell that one box covers, in (0, 1].
+
+    Returns
+    -------
+    bool [rows, columns]
+
+    Raises
+    ------
+    ValueError
+        A box is empty within the image, or ``min_coverage`` is out of range.
+
+    Examples
+    --------
+    >>> box_tokens([(0, 0, 16, 10)], (40, 20), (2, 4))
+    tensor([[ True,  True, False, False],
+            [False, False, False, False]])
+    """
+    _check_coverage(min_coverage)
+    width, height = image_size
+    rows, columns = grid
+    chosen = torch.zeros(grid, dtype=torch.bool)
+    for box in boxes:
+        left, top, right, bottom = box
+        across = _overlap(left, right, width, columns)
+        down = _overlap(top, bottom, height, rows)
+        coverage = down[:, None] * across  # [rows, columns]
+        if not coverage.max() > 0:
+            raise ValueError(
+                f"boxes: wanted (left, top, right, bottom) with an area inside the image of "
+                f"{width} x {height} pixels, got {tuple(box)}"
+            )
+        chosen |= _enough(coverage, min_coverage)
+    return chosen
+
+
+def mask_tokens(mask: Any, grid: tuple[int, int], *, min_coverage: float = 0.5) -> Tensor:
+    """Tokens of one image that belong to a mask.
+
+    Parameters
+    ----------
+    mask : bool [height, width]
+        Pixels of the region; an array or tensor.
+    grid, min_coverage
+        As in :func:`box_tokens`.
+
+    Returns
+    -------
+    bool [rows, columns]
+
+    Raises
+    ------
+    ValueError
+        The mask has no pixel or is not two-dimensional.
+
+    Examples
+    --------
+    >>> mask = torch.zeros(4, 6)
+    >>> mask[:2, :3] = 1
+    >>> mask_tokens(mask, (2, 3))
+    tensor([[ True,  True, False],
+            [False, False, False]])
+    """
+    _check_coverage(min_coverage)
+    pixels = torch.as_tensor(mask)
+    if pixels.dim() != 2 or not pixels.any():
+        raise ValueError(
+            f"mask: wanted [height, width] with at least one pixel, got {[*pixels.shape]}"
+        )
+    share = (pixels != 0).double()
+    for size in grid:  # rows, then columns: each cell's mean over its pixels, whole or in part
+        share = (_cell_weights(share.shape[0], size) @ share).T
+    return _enough(share, min_coverage)
+
+
+def relevant_tokens(
+    capture: Capture,
+    boxes: Sequence[Sequence[Box]] | None = None,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
+    *,
+    masks: Sequence[Any] | None = None,
+    image: int = 0,
+    min_coverage: float = 0.5,
+) -> Tensor:
+    """Image tokens of a capture's samples that belong to each sample's boxes, or to its mask.
+
+    Parameters
+    ----------
+    capture
+        Of S samples and n image tokens; the patch grid of each image is the model's own.
+    boxes, image_sizes
+        A list of boxes, and the image's width and height in pixels, for each row of the prompt.
+    masks
+        Instead of them: a mask for each row of the prompt.
+    image
+        Which of a sample's images they are in.
+    min_coverage
+        As in :func:`box_tokens`.
+
+    Returns
+    -------
+    bool [S, n]
+
+    Raises
+    ------
+    ValueError
+        Not one entry per row of the prompt, no such image, or one whose tokens form no rectangle.
+    """
+    if (boxes is None) == (masks is None) or (boxes is None) != (image_sizes is None):
+        raise ValueError("boxes, image_sizes, masks: wanted either the first two or masks")
+    count = len(capture.regions)
+    for name, given in (("boxes", boxes), ("image_sizes", image_sizes), ("masks", masks)):
+        if given is not None and len(given) != count:
+            raise ValueError(
+                f"{name}: wanted one for each row of the prompt ({count}), got {len(given)}"
+            )
+    chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool)
+    for sample, spans in enumerate(capture.images):
+        row = sample // capture.copies
+        if not 0 <= image < len(spans):
+            raise ValueError(f"image: wanted one of {len(spans)} of sample {sample}, got {image}")
+        span = spans[image]
+        if span.grid is None:
+            raise ValueError(
+                f"image: wanted one whose tokens form a rectangle, got image {image} of sample "
+                f"{sample}, of which only the number of tokens is known ({span.length})"
+            )
+        if masks is not None:
+            cells = mask_tokens(masks[row], span.grid, min_coverage=min_coverage)
+        else:
+            assert boxes is not None
+            assert image_sizes is not None
+            cells = box_tokens(boxes[row], image_sizes[row], span.grid, min_coverage=min_coverage)
+        first = span.start + span.lead
+        chosen[sample, first : first + cells.numel()] = cells.flatten()
+    return chosen
+
+
+def _overlap(low: float, high: float, size: int, cells: int) -> Tensor:
+    """Share of each of the cells of one axis that lies between two pixels, fp64 [cells]."""
+    edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
+    inside = edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)
+    return inside.clamp(min=0) / (size / cells)
+
+
+def _cell_weights(pixels: int, cells: int) -> Tensor:
+    """Weight of each pixel in each cell's mean, fp64 [cells, pixels]."""
+    width = pixels / cells
+    low = torch.arange(cells, dtype=torch.float64)[:, None] * width
+    pixel = torch.arange(pixels, dtype=torch.float64)
+    inside = (pixel + 1).minimum(low + width) - pixel.maximum(low)
+    return inside.clamp(min=0) / width
+
+
+def _enough(coverage: Tensor, min_coverage: float) -> Tensor:
+    wanted = min(min_coverage, float(coverage.max()))
+    return coverage >= wanted - 1e-9  # rounding of cell edges
+
+
+def _check_coverage(min_coverage: float) -> None:
+    if not 0 < min_coverage <= 1:
+        raise ValueError(f"min_coverage: wanted a number in (0, 1], got {min_coverage!r}")

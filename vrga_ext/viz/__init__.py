@@ -1,0 +1,59 @@
+"""Pictures of where a model looks: maps, heads, layers and drift, and a page of one generation.
+
+The drawing functions take a matplotlib ``Axes`` and return it; they never show anything and never
+touch pyplot, so that ``matplotlib.figure.Figure().subplots()`` works as well as a notebook's axes.
+The page needs no matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vrga_ext.viz.grid import boundary, cells
+
+if TYPE_CHECKING:
+    from vrga_ext.viz.drift import compare_drift, draw_drift
+    from vrga_ext.viz.heads import draw_heads, draw_layers
+    from vrga_ext.viz.looks import head_maps, per_token
+    from vrga_ext.viz.maps import compare_maps, draw_map, draw_picture, draw_region, outline
+    from vrga_ext.viz.page import html_page, write_html
+
+__all__ = [
+    "boundary",
+    "cells",
+    "compare_drift",
+    "compare_maps",
+    "draw_drift",
+    "draw_heads",
+    "draw_layers",
+    "draw_map",
+    "draw_picture",
+    "draw_region",
+    "head_maps",
+    "html_page",
+    "outline",
+    "per_token",
+    "write_html",
+]
+
+# Imported when first used, so that the page can be written without matplotlib.
+_LAZY = {
+    **dict.fromkeys(("compare_drift", "draw_drift"), "vrga_ext.viz.drift"),
+    **dict.fromkeys(("draw_heads", "draw_layers"), "vrga_ext.viz.heads"),
+    **dict.fromkeys(
+        ("compare_maps", "draw_map", "draw_picture", "draw_region", "outline"), "vrga_ext.viz.maps"
+    ),
+    **dict.fromkeys(("head_maps", "per_token"), "vrga_ext.viz.looks"),
+    **dict.fromkeys(("html_page", "write_html"), "vrga_ext.viz.page"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

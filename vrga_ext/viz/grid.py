@@ -1,0 +1,124 @@
+"""From values over the image tokens to the cells of a picture; numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vrga_ext.selection import Span
+
+Picture = Image.Image | np.ndarray
+Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+
+
+def cells(values: Any, span: Span) -> np.ndarray:
+    """Lay values over the image tokens out as the patches of one image.
+
+    Parameters
+    ----------
+    values : [..., n]
+        One value per image token, in the order of ``region.image_positions``; a tensor or an array.
+    span
+        The image: one of ``region.images``.
+
+    Returns
+    -------
+    array [..., rows, columns]
+
+    Raises
+    ------
+    ValueError
+        The values do not reach as far as the image, or its tokens form no rectangle.
+
+    Examples
+    --------
+    Two images of a prompt, the second one of two rows and two columns:
+
+    >>> cells([0.1, 0.2, 0.5, 0.6, 0.7, 0.8], Span(start=2, length=4, lead=0, grid=(2, 2)))
+    array([[0.5, 0.6],
+           [0.7, 0.8]])
+    """
+    array = as_array(values)
+    end = span.start + span.length
+    if array.ndim == 0 or array.shape[-1] < end:
+        raise ValueError(f"values: wanted [..., n] with n at least {end}, got {[*array.shape]}")
+    if span.grid is None:
+        raise ValueError(
+            f"span: wanted an image whose tokens form a rectangle, got one of {span.length} "
+            "tokens that do not"
+        )
+    return array[..., span.start + span.lead : end].reshape(*array.shape[:-1], *span.grid)
+
+
+def boundary(marked: np.ndarray) -> np.ndarray:
+    """Border of a set of cells, bool [rows, columns], as segments.
+
+    Returns
+    -------
+    int array [k, 2, 2]
+        Both ends (x, y) of each segment, in cells from the upper left corner.
+
+    Examples
+    --------
+    >>> boundary(np.array([[False, True]])).tolist()
+    [[[1, 0], [2, 0]], [[1, 1], [2, 1]], [[1, 0], [1, 1]], [[2, 0], [2, 1]]]
+    """
+    padded = np.pad(np.asarray(marked, dtype=bool), 1)
+    level = np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1])[:, ::-1]  # (x, y) of left ends
+    upright = np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1])[:, ::-1]  # of upper ends
+    across, down = np.array([1, 0]), np.array([0, 1])
+    return np.concatenate(
+        [np.stack([level, level + across], 1), np.stack([upright, upright + down], 1)]
+    )
+
+
+def as_array(values: Any) -> np.ndarray:
+    """A numpy array of a tensor (of any device and dtype), an array or a sequence."""
+    detach: Callable[[], Any] | None = getattr(values, "detach", None)
+    if detach is None:
+        return np.asarray(values)
+    tensor = detach().cpu()
+    return np.asarray(tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def as_picture(image: Picture) -> Image.Image:
+    """An RGB image of a picture or of an array uint8 [height, width] or [height, width, 3].
+
+    Raises
+    ------
+    TypeError
+        Anything else.
+    """
+    if isinstance(image, np.ndarray):
+        grey = image.ndim == 2
+        if image.dtype != np.uint8 or not (grey or (image.ndim == 3 and image.shape[2] == 3)):
+            raise TypeError(
+                "image: wanted uint8 [height, width] or [height, width, 3], got "
+                f"{image.dtype} {[*image.shape]}"
+            )
+        return Image.fromarray(image).convert("RGB")
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image: wanted a PIL image or an array, got {type(image).__name__}")
+    return image.convert("RGB")
+
+
+def covered(picture: Image.Image, box: Box | None) -> Box:
+    """The part of a picture that the grid covers: ``box``, and the whole of it without one.
+
+    Raises
+    ------
+    ValueError
+        The box is empty or leaves the picture.
+    """
+    width, height = picture.size
+    if box is None:
+        return 0.0, 0.0, float(width), float(height)
+    left, upper, right, lower = box
+    if not (0 <= left < right <= width and 0 <= upper < lower <= height):
+        raise ValueError(
+            f"box: wanted (left, upper, right, lower) within {width} x {height}, got {box}"
+        )
+    return float(left), float(upper), float(right), float(lower)

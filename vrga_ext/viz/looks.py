@@ -1,0 +1,136 @@
+"""From a capture to what is drawn of it: the heads' mean map at each row, and rows by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vrga_ext.analysis import head_mask
+from vrga_ext.captures import Capture
+from vrga_ext.region import HeadIndex
+from vrga_ext.viz.grid import as_array
+
+
+def head_maps(
+    capture: Capture,
+    *,
+    sample: int = 0,
+    heads: Sequence[HeadIndex] | None = None,
+    reweighted: bool = True,
+) -> np.ndarray:
+    """Attention of some heads on the image tokens, their mean, at every captured row.
+
+    Parameters
+    ----------
+    capture
+        Made with ``rows=True`` or ``rows="all"``.
+    sample
+        Which of its S samples.
+    heads
+        (layer, head) pairs; the sample's visual heads without it.
+    reweighted
+        As the heads used it; False: as it would have been without the boost.
+
+    Returns
+    -------
+    float array [R, n]
+        Share of all attention on each image token; :func:`cells` lays a row out as a map.
+
+    Raises
+    ------
+    ValueError
+        The capture holds statistics only, there is no such sample or head, or no head is named.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> inputs = prepare(processor, held_out(1, seed=7), steps=0)
+    >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
+    ...     answer = generate(model, inputs, steps=0)
+    >>> capture = recording.last
+    >>> head_maps(capture).shape  # the question's row, and those of four tokens; 36 image tokens
+    (5, 36)
+    """
+    check_sample(capture, sample)
+    region = capture.region(sample)
+    named = region.visual_heads if heads is None else tuple(heads)
+    if not named:
+        raise ValueError("heads: wanted at least one (layer, head), got none")
+    mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
+    there = as_array(capture.image_positions[sample]) >= 0
+    rows = capture.image_rows(reweighted=reweighted)[sample][mask]  # [k, R, n]
+    mean: np.ndarray = as_array(rows).mean(0)[:, there]
+    return mean
+
+
+def per_token(
+    values: Any, capture: Capture, count: int, *, sample: int = 0, blank: float = np.nan
+) -> np.ndarray:
+    """Values of a capture's rows, sorted to the tokens that were written from these rows.
+
+    A row shows the attention while a token is *read* and the next one written. The first token of
+    an answer is written while the prompt's last token is read: it has values if that row was
+    captured (``prompt_rows``), else ``blank``.
+
+    Parameters
+    ----------
+    values : [R, ...]
+        One entry per row of the capture.
+    capture
+        Whose rows they are.
+    count
+        Tokens of the answer, T.
+    sample
+        Which of the capture's samples.
+    blank
+        Stands where there is no row.
+
+    Returns
+    -------
+    float array [T, ...]
+
+    Raises
+    ------
+    ValueError
+        The values do not have R rows, or the answer has more tokens than were captured.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> inputs = prepare(processor, held_out(1, seed=7), steps=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     answer = generate(model, inputs, steps=0)
+    >>> capture = recording.last
+    >>> per_token(capture.image_ratio[0, 0, 0], capture, answer.shape[1]).shape
+    (5,)
+    """
+    check_sample(capture, sample)
+    array = as_array(values).astype(float)
+    positions = as_array(capture.positions[sample])
+    if array.ndim == 0 or len(array) != len(positions):
+        raise ValueError(f"values: wanted [{len(positions)}, ...], got {[*array.shape]}")
+    first = capture.prompt_rows
+    generated = int((positions[first:] >= 0).sum())
+    if count > generated + 1:
+        raise ValueError(
+            f"count: wanted at most {generated + 1} tokens, as many as were captured, got {count}"
+        )
+    sorted_ = np.full((count, *array.shape[1:]), blank, dtype=float)
+    sorted_[1:] = array[first : first + count - 1]
+    if count and generated:
+        before = np.flatnonzero(positions[:first] == positions[first] - 1)
+        if len(before):
+            sorted_[0] = array[before[0]]
+    return sorted_
+
+
+def check_sample(capture: Capture, sample: int) -> None:
+    count = len(capture.positions)
+    if not 0 <= sample < count:
+        raise ValueError(f"sample: wanted one of {count} samples, got {sample}")

@@ -1,0 +1,279 @@
+"""Maps over the picture: attention, and the question-relevant tokens outlined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vrga_ext.region import Region
+from vrga_ext.viz import style
+from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
+
+
+def draw_map(
+    axes: style.Axes,
+    image: Picture,
+    values: Any,
+    *,
+    region: Any = None,
+    top: float | None = None,
+    box: Box | None = None,
+) -> style.Axes:
+    """Lay a map over a faded picture.
+
+    Parameters
+    ----------
+    axes
+        Where to draw; the map itself is ``axes.images[-1]`` afterwards, for a colour bar.
+    image
+        The picture, PIL or uint8 [height, width(, 3)].
+    values : [rows, columns]
+        At least 0, one per patch: :func:`cells` makes them from one value per image token.
+    region : bool [rows, columns], optional
+        Patches to outline, T_q for example.
+    top
+        Value of the strongest colour; the largest of ``values`` without it. Give maps that are to
+        be compared the same.
+    box
+        The part of the picture that the patches cover, (left, upper, right, lower) in pixels, for
+        processors that crop; the whole picture without it.
+
+    Returns
+    -------
+    Axes
+        ``axes``.
+
+    Raises
+    ------
+    ValueError
+        ``values`` is not a grid of numbers of at least 0, or ``region`` or ``box`` does not fit.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> picture = np.full((40, 60, 3), 255, dtype=np.uint8)
+    >>> values = np.array([[0.0, 0.1, 0.0], [0.0, 0.5, 0.1]])
+    >>> axes = draw_map(Figure().subplots(), picture, values, region=values > 0.3)
+    >>> axes.images[-1].get_array().shape
+    (2, 3)
+    """
+    array = as_array(values).astype(float)
+    if array.ndim != 2 or not array.size or not (array >= 0).all():
+        raise ValueError(f"values: wanted [rows, columns], each >= 0, got {_describe(array)}")
+    picture = as_picture(image)
+    left, upper, right, lower = covered(picture, box)
+    faded = np.asarray(picture.convert("L"))[..., None].repeat(3, -1) * 0.45 + 255 * 0.55
+    _show(axes, faded.astype(np.uint8))
+    highest = (float(array.max()) if top is None else top) or 1.0
+    strength = np.clip(array / highest, 0, 1)
+    axes.imshow(
+        array,
+        extent=(left, right, lower, upper),
+        cmap=style.MAP,
+        vmin=0,
+        vmax=highest,
+        alpha=np.where(strength > 0.01, 0.25 + 0.6 * strength, 0.0),
+        interpolation="nearest",
+    )
+    axes.set(xlim=(0, picture.width), ylim=(picture.height, 0))
+    if region is not None:
+        _same_shape(as_array(region), array)
+        outline(axes, region, (left, upper, right, lower))
+    return axes
+
+
+def draw_picture(
+    axes: style.Axes, image: Picture, *, region: Any = None, box: Box | None = None
+) -> style.Axes:
+    """The picture as it is, with patches outlined.
+
+    Parameters
+    ----------
+    axes, image, region, box
+        As in :func:`draw_map`.
+
+    Returns
+    -------
+    Axes
+        ``axes``.
+
+    Raises
+    ------
+    ValueError
+        ``region`` or ``box`` does not fit.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> picture = np.full((28, 56, 3), 255, dtype=np.uint8)
+    >>> axes = draw_picture(Figure().subplots(), picture, region=np.array([[True, False]]))
+    >>> axes.get_ylim() == (28, 0)
+    True
+    """
+    picture = as_picture(image)
+    _show(axes, np.asarray(picture))
+    if region is not None:
+        outline(axes, region, covered(picture, box))
+    return axes
+
+
+def outline(axes: style.Axes, region: Any, box: Box, color: str = style.REGION) -> style.Axes:
+    """Draw the border of a set of patches, bool [rows, columns], that cover ``box``.
+
+    Raises
+    ------
+    ValueError
+        ``region`` is not boolean [rows, columns].
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> axes = outline(Figure().subplots(), np.array([[False, True]]), (0, 0, 56, 28))
+    >>> len(axes.collections[0].get_segments())
+    4
+    """
+    marked = as_array(region)
+    if marked.ndim != 2 or marked.dtype != bool:
+        raise ValueError(f"region: wanted bool [rows, columns], got {_describe(marked)}")
+    left, upper, right, lower = box
+    rows, columns = marked.shape
+    size = np.array([(right - left) / columns, (lower - upper) / rows])
+    lines = boundary(marked) * size + [left, upper]
+    axes.add_collection(
+        style.LineCollection(
+            list(lines), colors=color, linewidths=2.2, capstyle="projecting", clip_on=False,
+            zorder=5,
+        ),
+        autolim=False,
+    )  # fmt: skip
+    return axes
+
+
+def draw_region(
+    axes: style.Axes,
+    image: Picture,
+    region: Region,
+    *,
+    index: int = 0,
+    box: Box | None = None,
+) -> style.Axes:
+    """The question-relevant tokens T_q outlined on the picture, over the refined map.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    image
+        The picture, PIL or uint8 [height, width(, 3)].
+    region
+        What VRGA found: one of ``handle.regions``.
+    index
+        Which image of the prompt the picture is.
+    box
+        As in :func:`draw_map`.
+
+    Returns
+    -------
+    Axes
+        ``axes``.
+
+    Raises
+    ------
+    ValueError
+        There is no such image, or its tokens form no rectangle.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from matplotlib.figure import Figure
+    >>> from vrga_ext.demo.answers import DEMO_CONFIG, generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=7)
+    >>> with vrga_ext.enable(model, DEMO_CONFIG, processor=processor) as handle:
+    ...     answer = generate(model, prepare(processor, samples, steps=0), steps=0)
+    >>> axes = draw_region(Figure().subplots(), samples[0].image, handle.regions[0])
+    >>> axes.get_title()
+    'Question-relevant tokens'
+    """
+    if not 0 <= index < len(region.images):
+        raise ValueError(f"index: wanted one of {len(region.images)} images, got {index}")
+    span = region.images[index]
+    focus = cells(torch.isin(region.image_positions, region.focus), span)
+    draw_map(axes, image, cells(region.refined_map, span), region=focus, box=box)
+    count = f"{int(focus.sum())} of {focus.size} image tokens"
+    style.heading(
+        axes, "Question-relevant tokens", f"{count}, from {len(region.visual_heads)} visual heads"
+    )
+    return axes
+
+
+def compare_maps(
+    pair: tuple[style.Axes, style.Axes],
+    image: Picture,
+    before: Any,
+    after: Any,
+    *,
+    region: Any = None,
+    titles: tuple[str, str] = ("without VRGA", "with VRGA"),
+    box: Box | None = None,
+) -> tuple[style.Axes, style.Axes]:
+    """Two maps of one picture side by side, in the same colours: before VRGA and after.
+
+    Parameters
+    ----------
+    pair
+        Two axes.
+    image, region, box
+        As in :func:`draw_map`.
+    before, after : [rows, columns]
+        Attention per image token. Below each title: its sum, and its sum over ``region``.
+    titles
+        Of the two maps.
+
+    Returns
+    -------
+    tuple of Axes
+        ``pair``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`draw_map`.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> before, after = np.array([[0.2, 0.1]]), np.array([[0.1, 0.4]])
+    >>> picture = np.zeros((28, 56, 3), dtype=np.uint8)
+    >>> pair = compare_maps(Figure().subplots(1, 2), picture, before, after, region=after > 0.2)
+    >>> pair[0].images[-1].norm.vmax == pair[1].images[-1].norm.vmax == 0.4
+    True
+    """
+    maps = as_array(before).astype(float), as_array(after).astype(float)
+    top = max(float(array.max(initial=0)) for array in maps)
+    for axes, array, title in zip(pair, maps, titles, strict=True):
+        draw_map(axes, image, array, region=region, top=top, box=box)
+        shares = f"{array.sum():.0%} on the picture"
+        if region is not None:
+            shares += f", {array[as_array(region)].sum():.0%} on the region"
+        style.heading(axes, title, shares)
+    return pair
+
+
+def _show(axes: style.Axes, pixels: np.ndarray) -> None:
+    height, width = pixels.shape[:2]
+    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased")
+    style.frame(axes)
+
+
+def _same_shape(region: np.ndarray, values: np.ndarray) -> None:
+    if region.shape != values.shape:
+        raise ValueError(f"region: wanted {[*values.shape]}, got {[*region.shape]}")
+
+
+def _describe(array: np.ndarray) -> str:
+    if array.ndim == 2 and array.size and array.dtype == float:
+        return f"one of {array.min():g}" if not np.isnan(array).any() else "NaN"
+    return f"{array.dtype} {[*array.shape]}"

@@ -1,0 +1,235 @@
+"""One generation as a page: the picture, the answer, and where the model looked at each token.
+
+The page is one file that needs no network: picture, maps and script are inside. Its template is
+``page.html``; jinja escapes every text in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, Template
+from PIL import Image
+from torch import Tensor
+
+from vrga_ext.analysis import head_mask, rrar
+from vrga_ext.captures import Capture
+from vrga_ext.region import HeadIndex
+from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
+from vrga_ext.viz.looks import head_maps, per_token
+
+_LARGEST = 1024  # pixels of a picture's longer side on the page
+
+
+def html_page(
+    capture: Capture,
+    image: Picture | Sequence[Picture],
+    tokens: Sequence[str],
+    *,
+    title: str = "Where the model looks",
+    sample: int = 0,
+    heads: Sequence[HeadIndex] | None = None,
+    region: Tensor | None = None,
+    box: Box | None = None,
+) -> str:
+    """A page of one generation: whoever points at a token sees where its heads looked.
+
+    The page is self-contained HTML for light and dark screens: no network, no script from
+    elsewhere, every text escaped. ``#token=5`` at the end of its address opens it at that token.
+
+    Parameters
+    ----------
+    capture
+        The generation, captured with ``rows=True`` or ``rows="all"``. For the first token's map,
+        capture the prompt's last row as well (``prompt_rows``).
+    image
+        The prompt's picture, or a sequence of all of them; PIL or uint8 [height, width(, 3)].
+    tokens
+        Texts of the answer's tokens.
+    title
+        Heading of the page: the question, for example.
+    sample
+        Which of the capture's samples.
+    heads
+        (layer, head) pairs whose mean is shown; the sample's visual heads without it.
+    region : bool [n], optional
+        Image tokens to outline and to measure RRAR on: the sample's row of
+        :func:`vrga_ext.analysis.relevant_tokens`, for example. The question-relevant tokens T_q
+        without it.
+    box
+        As in :func:`draw_map`, for all pictures.
+
+    Returns
+    -------
+    str
+        The page.
+
+    Raises
+    ------
+    ValueError
+        The capture holds statistics only; a sample, a head, a picture or the region does not fit
+        it; an image's tokens form no rectangle; or there are more tokens than were captured.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=7)
+    >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
+    ...     answer = generate(model, prepare(processor, samples, steps=0), steps=0)
+    >>> tokens = processor.tokenizer.convert_ids_to_tokens(answer[0].tolist())
+    >>> page = html_page(recording.last, samples[0].image, tokens)
+    >>> page.count('class="token"') == len(tokens)
+    True
+    """
+    pictures = [image] if isinstance(image, Image.Image | np.ndarray) else list(image)
+    maps = per_token(
+        head_maps(capture, sample=sample, heads=heads), capture, len(tokens), sample=sample
+    )  # [T, n]
+    spans = capture.images[sample]
+    if len(pictures) != len(spans):
+        raise ValueError(f"image: wanted {len(spans)} pictures, got {len(pictures)}")
+    found = capture.region(sample)
+    columns = capture.image_positions[sample]
+    marked = torch.isin(columns, found.focus) if region is None else region
+    if marked.shape != columns.shape or marked.dtype != torch.bool:
+        raise ValueError(
+            f"region: wanted bool {[*columns.shape]}, got {marked.dtype} {[*marked.shape]}"
+        )
+    strips = _strips(capture, sample, heads or found.visual_heads, marked, len(tokens))
+    outlined = as_array(marked)[: maps.shape[1]]
+    patches = np.concatenate(
+        [cells(maps, span).reshape(len(tokens), -1) for span in spans], axis=1
+    )  # [T, patches of all images]
+    top = float(np.nanmax(patches, initial=0)) or 1.0
+    data = {
+        "maps": base64.b64encode(
+            np.rint(np.nan_to_num(patches) / top * 255).astype(np.uint8).tobytes()
+        ).decode(),
+        "top": top,
+        "picture": _numbers(maps.sum(1)),
+        "region": _numbers(maps[:, outlined].sum(1)) if outlined.any() else None,
+        "strips": [strip.values for strip in strips],
+    }
+    return _template().render(
+        title=title,
+        pictures=[
+            _picture(as_picture(one), cells(outlined, span), box)
+            for one, span in zip(pictures, spans, strict=True)
+        ],
+        tokens=_tokens(tokens, strips[0]),
+        strips=strips,
+        outlined=bool(outlined.any()),
+        given=region is not None,
+        data=data,
+    )
+
+
+def write_html(path: str | PathLike[str], *args: Any, **keywords: Any) -> Path:
+    """Write :func:`html_page`, which takes all further arguments, to a file.
+
+    Returns
+    -------
+    Path
+        Of the file.
+    """
+    target = Path(path)
+    target.write_text(html_page(*args, **keywords), encoding="utf-8")
+    return target
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One quantity over the answer."""
+
+    name: str
+    values: list[float | None]  # [T]
+    top: str
+    bars: str  # an SVG path in a box of T x 1
+    even: str  # height of attention spread evenly over the image, "" where that has no meaning
+
+
+def _strips(
+    capture: Capture, sample: int, heads: Sequence[HeadIndex], marked: Tensor, count: int
+) -> list[_Strip]:
+    """RRAR, R_img and H_img at each of ``count`` tokens, means over the heads."""
+    mask = head_mask(heads, capture.layers, capture.image_ratio.shape[2])
+
+    def mean(values: Tensor) -> np.ndarray:  # [S, L, H, R] -> [T]
+        return per_token(values[sample][mask].nanmean(0), capture, count, sample=sample)
+
+    when = " before the boost" if capture.gate.any() else ""
+    strips = [
+        _strip(f"R_img, image attention ratio{when}", mean(capture.image_ratio)),
+        _strip(f"H_img, image attention entropy{when} (nats)", mean(capture.image_entropy)),
+    ]
+    if marked.any():
+        tokens = torch.zeros(capture.image_positions.shape, dtype=torch.bool)
+        tokens[sample] = marked
+        aim = mean(rrar(capture, tokens))
+        strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
+    return strips
+
+
+def _strip(name: str, values: np.ndarray, even: float = 0.0) -> _Strip:
+    top = max(float(np.nanmax(values, initial=0)), even) or 1.0
+    heights = np.nan_to_num(values) / top
+    bars = "".join(f"M{i} 1v{-h:.3f}h1V1z" for i, h in enumerate(heights) if h > 0)
+    return _Strip(
+        name, _numbers(values), f"{top:.3g}", bars, f"{1 - even / top:.3f}" if even else ""
+    )
+
+
+def _tokens(tokens: Sequence[str], strip: _Strip) -> list[dict[str, Any]]:
+    top = max((value for value in strip.values if value is not None), default=0) or 1.0
+    return [
+        {
+            "shown": text.replace("\n", "↵") or "∅",
+            "breaks": "\n" in text,
+            "aim": round(100 * (value or 0) / top),
+        }
+        for text, value in zip(tokens, strip.values, strict=True)
+    ]
+
+
+def _picture(picture: Image.Image, marked: np.ndarray, box: Box | None) -> dict[str, Any]:
+    left, upper, right, lower = covered(picture, box)
+    small = picture.copy()
+    small.thumbnail((_LARGEST, _LARGEST))
+    file = io.BytesIO()
+    small.save(file, "PNG", optimize=True)
+    segments = boundary(marked).reshape(-1, 4)
+    return {
+        "source": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "width": small.width,
+        "height": small.height,
+        "left": 100 * left / picture.width,
+        "upper": 100 * upper / picture.height,
+        "across": 100 * (right - left) / picture.width,
+        "down": 100 * (lower - upper) / picture.height,
+        "rows": marked.shape[0],
+        "columns": marked.shape[1],
+        "outline": "".join(f"M{a} {b}L{c} {d}" for a, b, c, d in segments.tolist()),
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """As JSON takes them: four digits, null for NaN."""
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
+
+
+@cache
+def _template() -> Template:
+    text = files("vrga_ext.viz").joinpath("page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True).from_string(text)

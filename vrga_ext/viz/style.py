@@ -1,0 +1,79 @@
+"""What all drawings have in common: colours, frames and titles. Imports matplotlib."""
+
+from __future__ import annotations
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "vrga_ext.viz draws with matplotlib, which is not installed: pip install 'vrga_ext[viz]'"
+    ) from error
+
+INK, FAINT, FRAME = "#22272e", "#6b7280", "#d0d7de"
+REGION = "#d6007a"  # T_q, in every drawing
+RIGHT, WRONG = "#1a7f37", "#b42318"
+MAP = "YlOrRd"  # attention
+# Told apart by people who see few colours as well (Okabe and Ito).
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+__all__ = [
+    "Axes",
+    "Figure",
+    "LineCollection",
+    "even_line",
+    "frame",
+    "heading",
+    "legend",
+    "plain",
+    "plot_area",
+]
+
+
+def heading(axes: Axes, title: str, subtitle: str = "") -> None:
+    """A title above the axes, and a smaller line between the two."""
+    axes.set_title(title, fontsize=12.5, color=INK, pad=21 if subtitle else 8)
+    if subtitle:
+        axes.text(
+            0.5, 1.02, subtitle, transform=axes.transAxes, ha="center", va="bottom",
+            fontsize=9.5, color=FAINT,
+        )  # fmt: skip
+
+
+def frame(axes: Axes) -> None:
+    """A thin frame without ticks, as a picture has."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(FRAME)
+
+
+def plot_area(axes: Axes, xlabel: str, ylabel: str, whole_x: bool = False) -> None:
+    """Labels, a light grid, and no frame at the top and at the right."""
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.tick_params(colors=FAINT, labelsize=9)
+    axes.grid(color="#eceff2", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FRAME)
+    if whole_x:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def legend(axes: Axes) -> None:
+    """Names of what is drawn, where they cover least."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def even_line(axes: Axes, at: float) -> None:
+    """Where attention that is spread evenly over the image is."""
+    axes.axhline(at, color=FAINT, linewidth=1, linestyle=":", zorder=1, label="even attention")
+
+
+def plain(text: str) -> str:
+    """Text of a model as matplotlib is to show it: no formulas, no line breaks."""
+    return text.replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
