@@ -1,11 +1,12 @@
-"""What the model computes in: eager attention, bfloat16."""
+"""What the model computes in: the dynamic gate, eager attention, bfloat16."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tests.adapter.families import greedy, logits
+from tests.adapter.explicit import explicit_greedy
+from tests.adapter.families import LOOSE, greedy, logits
 from tests.adapter.modes.base import (
     GAMMA,
     MIXED,
@@ -19,6 +20,7 @@ from tests.adapter.modes.base import (
     stock,
     without_vrga,
 )
+from vrga_ext import VRGAConfig
 
 
 @mode("eager attention", '`attn_implementation="eager"`', column="eager, bfloat16")
@@ -31,6 +33,24 @@ def eager_attention(subject: Subject) -> None:
     assert torch.equal(ours.tokens, boosted.tokens)
     assert_close(ours.logits, boosted.logits, 1e-4)
     assert_same_regions(ours.regions, boosted.regions)
+
+
+@mode("dynamic gate", "heads chosen anew in every layer and step", column="greedy")
+def dynamic_gate(subject: Subject) -> None:
+    """Against stored weights that are reweighted head by head, as the formula is written."""
+    config = {"gate": "dynamic", "min_ratio": 1.0}
+    plain = subject.run(MIXED, None)
+    assert torch.equal(subject.run(MIXED, 0.0, config=config).logits, plain.logits)
+    ours = subject.run(MIXED, GAMMA, config=config)
+    explicit = explicit_greedy(
+        subject.model,
+        subject.prompt(MIXED),
+        ours.tokens,
+        list(ours.regions),
+        VRGAConfig(**LOOSE, **config),
+    )
+    assert_close(ours.logits, logits(explicit), 1e-4)
+    assert_boosted(ours.logits, plain.logits)
 
 
 @mode("bfloat16", "weights and pictures in bfloat16", column="eager, bfloat16")
