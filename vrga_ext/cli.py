@@ -1,4 +1,4 @@
-"""``python -m vrga_ext``: what was built, and the demo."""
+"""``python -m vrga_ext``: what was built, the demo, and the paper's findings."""
 
 from __future__ import annotations
 
@@ -57,4 +57,39 @@ def demo(
         )
     except (ValueError, OSError, ImportError) as error:
         typer.echo(f"vrga_ext demo: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+@app.command()
+def reproduce(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A folder saved by vrga_ext.demo.train, or with --data a checkpoint. Repeatable."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Questions with boxes, as jrzhang/TextVQA_GT_bbox has them."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for a report in Markdown and its figures.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Pictures for each of three seeds, or questions of --data.")
+    ] = 128,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest answer of a checkpoint.")
+    ] = 256,
+) -> None:
+    """Measure the paper's four findings, with errors, controls and a verdict on each statement.
+
+    Without options: the model shipped with the package, no download.
+    """
+    try:
+        from vrga_ext.reproduce.run import reproduce as measure
+
+        measure(model or (), data, output, samples, max_new_tokens)
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"vrga_ext reproduce: {error}", err=True)
         raise typer.Exit(2) from error

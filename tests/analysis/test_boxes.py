@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.tiny import build, greedy
+from tests.adapter.families import build, greedy
 from vrga_ext.analysis import box_tokens, mask_tokens, relevant_tokens
 
 GRID, SIZE = (3, 4), (50, 31)  # cells of 12.5 x 10.33 pixels

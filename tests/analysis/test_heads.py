@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.tiny import LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAConfig, analysis
 from vrga_ext.demo.answers import answer_all, held_out, load_demo
 
@@ -181,10 +181,10 @@ def test_the_focused_heads_of_the_demo_model_are_the_ones_that_matter():
     samples = held_out(32, seed=3)
 
     def answer() -> list[bool]:
-        given = answer_all(model, processor, samples, steps=4)
+        given = answer_all(model, processor, samples, steps=0)
         return [a.is_right(s) for a, s in zip(given, samples, strict=True)]
 
-    found = analysis.ablate(model, answer, 2, processor=processor)
+    found = analysis.ablate(model, answer, 3, processor=processor)
     print({policy: found.masked_accuracy(policy) for policy in found.heads}, found.accuracy)
     assert found.against_base("efr").mean_difference < -0.15
     assert found.against_base("efr").p_value < 0.01

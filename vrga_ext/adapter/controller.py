@@ -226,7 +226,8 @@ class VRGAHandle:
 
 
 def _refuse_cross_attention(model: Any, text_config: Any) -> None:
-    if model.config.is_encoder_decoder or getattr(text_config, "cross_attention_layers", None):
+    encoded = model.config.is_encoder_decoder or getattr(text_config, "is_encoder_decoder", False)
+    if encoded or getattr(text_config, "cross_attention_layers", None):
         raise ValueError(
             f"model: wanted image tokens among the keys of self-attention, got "
             f"{type(model).__name__}, which sees the image through cross-attention"

@@ -8,6 +8,7 @@ computed, and the model itself is not touched.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -114,6 +115,12 @@ def check_decoder(decoder: nn.Module, config: Any, implementation: str) -> list[
         raise ValueError(
             f"model: wanted a language model with dense attention, got {name} with sparse "
             f"attention ({', '.join(sparse)})"
+        )
+    takes = inspect.signature(type(decoder).forward).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
+        raise ValueError(
+            "model: wanted a language model that passes keyword arguments on to its attention, got "
+            f"{name}, whose forward() takes none"
         )
     try:
         found = survey(decoder, config, implementation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -35,14 +36,25 @@ def open_picture(path: Path) -> Image.Image:
         raise DemoError(
             f"image: wanted at most {MAX_BYTES // 10**6} MB, got {path.stat().st_size // 10**6} MB"
         )
+    return decode_picture(path, str(path))
+
+
+def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
+    """Decode a picture, from a file that exists or from its content, as :func:`open_picture` does.
+
+    Raises
+    ------
+    DemoError
+        It is not a picture, damaged, or unreasonably large or thin.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked just below
-            file = Image.open(path)
+            file = Image.open(source)
         width, height = file.size
         if width * height > MAX_PIXELS:
             raise DemoError(
-                f"image: wanted at most {MAX_PIXELS:,} pixels, got {width} x {height} in {path}"
+                f"image: wanted at most {MAX_PIXELS:,} pixels, got {width} x {height} in {name}"
             )
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise DemoError(
@@ -52,13 +64,13 @@ def open_picture(path: Path) -> Image.Image:
     except DemoError:
         raise
     except UnidentifiedImageError:
-        raise DemoError(f"image: {path} is not a picture in a format that is known here") from None
+        raise DemoError(f"image: {name} is not a picture in a format that is known here") from None
     except Image.DecompressionBombError:
         raise DemoError(
-            f"image: wanted at most {MAX_PIXELS:,} pixels, got more in {path}"
+            f"image: wanted at most {MAX_PIXELS:,} pixels, got more in {name}"
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise DemoError(f"image: {path} is damaged and cannot be read ({error})") from None
+        raise DemoError(f"image: {name} is damaged and cannot be read ({error})") from None
 
 
 def check_question(question: str) -> str:

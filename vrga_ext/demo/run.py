@@ -114,7 +114,7 @@ def run_demo(
     picture = open_picture(image or SAMPLE_IMAGE)
     text = question or SAMPLE_QUESTION
     if model_id is not None:
-        model, processor = _load_checkpoint(model_id)
+        model, processor = load_checkpoint(model_id)
         config = VRGAConfig()
     else:
         text = check_question(text)
@@ -136,7 +136,7 @@ def run_demo(
 
     accuracy: tuple[float, float] | None = None
     if model_id is None and samples:
-        with _one_thread():
+        with one_thread():
             accuracy = _accuracies(model, processor, config, samples, steps, console)
         console.print(
             f"accuracy over {samples} held-out questions, {steps} steps: "
@@ -155,7 +155,7 @@ def run_demo(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """The demo model is too small to share among threads, which wait for each other instead."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -165,7 +165,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _load_checkpoint(model_id: str) -> tuple[Any, Any]:
+def load_checkpoint(model_id: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=False)

@@ -20,6 +20,7 @@ from tests.adapter.families.base import (
     Video,
     build,
     greedy,
+    greedy_or_skip,
     logits,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "Video",
     "build",
     "greedy",
+    "greedy_or_skip",
     "logits",
 ]
 

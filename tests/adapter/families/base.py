@@ -217,3 +217,13 @@ def greedy(model: Any, inputs: dict[str, Tensor], new_tokens: int = 6, **kwargs:
 def logits(output: Any) -> Tensor:
     """Logits [steps, B, vocabulary] of a generation."""
     return torch.stack(output.logits)
+
+
+def greedy_or_skip(model: Any, inputs: dict[str, Tensor], new_tokens: int, **kwargs: Any) -> Any:
+    """:func:`greedy` without VRGA; the test is skipped where transformers itself fails."""
+    assert "generate" not in model.__dict__, "VRGA is enabled"
+    try:
+        return greedy(model, inputs, new_tokens, **kwargs)
+    except RuntimeError as error:
+        version = transformers.__version__
+        pytest.skip(f"transformers {version} fails by itself: {str(error).splitlines()[0]}")

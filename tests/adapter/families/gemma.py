@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,12 @@ _SIGLIP = {
 
 class PaliGemmaFamily(LlavaFamily):
     """16 x 16 pixels in patches of 4 x 4; the whole prompt is a bidirectional prefix."""
+
+    def _tensors(
+        self, types: Tensor, images: list[Image], videos: list[Video], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        inputs = super()._tensors(types, images, videos, generator)
+        return inputs | {"token_type_ids": torch.zeros_like(types)}
 
 
 class CappedFamily(PaliGemmaFamily):
@@ -83,8 +90,14 @@ class Gemma4Family(Family):
         if videos:
             frames = [(clip.rows, clip.columns) for clip in videos for _ in range(clip.frames)]
             pixels, positions = _patches(frames, generator)
+            counts = [clip.frames for clip in videos]
+            if "num_frames_per_video" in inspect.signature(self.model.forward).parameters:
+                inputs["num_frames_per_video"] = torch.tensor(counts)
+            else:  # transformers 5.16: videos of one length, stacked
+                pixels, positions = (
+                    tensor.unflatten(0, (len(counts), counts[0])) for tensor in (pixels, positions)
+                )
             inputs |= {"pixel_values_videos": pixels, "video_position_ids": positions}
-            inputs["num_frames_per_video"] = torch.tensor([clip.frames for clip in videos])
         return inputs
 
 
@@ -93,7 +106,7 @@ def _patches(grids: list[Image], generator: torch.Generator) -> tuple[Tensor, Te
     sizes = [4 * rows * columns for rows, columns in grids]
     pixels = torch.zeros(len(grids), max(sizes), 48)
     positions = torch.full((len(grids), max(sizes), 2), -1)
-    for index, (rows, columns) in enumerate(grids):
+    for index, (_, columns) in enumerate(grids):
         n = torch.arange(sizes[index])
         positions[index, : len(n)] = torch.stack([n % (2 * columns), n // (2 * columns)], -1)
         pixels[index, : len(n)] = torch.rand(len(n), 48, generator=generator)

@@ -75,7 +75,7 @@ class DeepseekHybridFamily(DeepseekFamily):
 
 
 class PackedFamily(Family):
-    """Pictures of any size, their patches in one sequence; a token is 16 patches of 4 x 4."""
+    """Pictures of any size, patches in one sequence; 16 patches of 4 x 4 pixels make a token."""
 
     image_tokens: ClassVar[tuple[int, ...]] = (IMAGE, VIDEO)
 
@@ -200,7 +200,7 @@ def minicpmv4_6(**text: Any) -> Parts:
     linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     linear |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
     layers = ["linear_attention", *["full_attention"] * 3]
-    text |= linear | {"num_hidden_layers": 4, "layer_types": layers, "head_dim": 16}
+    text |= linear | {"num_hidden_layers": 4, "layer_types": layers, "head_dim": 32}
     config = transformers.MiniCPMV4_6Config(
         text_config=transformers.Qwen3_5TextConfig(**text),
         vision_config=transformers.MiniCPMV4_6VisionConfig(**_VISION),
@@ -273,9 +273,7 @@ def deepseek_vl_hybrid(**text: Any) -> Parts:
     return transformers.DeepseekVLHybridForConditionalGeneration, config, DeepseekHybridFamily
 
 
-@family(
-    "molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration", mixes=False
-)
+@family("molmo2", media={"image", "video"}, needs="Molmo2ForConditionalGeneration", mixes=False)
 def molmo2(**text: Any) -> Parts:
     """Every image token attends to every other one of the prompt, in both directions."""
     config = transformers.Molmo2Config(

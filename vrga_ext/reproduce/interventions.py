@@ -6,13 +6,16 @@ Random ones are a function of their seed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 
+from vrga_ext.analysis import box_tokens
 from vrga_ext.analysis.ablation import Hook
 from vrga_ext.region import HeadIndex, Region
+
+Box = Sequence[float]  # left, top, right, bottom in pixels
 
 
 def permuted_tokens(seed: int) -> Hook:
@@ -33,22 +36,27 @@ def all_image_tokens() -> Hook:
     return lambda row, region: replace(region, boosted=region.image_positions)
 
 
-def true_region(cells: Sequence[int]) -> Hook:
-    """The one token the object asked for stands in.
+def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
+    """The tokens of the ground-truth region.
 
-    ``cells`` holds it for each question, in the order in which they are asked.
+    For each question, in the order in which they are asked: its box, and its picture's width and
+    height, in pixels.
     """
-    left = iter(cells)
+    left = zip(boxes, sizes, strict=True)
 
     def hook(row: int, region: Region) -> Region:
-        position = region.image_positions[[next(left)]]
-        return replace(region, focus=position, boosted=position)
+        span = region.images[0]
+        box, size = next(left)
+        assert span.grid is not None
+        inside = box_tokens([box], size, span.grid).flatten().nonzero()[:, 0]
+        tokens = region.image_positions[span.start + span.lead + inside]
+        return replace(region, focus=tokens, boosted=tokens)
 
     return hook
 
 
 def random_heads(seed: int) -> Hook:
-    """As many heads as VRGA found, drawn from those it did not choose."""
+    """As many heads as were chosen, drawn from those that were not."""
     generator = torch.Generator().manual_seed(seed)
 
     def hook(row: int, region: Region) -> Region:
@@ -61,7 +69,7 @@ def random_heads(seed: int) -> Hook:
 
 
 def lowest_ratio_heads() -> Hook:
-    """As many heads as VRGA found, those that look at the picture least."""
+    """As many heads as were chosen, those that look at the picture least."""
 
     def hook(row: int, region: Region) -> Region:
         heads = all_heads(region)
@@ -69,6 +77,11 @@ def lowest_ratio_heads() -> Hook:
         return replace(region, visual_heads=tuple(heads[i] for i in sorted(order.tolist())))
 
     return hook
+
+
+def these_heads(heads: tuple[HeadIndex, ...]) -> Hook:
+    """The same heads for every question."""
+    return lambda row, region: replace(region, visual_heads=heads)
 
 
 def all_heads(region: Region) -> list[HeadIndex]:

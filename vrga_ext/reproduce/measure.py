@@ -1,0 +1,201 @@
+"""All questions of a task under one condition: how right the answers are, and where they aim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import vrga_ext
+from vrga_ext.analysis import Paired, compare, head_mask, relevant_tokens, rrar
+from vrga_ext.captures import Capture
+from vrga_ext.config import VRGAConfig
+from vrga_ext.reproduce.interventions import Hook
+from vrga_ext.reproduce.tasks import Task
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error; for right and wrong answers the binomial one."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Mean:
+        """Over all finite values."""
+        kept = values[np.isfinite(values)]
+        if not len(kept):
+            return cls(float("nan"), float("nan"))
+        return cls(float(kept.mean()), float(kept.std() / np.sqrt(len(kept))))
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Attention of n questions; heads are [L, H], V the image tokens, B the true region's."""
+
+    image_ratio: np.ndarray  # [n, L, H], R_img at the question's last token
+    image_entropy: np.ndarray  # [n, L, H], H_img there, nats
+    efr: np.ndarray  # [n, L, H], H_img / R_img
+    selected: np.ndarray  # bool [n, L, H], the visual heads
+    question: np.ndarray  # [n, L, H], RRAR = mean_B(a) / mean_V(a) there
+    answer: np.ndarray  # [n, L, H], RRAR while the answer is written
+    drift: np.ndarray  # [n, K], RRAR of the visual heads at the task's drift tokens, then NaN
+    share: np.ndarray  # [n, K], share of the visual heads' attention that is on the image
+    layers: tuple[int, ...]  # the L layers, as the model counts them
+
+    def of_selected(self, values: np.ndarray) -> np.ndarray:
+        """Mean over each question's visual heads, ``[n]``; NaN where there is none."""
+        return _head_mean(values, self.selected)
+
+    def of_others(self, values: np.ndarray) -> np.ndarray:
+        """Mean over the other heads, ``[n]``."""
+        return _head_mean(values, ~self.selected)
+
+    def of_all(self, values: np.ndarray) -> np.ndarray:
+        """Mean over all heads, ``[n]``."""
+        return _head_mean(values, np.ones_like(self.selected))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of one condition: scores in [0, 1], ``[n]``, and the aim where it was asked."""
+
+    scores: np.ndarray
+    recorded: Aim | None = None
+
+    @property
+    def accuracy(self) -> Mean:
+        """Mean score and its standard error."""
+        return Mean.of(self.scores)
+
+    @property
+    def aim(self) -> Aim:
+        """Where the answers aimed; only of a condition whose attention was recorded."""
+        assert self.recorded is not None
+        return self.recorded
+
+    def against(self, other: Run) -> Paired:
+        """This condition against another one on the same questions."""
+        return compare(self.scores, other.scores)
+
+
+def measure(
+    model: Any,
+    processor: Any,
+    task: Task,
+    mode: str,
+    config: VRGAConfig,
+    *,
+    hook: Hook | None = None,
+    aim: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Run:
+    """Ask every question of a task.
+
+    Parameters
+    ----------
+    mode
+        One of ``task.modes``.
+    config
+        VRGA's thresholds; with ``gamma`` 0 the model answers by itself, bit for bit.
+    hook
+        A control from :mod:`vrga_ext.reproduce.interventions`.
+    aim
+        Record the attention as well.
+    advance
+        Told how many questions were answered, batch by batch.
+    """
+    scores: list[float] = []
+    aims: list[Aim] = []
+    with vrga_ext.enable(model, config, processor=processor) as handle:
+        handle.region_hook = hook
+        for indices, inputs in task.batches(mode):
+            if aim:
+                with vrga_ext.capture(model, rows=True) as recording:
+                    written = _trimmed(model, task.answer(model, inputs, mode))
+                aims.append(_aim(recording.last, written, indices, task))
+            else:
+                written = _trimmed(model, task.answer(model, inputs, mode))
+            scores += [task.score(i, row) for i, row in zip(indices, written, strict=True)]
+            advance(len(indices))
+    return Run(np.array(scores), _joined(aims) if aims else None)
+
+
+def _trimmed(model: Any, written: Tensor) -> list[Tensor]:
+    """Each answer ``[T]`` of ``written`` [B, T] up to its end token."""
+    ends = model.generation_config.eos_token_id
+    written = written.cpu()
+    over = torch.isin(written, torch.tensor([] if ends is None else ends, dtype=written.dtype))
+    lengths = torch.where(over.any(1), over.int().argmax(1), written.shape[1])
+    return [row[:length] for row, length in zip(written, lengths.tolist(), strict=True)]
+
+
+def _aim(capture: Capture, written: list[Tensor], indices: range, task: Task) -> Aim:
+    """What the attention of a batch shows; ``written`` are its answers ``[T]``."""
+    tokens = relevant_tokens(
+        capture, [[task.boxes[i]] for i in indices], [task.sizes[i] for i in indices]
+    )
+    ratio = rrar(capture, tokens)  # [B, L, H, R]
+    first = capture.prompt_rows
+    rows = ratio.shape[3] - first
+    heads = ratio.shape[2]
+    selected = torch.stack(
+        [head_mask(region.visual_heads, capture.layers, heads) for region in capture.regions]
+    )
+    answer = torch.zeros(len(written), rows, dtype=torch.bool)
+    followed = torch.zeros(len(written), rows, dtype=torch.bool)
+    for row, tokens_of in enumerate(written):
+        answer[row, : len(tokens_of)] = task.answer_tokens(tokens_of)[:rows]
+        followed[row, : len(tokens_of)] = task.drift_tokens(tokens_of)[:rows]
+    order = followed.int().argsort(
+        dim=1, descending=True, stable=True
+    )  # [B, T], followed ones first
+    order = order[:, : int(followed.sum(1).max())]
+
+    def drift(values: Tensor) -> np.ndarray:
+        kept = selected[..., None] & followed[:, None, None]
+        means = _nanmean(values[..., first:], kept, (1, 2))  # [B, T]
+        return np.take_along_axis(means, order.numpy(), 1)
+
+    question = capture.select(slice(0, 1))
+    return Aim(
+        image_ratio=question.image_ratio[..., 0].numpy(),
+        image_entropy=question.image_entropy[..., 0].numpy(),
+        efr=question.efr[..., 0].numpy(),
+        selected=selected.numpy(),
+        question=ratio[..., 0].numpy(),
+        answer=_nanmean(ratio[..., first:], answer[:, None, None], -1),
+        drift=drift(ratio),
+        share=drift(capture.image_rows().sum(-1)),
+        layers=capture.layers,
+    )
+
+
+def _head_mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return _nanmean(torch.from_numpy(values), torch.from_numpy(kept), (1, 2))
+
+
+def _nanmean(values: Tensor, kept: Tensor, axes: int | tuple[int, ...]) -> np.ndarray:
+    """Mean of the kept values; NaN where none is kept."""
+    return np.asarray(torch.where(kept, values, torch.nan).nanmean(axes))
+
+
+def _joined(aims: list[Aim]) -> Aim:
+    """The questions of several batches; answers of fewer tokens are filled up with NaN."""
+    longest = max(aim.drift.shape[1] for aim in aims)
+
+    def join(name: str) -> np.ndarray:
+        parts = [getattr(aim, name) for aim in aims]
+        if name in ("drift", "share"):
+            parts = [
+                np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=np.nan)
+                for part in parts
+            ]
+        return np.concatenate(parts)
+
+    arrays = [field.name for field in fields(Aim) if field.name != "layers"]
+    return Aim(**{name: join(name) for name in arrays}, layers=aims[0].layers)

@@ -1,0 +1,156 @@
+"""The findings as Markdown, and as tables on a terminal."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+import vrga_ext
+from vrga_ext.reproduce.findings import (
+    COLLAPSE,
+    FINDINGS,
+    HARDLY,
+    LIKELY,
+    SURE,
+    Claim,
+    Table,
+    claims,
+    tables,
+)
+from vrga_ext.reproduce.study import Study
+
+_FIGURES = ("heads.png", "masking.png", "length.png", "recovery.png")
+_MARKS = {True: "✓", False: "✗", None: "?"}
+_RULES = (
+    f"✓ the statement holds, ✗ it does not, ? it cannot be tested here. A difference counts from "
+    f"{SURE:.0f} standard errors on (paired, on the same questions), a gain is denied below "
+    f"{LIKELY:.0f}; a collapse loses at least {COLLAPSE:.0%} of the accuracy, and a loss below "
+    f"{100 * HARDLY:.0f} points hardly matters. ± is one standard error, for accuracies the "
+    "binomial one; z = (better - worse) / sqrt(better + worse), McNemar's."
+)
+_NOTES = (
+    "The picture is hidden while the answer is written; the prompt is read with it. RRAR is the "
+    "attention on the true region's image tokens over the mean of all image tokens; visual heads "
+    "are those that VRGA finds by EFR and R at the question, for each question anew.",
+)
+
+
+def print_report(studies: Sequence[Study], console: Console) -> None:
+    """Tables of everything."""
+    for table in (*_claim_tables(studies), *tables(studies)):
+        shown = RichTable(*table.header, title=table.title, caption=table.note, title_style="bold")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+    console.print(_RULES)
+
+
+def write_report(studies: Sequence[Study], folder: Path, command: str) -> Path:
+    """Write ``README.md`` beside the figures; returns its path."""
+    task = studies[0].task
+    lines = [
+        "# The paper's four findings, measured",
+        "",
+        *_summary(studies),
+        "",
+        f"{task.caveat}",
+        "",
+        f"Questions: {task.about}, the same for every condition. Thresholds of VRGA: "
+        f"{_thresholds(studies[0])}.",
+        "",
+        _RULES,
+        "",
+        *_NOTES,
+    ]
+    found = tables(studies)
+    per_finding: list[list[Table]] = [[], found[:1], found[1:2], found[2:]]
+    for index, table in enumerate(_claim_tables(studies)):
+        lines += ["", f"## {index + 1}. {FINDINGS[index]}", "", *_markdown(table)]
+        lines += ["", f"![{FINDINGS[index]}]({_FIGURES[index]})"]
+        for more in per_finding[index]:
+            lines += ["", f"**{more.title}.** {more.note}".strip(), "", *_markdown(more)]
+    lines += ["", "## Where it was measured", "", f"    {command}", "", _provenance(), ""]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def _summary(studies: Sequence[Study]) -> list[str]:
+    lines = []
+    for study in studies:
+        tested = [claim for claim in claims(study) if claim.holds is not None]
+        failed = [claim for claim in tested if not claim.holds]
+        text = (
+            f"- **{study.name}** ({study.parameters / 1e6:,.2f} M parameters): "
+            f"{len(tested) - len(failed)} of {len(tested)} statements hold"
+        )
+        if failed:
+            text += "; not: " + "; ".join(f"{claim.text} ({claim.figures})" for claim in failed)
+        lines.append(text + ".")
+    return lines
+
+
+def _claim_tables(studies: Sequence[Study]) -> list[Table]:
+    """For each finding its statements, a column per model."""
+    columns = [claims(study) for study in studies]
+    found = []
+    for index, title in enumerate(FINDINGS):
+        rows = [
+            [claims_of[0].text, *(_verdict(claim) for claim in claims_of)]
+            for claims_of in zip(*columns, strict=True)
+            if claims_of[0].finding == index
+        ]
+        header = ["statement", *(study.name for study in studies)]
+        found.append(Table(f"{index + 1}. {title}", header, rows))
+    return found
+
+
+def _verdict(claim: Claim) -> str:
+    return f"{_MARKS[claim.holds]} {claim.figures}"
+
+
+def _markdown(table: Table) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    return [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
+
+
+def _thresholds(study: Study) -> str:
+    config = study.task.config
+    return (
+        f"gamma {config.gamma:g}, {config.gate} gate, EFR at or below its percentile "
+        f"{config.efr_percentile:g}, R at or above its percentile {config.ratio_percentile:g}"
+    )
+
+
+def _provenance() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy"))
+    return (
+        f"vrga_ext {version('vrga_ext')} ({_commit()}), {packages}, "
+        f"Python {platform.python_version()}, {platform.machine()}."
+    )
+
+
+def _commit() -> str:
+    """The commit of the checkout that runs, if it is one."""
+    root = Path(vrga_ext.__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        top = git("rev-parse", "--show-toplevel")
+        if not top or Path(top) != root:
+            return "installed, commit unknown"
+        changed = ", with local changes" if git("status", "--porcelain", "vrga_ext") else ""
+        return f"commit {git('rev-parse', '--short', 'HEAD')}{changed}"
+    except OSError:
+        return "commit unknown, no git"

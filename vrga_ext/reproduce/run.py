@@ -1,0 +1,148 @@
+"""``python -m vrga_ext reproduce``: measure, print, draw and write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vrga_ext.demo.answers import MODEL_PATH, load_demo
+from vrga_ext.demo.run import load_checkpoint, one_thread
+from vrga_ext.reproduce.questions import load_questions
+from vrga_ext.reproduce.report import print_report, write_report
+from vrga_ext.reproduce.study import Study, conditions, study
+from vrga_ext.reproduce.tasks import DemoTask, Task, check_demo_processor, draw_samples
+from vrga_ext.reproduce.vqa import BoxTask
+
+SEEDS = (1, 2, 3)  # of the drawn pictures
+
+
+def reproduce(
+    models: Sequence[str] = (),
+    data: Path | None = None,
+    output: Path | None = None,
+    samples: int = 128,
+    max_new_tokens: int = 256,
+    console: Console | None = None,
+) -> list[Study]:
+    """Measure the paper's four findings.
+
+    Parameters
+    ----------
+    models
+        Without ``data`` folders of models saved by :mod:`vrga_ext.demo.train`; the shipped one
+        without them. With ``data`` checkpoints of the hub or folders, loaded from safetensors only
+        and never with code of their own.
+    data
+        Questions with boxes: :func:`vrga_ext.reproduce.questions.load_questions`.
+    output
+        Folder for the report (``README.md``) and its figures; none are written without it.
+    samples
+        Pictures of each of the ``SEEDS``; with ``data`` the number of questions, from the first.
+    max_new_tokens
+        Longest answer of a checkpoint.
+    console
+        Where to print.
+
+    Returns
+    -------
+    list of Study
+        One per model.
+
+    Raises
+    ------
+    ValueError
+        An argument or a model does not fit, or the data is damaged.
+    OSError
+        A model or the data is missing.
+    ImportError
+        Figures are wanted and matplotlib is not installed, or parquet and pyarrow is not.
+    """
+    console = console or Console()
+    if output is not None and find_spec("matplotlib") is None:
+        raise ImportError("the report draws with matplotlib: pip install 'vrga_ext[viz]'")
+    if samples < 1:
+        raise ValueError(f"samples: wanted at least 1, got {samples}")
+    if data is not None and not models:
+        raise ValueError("model: wanted a checkpoint to answer the questions of --data, got none")
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+    names = _names(models)
+    studies: list[Study] = []
+    if data is not None:
+        questions = load_questions(data, samples)
+        for name, where in names.items():
+            model, processor = load_checkpoint(where)
+            task: Task = BoxTask(processor, questions, max_new_tokens)
+            studies.append(_studied(name, model, processor, task, console))
+    else:
+        loaded = {name: _load_trained(where) for name, where in names.items()}
+        drawn = draw_samples(samples, SEEDS)
+        with one_thread():
+            for name, (model, processor) in loaded.items():
+                studies.append(
+                    _studied(name, model, processor, DemoTask(processor, drawn), console)
+                )
+    print_report(studies, console)
+    if output is not None:
+        from vrga_ext.reproduce.figures import draw_figures
+
+        draw_figures(studies, output)
+        path = write_report(studies, output, _command(names, data, samples, max_new_tokens))
+        console.print(f"report written to {path}")
+    return studies
+
+
+def _names(models: Sequence[str]) -> dict[str, str]:
+    """What each model is called: the end of its path or id, made unique."""
+    names: dict[str, str] = {}
+    for where in models or [str(MODEL_PATH)]:
+        shipped = Path(where).is_dir() and Path(where).samefile(MODEL_PATH)
+        name = "shipped" if shipped else Path(where).name
+        names[name if name not in names else f"{name} ({len(names) + 1})"] = where
+    return names
+
+
+def _load_trained(where: str) -> tuple[Any, Any]:
+    folder = Path(where)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model: wanted a folder of a saved model, got {where}; a checkpoint of the hub needs "
+            "questions: --data"
+        )
+    model, processor = load_demo(folder)
+    check_demo_processor(processor, where)
+    return model, processor
+
+
+def _studied(name: str, model: Any, processor: Any, task: Task, console: Console) -> Study:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, total=conditions(task) * len(task.groups))
+        return study(
+            name,
+            model,
+            processor,
+            task,
+            lambda what, count: progress.update(bar, description=what, advance=count),
+        )
+
+
+def _command(names: dict[str, str], data: Path | None, samples: int, max_new_tokens: int) -> str:
+    """The command line, with the names of folders instead of their paths."""
+    parts = ["python -m vrga_ext reproduce"]
+    if list(names) != ["shipped"]:
+        parts += [f"--model {name}" for name in names]
+    if data is not None:
+        parts += [f"--data {data.name}", f"--max-new-tokens {max_new_tokens}"]
+    return " ".join([*parts, f"--samples {samples}", "--output FOLDER"])
