@@ -32,7 +32,7 @@ MARKS = [IMAGE, VIDEO, VISION_START, VISION_END]  # not to be written where a te
 QUESTION = 20  # a column of the prompt that is a token of every row, after every image
 
 
-@pytest.fixture(scope="module", params=CORE)
+@pytest.fixture(scope="module", params=[*CORE, "qwen3_vl", "gemma3", "paligemma"])
 def pair(request):
     """The same weights behind sdpa and behind eager."""
     return build(request.param), build(request.param, attn_implementation="eager")
@@ -92,28 +92,29 @@ def assert_rows(capture: Capture, weights: list[torch.Tensor], image: torch.Tens
             torch.testing.assert_close(capture.efr[at], efr, **(close | {"rtol": 1e-4}))
 
 
-def stored(output, prompt_rows: list[int]) -> list[torch.Tensor]:
+def stored(output, prompt_rows: list[int], layers: tuple[int, ...]) -> list[torch.Tensor]:
     """Rows [S, L, H, keys] of an eager generation: of the prompt, then of each generated token."""
-    prompt = torch.stack(output.attentions[0], 1)  # [S, L, H, q, keys]
-    steps = [torch.stack(layers, 1)[:, :, :, 0] for layers in output.attentions[1:]]
-    return [prompt[:, :, :, row] for row in prompt_rows] + steps
+    weights = [torch.stack([step[layer] for layer in layers], 1) for step in output.attentions]
+    prompt = [weights[0][:, :, :, row] for row in prompt_rows]
+    return prompt + [step[:, :, :, 0] for step in weights[1:]]
 
 
 def test_statistics_and_rows_are_those_of_eager_weights(pair):
     ours, theirs = pair
     inputs = ours.prompt(*ROWS)
     last = question_end(inputs)
-    image = inputs["input_ids"] == IMAGE
+    middle = last - 8  # of an image, in the last row
     plain, output = greedy(ours.model, inputs, STEPS), attentions(theirs, inputs)
-    with vrga_ext.capture(ours.model, prompt_rows=[QUESTION, last], rows=True) as recording:
+    with vrga_ext.capture(ours.model, prompt_rows=[middle, last], rows=True) as recording:
         captured = greedy(ours.model, inputs, STEPS)
     assert torch.equal(logits(captured), logits(plain))
     capture = recording.last
-    assert capture.positions[0].tolist() == [QUESTION, *range(last, last + STEPS)]
+    assert capture.positions[0].tolist() == [middle, *range(last, last + STEPS)]
     assert capture.prompt_rows == 2
-    assert_rows(capture, stored(output, [QUESTION, last]), image)
+    weights = stored(output, [middle, last], capture.layers)
+    assert_rows(capture, weights, ours.image_columns(inputs))
     assert torch.equal(capture.token_ids[:, 2:], captured.sequences[:, last + 1 : -1])
-    assert torch.equal(capture.token_ids[:, 0], inputs["input_ids"][:, QUESTION])
+    assert torch.equal(capture.token_ids[:, 0], inputs["input_ids"][:, middle])
     assert not hasattr(ours.model, "_vrga_handle")
 
 

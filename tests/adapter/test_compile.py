@@ -10,7 +10,7 @@ from transformers import StaticCache
 import vrga_ext
 from tests.adapter.families import CORE, LOOSE, ROWS, build
 
-LENGTH, STEPS = 48, 5
+LENGTH, STEPS = 48, 8
 
 
 def decode(family, inputs, forward) -> torch.Tensor:
@@ -58,3 +58,23 @@ def test_compiled_decode_step(name, options, gate):
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
     assert not torch.equal(eager[1:], plain[1:])
+
+
+def test_as_many_compilations_as_without_vrga():
+    """Over eight tokens; another prompt whose gated layers are others is compiled anew."""
+    family = build("llava")
+    inputs = family.prompt(*ROWS[:2])
+
+    def compilations() -> int:
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(family.model.forward, fullgraph=True, backend="eager")
+        with torch.no_grad():
+            decode(family, inputs, compiled)
+        assert not counters["graph_break"]
+        return counters["stats"]["unique_graphs"]
+
+    stock = compilations()
+    assert stock > 0
+    with vrga_ext.enable(family.model, **LOOSE):
+        assert compilations() == stock

@@ -48,7 +48,14 @@ def ready_assistant(model):
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
 @pytest.mark.parametrize("how", ["lookup", "assistant"])
 @pytest.mark.parametrize(
-    ("name", "attn_implementation"), [*((name, "sdpa") for name in CORE), ("qwen2_5_vl", "eager")]
+    ("name", "attn_implementation"),
+    [
+        *((name, "sdpa") for name in CORE),
+        ("qwen2_5_vl", "eager"),
+        ("qwen3_vl", "sdpa"),  # visual features added in early layers
+        ("gemma3", "sdpa"),  # masks by kind of layer
+        ("gemma4", "sdpa"),  # layers that compute the last rows only
+    ],
 )
 def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implementation):
     family = build(name, attn_implementation=attn_implementation)

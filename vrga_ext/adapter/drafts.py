@@ -42,6 +42,8 @@ def cut(kwargs: dict[str, Any], tokens: int, count: int) -> tuple[dict[str, Any]
     for name, value in kwargs.items():
         if name == "attention_mask":
             first[name], rest[name] = _cut_mask(value, tokens, count)
+        elif name == "logits_to_keep":  # of the whole call; some decoders crop rows by it
+            first[name] = rest[name] = 0
         elif name == "deepstack_visual_embeds":
             first[name], rest[name] = _cut_visual(value, kwargs.get("visual_pos_masks"), count)
         elif isinstance(value, Tensor) and name in _TOKEN_AXIS:
@@ -102,6 +104,11 @@ def _cut_visual(embeds: Any, positions: Any, count: int) -> tuple[Any, Any]:
     early = (positions.nonzero()[:, 1] < count).to(embeds[0].device)
     rest = None if bool(early.all()) else [features[~early] for features in embeds]
     return [features[early] for features in embeds], rest
+
+
+def cut_ids(ids: Tensor | None, part: slice, tokens: int) -> Tensor | None:
+    """Token ids [B, S] of one part of a call on S = ``tokens`` tokens, where they are known."""
+    return ids[:, part] if ids is not None and ids.shape[1] == tokens else ids
 
 
 def join(first: Any, rest: Any) -> Any:

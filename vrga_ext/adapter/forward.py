@@ -10,7 +10,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vrga_ext.adapter import drafts, grids, images
 from vrga_ext.adapter.obstacles import Obstacles, check_cache
@@ -195,13 +195,13 @@ class ForwardHooks:
             )
             return None
         call_ids = prompt.call_ids
-        prompt.call_ids = _cut_ids(call_ids, slice(None, count), tokens)
+        prompt.call_ids = drafts.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
         rest["past_key_values"] = output.past_key_values
         layer_types = getattr(self._text_config, "layer_types", None) or []
         drafts.fit_masks(rest, tokens - count, layer_types, output.last_hidden_state.device)
         prompt.read = output
-        prompt.call_ids = _cut_ids(call_ids, slice(count, None), tokens)
+        prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
         batch = output.last_hidden_state.shape[0]
         return self._with_state((), rest, state, batch, tokens - count) or ((), rest)
 
@@ -303,7 +303,3 @@ def _size(given: dict[str, Any]) -> tuple[int, int]:
     tensor = given.get("inputs_embeds")
     tensor = given.get("input_ids") if tensor is None else tensor
     return (0, 0) if tensor is None else (tensor.shape[0], tensor.shape[1])
-
-
-def _cut_ids(ids: Tensor | None, part: slice, tokens: int) -> Tensor | None:
-    return ids[:, part] if ids is not None and ids.shape[1] == tokens else ids

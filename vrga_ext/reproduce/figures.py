@@ -19,14 +19,8 @@ _OFTEN = 0.5  # share of the questions for which a head that is marked was selec
 
 def draw_figures(studies: Sequence[Study], folder: Path) -> list[Path]:
     """Write one PNG for each finding; returns their paths."""
-    drawings: dict[str, Callable[[Sequence[Study]], Figure]] = {
-        "heads.png": _heads,
-        "masking.png": _masking,
-        "length.png": _length,
-        "recovery.png": _recovery,
-    }
     paths = []
-    for name, draw in drawings.items():
+    for name, draw in DRAWINGS.items():
         paths.append(folder / name)
         draw(studies).savefig(paths[-1], dpi=_DPI, facecolor="white")
     return paths
@@ -61,6 +55,7 @@ def _heads(studies: Sequence[Study]) -> Figure:
         style.heading(left, f"{study.name}: EFR and aim")
         heads = [(aim.layers[layer], int(head)) for layer, head in np.argwhere(often)]
         draw_heads(right, means["R"], means["H"], selected=heads, layers=aim.layers)
+        right.set_ylim(top=1.3 * np.nanmax(means["R"]))  # room for the legend
         style.heading(right, f"{study.name}: entropy and ratio")
     return figure
 
@@ -76,7 +71,7 @@ def _masking(studies: Sequence[Study]) -> Figure:
 
 
 def _length(studies: Sequence[Study]) -> Figure:
-    """Accuracy and RRAR by mode, and the drift of the aim in the long mode."""
+    """Accuracy and RRAR by mode, and the drift of the aim in the long mode; standard errors."""
     figure = _figure(14, 4.2)
     accuracy, rrar, drift = figure.subplots(1, 3)
     modes = studies[0].task.modes
@@ -90,18 +85,22 @@ def _length(studies: Sequence[Study]) -> Figure:
             right = [runs[mode].accuracy for mode in modes]
             aims = [Mean.of(runs[mode].aim.of_selected(runs[mode].aim.answer)) for mode in modes]
             label = f"{study.name}, {what}"
-            for axes, means, scale in ((accuracy, right, 100), (rrar, aims, 1)):
+            for axes, found, scale in ((accuracy, right, 100), (rrar, aims, 1)):
                 axes.errorbar(
                     range(len(modes)),
-                    [scale * mean.value for mean in means],
-                    [scale * mean.error for mean in means],
+                    [scale * mean.value for mean in found],
+                    [scale * mean.error for mean in found],
                     capsize=2, label=label, **kind,
                 )  # fmt: skip
             values = runs[study.long].aim.drift
             there = np.isfinite(values).sum(0) >= len(values) / 2
-            drift.plot(
-                np.flatnonzero(there) + 1, np.nanmean(values[:, there], axis=0), label=label, **kind
-            )
+            means = [Mean.of(column) for column in values[:, there].T]
+            drift.errorbar(
+                np.flatnonzero(there) + 1,
+                [mean.value for mean in means],
+                [mean.error for mean in means],
+                capsize=2, label=label, **kind,
+            )  # fmt: skip
     for axes, title, label in (
         (accuracy, "Accuracy", "right answers, %"),
         (rrar, "Aim while the answer is written", "RRAR of the visual heads"),
@@ -161,3 +160,11 @@ def _bars(axes: style.Axes, studies: Sequence[Study], rows: Mapping[str, Sequenc
             frameon=False, fontsize=9, labelcolor=style.INK, loc="upper left",
             bbox_to_anchor=(1.0, 1.0),
         )  # fmt: skip
+
+
+DRAWINGS: dict[str, Callable[[Sequence[Study]], Figure]] = {
+    "heads.png": _heads,
+    "masking.png": _masking,
+    "length.png": _length,
+    "recovery.png": _recovery,
+}

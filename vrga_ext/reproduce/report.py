@@ -25,14 +25,15 @@ from vrga_ext.reproduce.findings import (
 )
 from vrga_ext.reproduce.study import Study
 
-_FIGURES = ("heads.png", "masking.png", "length.png", "recovery.png")
+FIGURES = ("heads.png", "masking.png", "length.png", "recovery.png")
 _MARKS = {True: "✓", False: "✗", None: "?"}
 _RULES = (
-    f"✓ the statement holds, ✗ it does not, ? it cannot be tested here. A difference counts from "
-    f"{SURE:.0f} standard errors on (paired, on the same questions), a gain is denied below "
-    f"{LIKELY:.0f}; a collapse loses at least {COLLAPSE:.0%} of the accuracy, and a loss below "
-    f"{100 * HARDLY:.0f} points hardly matters. ± is one standard error, for accuracies the "
-    "binomial one; z = (better - worse) / sqrt(better + worse), McNemar's."
+    "✓ the statement holds; ✗ it does not, or the questions are too few to tell; ? it cannot be "
+    f"tested here. A difference counts from {SURE:.0f} standard errors on (paired, on the same "
+    f"questions), a gain is denied below {LIKELY:.0f}; a collapse loses at least {COLLAPSE:.0%} of "
+    f"the accuracy, and a loss below {100 * HARDLY:.0f} points hardly matters. ± is one standard "
+    "error, for accuracies the binomial one; z = (better - worse) / sqrt(better + worse), "
+    "McNemar's."
 )
 _NOTES = (
     "The picture is hidden while the answer is written; the prompt is read with it. RRAR is the "
@@ -72,7 +73,7 @@ def write_report(studies: Sequence[Study], folder: Path, command: str) -> Path:
     per_finding: list[list[Table]] = [[], found[:1], found[1:2], found[2:]]
     for index, table in enumerate(_claim_tables(studies)):
         lines += ["", f"## {index + 1}. {FINDINGS[index]}", "", *_markdown(table)]
-        lines += ["", f"![{FINDINGS[index]}]({_FIGURES[index]})"]
+        lines += ["", f"![{FINDINGS[index]}]({FIGURES[index]})"]
         for more in per_finding[index]:
             lines += ["", f"**{more.title}.** {more.note}".strip(), "", *_markdown(more)]
     lines += ["", "## Where it was measured", "", f"    {command}", "", _provenance(), ""]

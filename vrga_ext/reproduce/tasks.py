@@ -77,7 +77,7 @@ class DemoTask(Task):
     """
 
     axis = "steps written before the answer"
-    drift_axis = "step, where it names the target"
+    drift_axis = "step, where it names the target; last the reply"
     caveat = (
         "Models of 0.9 M parameters, trained from scratch on drawn pictures whose long answers "
         "were never taught to read a picture from far away. This shows the mechanism on a toy; it "

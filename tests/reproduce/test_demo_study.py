@@ -1,0 +1,124 @@
+"""The paper's findings on the shipped demo model, in plain ``generate``, on held-out pictures.
+
+Every comparison is paired: the same questions, greedy decoding. A binomial standard error at
+n = 128 is at most 4.4 points; bounds leave several of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from vrga_ext.demo.answers import MODEL_PATH, load_demo
+from vrga_ext.demo.scenes import COLORS
+from vrga_ext.reproduce import figures, report, run
+from vrga_ext.reproduce.findings import FINDINGS, claims, tables
+from vrga_ext.reproduce.study import study
+from vrga_ext.reproduce.tasks import DemoTask, draw_samples
+
+COUNT, SEEDS = 64, (1, 2)
+DIRECT, SHORT, LONG = "direct", "4 steps", "16 steps"
+CHANCE = 1 / len(COLORS)
+
+
+@pytest.fixture(scope="module")
+def found():
+    model, processor = load_demo()
+    task = DemoTask(processor, draw_samples(COUNT, SEEDS), (0, 4, 16), gammas=())
+    return study("shipped", model, processor, task, lambda what, count: None)
+
+
+def test_reads_pictures_well_and_long_answers_hurt(found):
+    plain = found.plain
+    assert plain[DIRECT].accuracy.value > 0.98
+    assert plain[SHORT].accuracy.value > 0.98
+    assert plain[LONG].accuracy.value < plain[SHORT].accuracy.value - 0.08
+
+
+def test_visual_heads_aim_at_the_object(found):
+    aim = found.plain[DIRECT].aim
+    for rrar in (aim.question, aim.answer):
+        assert aim.of_selected(rrar).mean() > 3 * aim.of_others(rrar).mean()
+
+
+def test_long_answers_scatter_the_aim_and_the_boost_restores_it(found):
+    def aimed(runs, mode):
+        return np.nanmean(runs[mode].aim.of_selected(runs[mode].aim.answer))
+
+    assert aimed(found.plain, LONG) < 0.8 * aimed(found.plain, DIRECT)
+    assert aimed(found.plain, LONG) < 0.95 * aimed(found.guided, LONG)
+    drift = np.nanmean(found.plain[LONG].aim.drift, axis=0)
+    assert drift.shape == (17,)  # the target's name in sixteen steps and in the reply
+    assert drift[12:16].mean() < 0.9 * drift[:4].mean()
+
+
+@pytest.mark.parametrize("mode", [DIRECT, SHORT])
+def test_boost_costs_nothing_where_the_model_is_right(found, mode):
+    assert found.guided[mode].accuracy.value >= found.plain[mode].accuracy.value - 0.01
+
+
+def test_boost_gains_where_long_answers_hurt(found):
+    assert found.guided[LONG].against(found.plain[LONG]).z > 3
+
+
+@pytest.mark.parametrize("control", ["tokens elsewhere", "other heads"])
+def test_other_tokens_or_other_heads_gain_nothing(found, control):
+    other = found.controls[control]
+    assert other.against(found.plain[LONG]).z < 2
+    assert found.guided[LONG].against(other).z > 3
+
+
+def test_true_region_gains_at_least_as_much(found):
+    assert found.controls["true region"].against(found.plain[LONG]).z > 3
+    assert found.controls["true region"].accuracy.value > found.guided[LONG].accuracy.value - 0.05
+
+
+def test_hiding_the_picture_from_visual_heads_only_is_fatal(found):
+    assert found.masks["visual heads"].accuracy.value < 2 * CHANCE
+    for mask in ("as many others", "as many of lowest R"):
+        assert found.masks[mask].accuracy.value > found.plain[DIRECT].accuracy.value - 0.02
+
+
+def test_claims_agree_with_the_numbers_and_cover_every_finding(found):
+    verdicts = {claim.text: claim.holds for claim in claims(found)}
+    assert {claim.finding for claim in claims(found)} == set(range(len(FINDINGS)))
+    assert verdicts["with VRGA more answers after 16 steps are right"]
+    assert verdicts["hidden from the visual heads: at least half of the accuracy is lost"]
+    assert verdicts["naming the region in the prompt aims them better than a direct answer"] is None
+    assert not verdicts["R grows linearly with H over the heads (Pearson r > 0.9)"]
+
+
+def test_tables_hold_every_condition(found):
+    masks, lengths, boosts, seeds = tables([found, found])
+    assert [row[0] for row in masks.rows][1:] == list(found.masks)
+    assert [row[0] for row in lengths.rows] == [DIRECT, SHORT, LONG]
+    assert [row[0] for row in boosts.rows][2:] == [f"control: {name}" for name in found.controls]
+    assert seeds.header[1:] == ["seed 1", "seed 2"]
+    for table in (masks, lengths, boosts, seeds):
+        assert {len(row) for row in table.rows} == {len(table.header)}
+
+
+def test_command_measures_draws_and_reports(found, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'vrga_ext[viz]'")
+    asked = []
+
+    def measured(name, model, processor, task, step):
+        step("asking", len(task.groups))
+        asked.append((name, task.about))
+        return found
+
+    monkeypatch.setattr(run, "study", measured)
+    with (tmp_path / "printed.txt").open("w") as printed:
+        run.reproduce([str(MODEL_PATH)], None, tmp_path, 2, console=Console(file=printed))
+    assert asked == [("shipped", "3 x 2 pictures drawn afresh (seeds 1, 2, 3)")]
+    text = (tmp_path / "README.md").read_text()
+    assert all(finding in text for finding in FINDINGS)
+    assert str(tmp_path) not in text
+    assert "z = (better - worse)" in (tmp_path / "printed.txt").read_text()
+    for name in report.FIGURES:
+        assert f"]({name})" in text
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 800
+    assert sorted(figures.DRAWINGS) == sorted(report.FIGURES)

@@ -1,0 +1,218 @@
+"""Questions with boxes from files, and a real architecture that answers them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from transformers import AutoProcessor
+from typer.testing import CliRunner
+
+from tests.adapter.processors import processor as make_processor
+from tests.adapter.families import build
+from vrga_ext.analysis import box_tokens
+from vrga_ext.cli import app
+from vrga_ext.demo.answers import MODEL_PATH
+from vrga_ext.demo.pictures import DemoError
+from vrga_ext.reproduce.questions import load_questions
+from vrga_ext.reproduce.run import reproduce
+from vrga_ext.reproduce.study import study
+from vrga_ext.reproduce.vqa import DIRECT, GUIDED, REASON, BoxTask, final_answer, soft_score
+
+ROW = {
+    "image": "card.png",
+    "question": "what is the name of the company on the card?",
+    "answer": ["blink"] * 9 + ["nutrition"],
+    "dataset_id": "36269",
+    "bbox": [24.0, 12.0, 24.0, 12.0],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures of 96 x 48 pixels and their questions, as JSON lines."""
+    pixels = np.random.default_rng(0).integers(0, 255, size=(2, 48, 96, 3), dtype=np.uint8)
+    for name, content in zip(("card.png", "sign.png"), pixels, strict=True):
+        Image.fromarray(content).save(tmp_path / name)
+    second = ROW | {"image": "sign.png", "question": "Read the sign!", "bbox": [0, 0, 10, 48]}
+    lines = [json.dumps(ROW), "", json.dumps(second)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_json_lines_and_pictures(folder):
+    first, second = load_questions(folder)
+    assert first.text == ROW["question"]
+    assert first.answers == tuple(ROW["answer"])
+    assert first.box == (24, 12, 48, 24)  # left, top, right, bottom
+    assert second.picture().size == (96, 48)
+    assert load_questions(folder / "questions.jsonl", 1) == [first]
+
+
+def test_list_of_objects_with_the_other_name_for_answers(folder):
+    row = ROW | {"answers": "blink"}
+    del row["answer"]
+    (folder / "one.json").write_text(json.dumps([row]))
+    assert load_questions(folder / "one.json")[0].answers == ("blink",)
+
+
+def test_parquet_with_pictures_inside(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="reads parquet: pip install pyarrow")
+    from pyarrow import parquet
+
+    content = (folder / "card.png").read_bytes()
+    rows = [ROW | {"image": {"bytes": content, "path": "card.png"}}] * 3
+    (folder / "data").mkdir()
+    (folder / "questions.jsonl").unlink()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data" / "train-0.parquet")
+    found = load_questions(folder)
+    assert len(found) == 3
+    assert found[2].box == (24, 12, 48, 24)
+    assert np.array_equal(found[0].picture(), Image.open(folder / "card.png"))
+
+
+def test_parquet_without_pyarrow_says_what_is_needed(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    (folder / "data.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match="needs pyarrow"):
+        load_questions(folder / "data.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox": [1, 2, 3]}, r"bbox: wanted \[x, y, width, height\] in bad.jsonl, row 1"),
+        ({"bbox": [1, 2, 0, 3]}, "a width and height above 0"),
+        ({"bbox": None}, "got no bbox"),
+        ({"answer": [3]}, "answer: wanted strings"),
+        ({"answer": []}, "answer: wanted strings"),
+        ({"question": " "}, "question: wanted a string"),
+        ({"image": 5}, "image: wanted a file name or bytes"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(tmp_path, change, message):
+    (tmp_path / "bad.jsonl").write_text(json.dumps(ROW | change))
+    with pytest.raises(ValueError, match=message):
+        load_questions(tmp_path / "bad.jsonl")
+
+
+def test_files_that_do_not_fit_are_named(folder):
+    with pytest.raises(FileNotFoundError, match="hf download --repo-type dataset jrzhang"):
+        load_questions(folder / "nowhere")
+    (folder / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"wanted files of \.parquet, \.jsonl, \.json"):
+        load_questions(folder / "empty")
+    with pytest.raises(ValueError, match="wanted a file of"):
+        load_questions(folder / "card.png")
+    (folder / "questions.jsonl").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_questions(folder)
+    (folder / "questions.jsonl").write_text(json.dumps(ROW | {"image": "lost.png"}))
+    with pytest.raises(DemoError, match="there is no file"):
+        load_questions(folder)[0].picture()
+
+
+def test_soft_score_is_that_of_vqa():
+    humans = ["2 dogs"] * 2 + ["two cats"] * 8
+    # Of the ten sets of nine humans two hold one match and eight hold two.
+    assert soft_score("Two dogs.", humans) == pytest.approx((2 * 1 / 3 + 8 * 2 / 3) / 10)
+    assert soft_score("2 cats", humans) == 1
+    assert soft_score("birds", humans) == 0
+    assert soft_score("the dog's", ["dogs"]) == 1
+    assert soft_score("", ["a"]) == 1  # both are nothing once articles are gone
+
+
+def test_final_answer_of_a_chain():
+    assert final_answer("I look. Answer: no. Wait.\n**Answer:** blink") == "blink"
+    assert final_answer("one line\nthe last line\n") == "the last line"
+    assert final_answer("") == ""
+
+
+def tiny(family: str, style: str):
+    """A random model of a real architecture, and a processor whose image token it knows."""
+    processor = make_processor(style)
+    model = build(family, vocab_size=600).model
+    ids = processor.tokenizer.convert_tokens_to_ids
+    model.config.image_token_id = ids(processor.image_token)
+    if style == "chatml":
+        model.config.vision_start_token_id = ids("<|vision_start|>")
+        model.config.vision_end_token_id = ids("<|vision_end|>")
+    return model, processor
+
+
+def test_real_architecture_runs_every_condition(folder):
+    model, processor = tiny("qwen2_5_vl", "chatml")
+    task = BoxTask(processor, load_questions(folder), max_new_tokens=6)
+    seen = []
+    found = study("tiny", model, processor, task, lambda what, count: seen.append(count))
+    conditions = 2 * 3 + len(found.controls) + len(found.masks)
+    assert sum(seen) == 2 * conditions
+    for mode in (DIRECT, REASON, GUIDED):
+        aim = found.plain[mode].aim
+        assert aim.drift.shape == (2, 5)  # six tokens were written, five of them read
+        assert np.isfinite(aim.answer).all()
+        assert aim.selected.any((1, 2)).all()
+    assert set(found.masks) >= {"visual heads", "per layer, lowest EFR"}
+
+
+def test_region_reaches_the_prompt_and_the_tokens(folder):
+    _, processor = tiny("qwen2_5_vl", "chatml")
+    task = BoxTask(processor, load_questions(folder))
+    texts = [
+        processor.tokenizer.decode(inputs["input_ids"][0]) for _, inputs in task.batches(GUIDED)
+    ]
+    assert "from (0.25, 0.25) to (0.50, 0.50)" in texts[0]
+    assert texts[0].index("Think") < texts[0].index("what is the name")  # the question comes last
+    inside = box_tokens([task.boxes[0]], task.sizes[0], (4, 8))
+    assert inside.nonzero().tolist() == [[1, 2], [1, 3]]
+
+
+def test_centre_crop_moves_the_box_and_drops_what_is_lost(folder):
+    model, processor = tiny("llava", "vicuna")
+    questions = load_questions(folder)
+    task = BoxTask(processor, questions, max_new_tokens=3)
+    assert task.sizes == [(48, 48)]  # the central square of 96 x 48
+    assert task.boxes == [(0, 12, 24, 24)]
+    assert "1 more left out" in task.about
+    ((indices, inputs),) = task.batches(DIRECT)
+    written = task.answer(model, inputs, DIRECT)
+    assert list(indices) == [0]
+    assert written.shape == (1, 3)
+    with pytest.raises(ValueError, match="wanted boxes inside their pictures"):
+        BoxTask(processor, questions[1:])
+
+
+def test_checkpoint_and_data_from_the_command(folder):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'vrga_ext[viz]'")
+    try:
+        AutoProcessor.from_pretrained(MODEL_PATH)
+    except ImportError as error:
+        pytest.skip(f"this transformers needs torchvision for any AutoProcessor: {error}")
+    with torch.random.fork_rng(), (folder / "printed.txt").open("w") as printed:
+        (found,) = reproduce(
+            [str(MODEL_PATH)], folder, folder / "out", 1, max_new_tokens=6,
+            console=Console(file=printed),
+        )  # fmt: skip
+    assert found.task.modes == (DIRECT, REASON, GUIDED)
+    text = (folder / "out" / "README.md").read_text()
+    assert "naming the region in the prompt" in text
+    assert "no such prompt" not in text
+    assert f"--data {folder.name} --max-new-tokens 6" in text
+
+
+def test_requests_that_do_not_fit_end_with_a_message(folder):
+    def message(*arguments):
+        result = CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "there is no file or folder" in message("--model", "m", "--data", folder / "nowhere")
+    assert "wanted a checkpoint to answer" in message("--data", folder)
+    assert "wanted a folder of a saved model" in message("--model", "somebody/something")
+    tiny("qwen2_5_vl", "chatml")[0].save_pretrained(folder / "other")
+    make_processor("chatml").save_pretrained(folder / "other")
+    assert "wanted one of vrga_ext.demo.train" in message("--model", folder / "other")
