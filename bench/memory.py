@@ -1,12 +1,11 @@
 """Peak memory of one prefill in this process: ``python -m bench.memory REQUEST`` prints JSON.
 
-On a CPU that is the resident set's high-water mark, reset after a short prompt has been read; on a
-GPU what torch's allocator held at most. A process of its own, since neither is given back.
+On a CPU that is the resident set's high-water mark, on a GPU what torch's allocator held at most.
+A process of its own, so that nothing from before is in it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -23,15 +22,13 @@ from bench.timing import synchronize
 def peak_of_prefill(name: str, case: models.ModelCase, device: str) -> dict[str, Any]:
     """``peak_bytes``, ``growth_bytes`` over what was there before, ``seconds``."""
     model, _handle = enabled_model(name, case, device)
-    short = dataclasses.replace(case, prompt=case.side**2 + 64, images=1)
-    for chosen in (short, case):
-        inputs = models.make_prompt(chosen, device)
-        _reset_peak(device)
-        before = _peak(device)
-        start = time.perf_counter()
-        model(**inputs, use_cache=True, logits_to_keep=1)
-        synchronize(device)
-        seconds = time.perf_counter() - start
+    inputs = models.make_prompt(case, device)
+    _reset_peak(device)
+    before = _peak(device)
+    start = time.perf_counter()
+    model(**inputs, use_cache=True, logits_to_keep=1)
+    synchronize(device)
+    seconds = time.perf_counter() - start
     peak = _peak(device)
     return {"peak_bytes": peak, "growth_bytes": peak - before, "seconds": seconds}
 

@@ -24,6 +24,7 @@ from tests.adapter.families import (
     greedy,
     logits,
 )
+from tests.adapter.test_generation import skip_unless_stock_equals_its_loop
 from vrga_ext import Capture
 from vrga_ext.region import Region
 
@@ -254,6 +255,8 @@ def _pixels_of_twos(inputs):
     ids=lambda options: next(iter(options)),
 )
 def test_ways_of_generating(family, eager, options):
+    if "prefill_chunk_size" in options:
+        skip_unless_stock_equals_its_loop(family.model, family.prompt(ROWS[1]), options)
     options = options | {"suppress_tokens": MARKS}
     inputs = family.prompt(ROWS[0] if "prompt_lookup_num_tokens" in options else ROWS[1])
     torch.manual_seed(0)
@@ -312,13 +315,16 @@ def test_loops_turns_and_copies_of_a_cache():
     assert torch.equal(both[0].image_ratio, second[0].image_ratio)
 
 
-def test_rows_of_each_sample(family):
+def test_rows_of_each_sample():
+    family = build("llava")
     inputs = family.prompt(*ROWS)
+    chunks = {"prefill_chunk_size": 7}
+    skip_unless_stock_equals_its_loop(family.model, inputs, chunks)
     mask = inputs["attention_mask"]
     starts = [int(row.nonzero()[0]) for row in mask]
     wanted = [[starts[0] + 20, starts[0] + 21], [starts[1] + 20], []]
     with vrga_ext.capture(family.model, prompt_rows=wanted) as recording:
-        greedy(family.model, inputs, 2, prefill_chunk_size=7)
+        greedy(family.model, inputs, 2, **chunks)
     prompt = recording.last.prompt
     assert prompt.positions.tolist() == [
         [starts[0] + 20, starts[0] + 21],

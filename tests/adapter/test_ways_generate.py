@@ -34,6 +34,14 @@ def notices(record) -> list[str]:
     return [str(w.message) for w in record if issubclass(w.category, VRGAWarning)]
 
 
+def stock_or_skip(model, inputs, new_tokens, how):
+    """Generation without VRGA, where this transformers release can do it."""
+    try:
+        return greedy(model, inputs, new_tokens, **how)
+    except (RuntimeError, ValueError) as error:
+        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
+
+
 # ---- caches ------------------------------------------------------------------------------------
 
 
@@ -44,7 +52,7 @@ def test_quantised_cache():
     inputs = build("llava").prompt(ROWS[0])
     options = {"backend": "hqq", "nbits": 8}
     how = {"cache_implementation": "quantized", "cache_config": options}
-    stock = greedy(model, inputs, NEW, **how)
+    stock = stock_or_skip(model, inputs, NEW, how)
     with vrga_ext.enable(model, gamma=0.0):
         assert torch.equal(logits(greedy(model, inputs, NEW, **how)), logits(stock))
     with vrga_ext.enable(model, **LOOSE):
@@ -86,7 +94,7 @@ def test_sliding_window_in_some_layers(how, gamma):
     windows = {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}
     family = build("qwen2_5_vl", **windows)
     inputs = family.prompt([5, 6, 7, 8, (4, 4), 9, 11, 5, 6])
-    plain = greedy(family.model, inputs, 8, **how)
+    plain = stock_or_skip(family.model, inputs, 8, how)
     with vrga_ext.enable(family.model, **LOOSE | {"gamma": gamma}) as handle:
         tokens, expected = greedy_loop(family.model, inputs, 8)
         ours = greedy(family.model, inputs, 8, **how)

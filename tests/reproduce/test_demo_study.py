@@ -15,7 +15,7 @@ from vrga_ext.demo.answers import MODEL_PATH, load_demo
 from vrga_ext.demo.scenes import COLORS
 from vrga_ext.reproduce import figures, report, run
 from vrga_ext.reproduce.findings import FINDINGS, claims, tables
-from vrga_ext.reproduce.study import study
+from vrga_ext.reproduce.study import control_label, study
 from vrga_ext.reproduce.tasks import DemoTask, draw_samples
 
 COUNT, SEEDS = 64, (1, 2)
@@ -94,7 +94,7 @@ def test_tables_hold_every_condition(found):
     masks, lengths, boosts, seeds = tables([found, found])
     assert [row[0] for row in masks.rows][1:] == list(found.masks)
     assert [row[0] for row in lengths.rows] == [DIRECT, SHORT, LONG]
-    assert [row[0] for row in boosts.rows][2:] == [f"control: {name}" for name in found.controls]
+    assert [row[0] for row in boosts.rows][2:] == [control_label(name) for name in found.controls]
     assert seeds.header[1:] == ["seed 1", "seed 2"]
     for table in (masks, lengths, boosts, seeds):
         assert {len(row) for row in table.rows} == {len(table.header)}

@@ -16,8 +16,8 @@ needs_chromium = pytest.mark.skipif(BROWSER is None, reason=f"needs one of {', '
 
 _OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--force-device-scale-factor=1", "--window-size=1200,1000",
+    "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--force-device-scale-factor=1", "--window-size=1200,1000",
 )  # fmt: skip
 
 
@@ -41,6 +41,6 @@ def _run(page: Path, fragment: str, folder: Path, *options: str) -> str:
     shutil.rmtree(profile, ignore_errors=True)
     address = f"{page.as_uri()}#{fragment}"
     command = [BROWSER, *_OPTIONS, f"--user-data-dir={profile}", *options, address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

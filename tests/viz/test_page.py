@@ -137,6 +137,18 @@ def test_several_pictures_and_a_region_of_ones_own():
     assert "the region given" in text
 
 
+def test_without_a_region_nothing_is_outlined():
+    scene = told()
+    nothing = torch.zeros(36, dtype=torch.bool)
+    text = html_page(scene.capture, scene.image, scene.tokens, region=nothing)
+    elements = Elements(text)
+    assert elements.all("path")[0]["d"] == ""
+    assert "question-relevant" not in text
+    assert '"region": null' in text
+    strips = [a for a in elements.all("div") if a.get("class") == "strip"]
+    assert len(strips) == 2  # no RRAR
+
+
 def test_requests_that_do_not_fit_are_refused(tokens):
     scene = told()
     bare = scene.capture.select(slice(0, 1))

@@ -207,7 +207,10 @@ class WatchedCall:
     def end(self) -> None:
         """Tell the watches that the call is over."""
         for watch, readers in self._watched:
-            watch.end([r.counts for r in readers if r.counts is not None])
+            known = [reader.counts for reader in readers if reader.counts is not None]
+            none = Counts(*map(torch.zeros_like, known[0])) if known else None
+            # A row that every layer leaves out keeps its place.
+            watch.end([reader.counts or none for reader in readers if none is not None])
 
 
 def _count(mask: Tensor | None, flags: Tensor, keys: int) -> Counts:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from vrga_ext.reproduce.findings import head_means
 from vrga_ext.reproduce.measure import Mean, Run
-from vrga_ext.reproduce.study import Study
+from vrga_ext.reproduce.study import Study, control_label
 from vrga_ext.viz import draw_heads, style
 
 _DPI = 110
@@ -122,7 +122,7 @@ def _recovery(studies: Sequence[Study]) -> Figure:
     rows = {"without VRGA": [s.plain[s.long] for s in studies]}
     rows |= {rf"VRGA, $\gamma$ = {g:g}": [s.gammas[g] for s in studies] for g in studies[0].gammas}
     rows |= {rf"VRGA, $\gamma$ = {gamma:g}": [s.guided[s.long] for s in studies]}
-    rows |= {f"control: {c}": [s.controls[c] for s in studies] for c in studies[0].controls}
+    rows |= {control_label(c): [s.controls[c] for s in studies] for c in studies[0].controls}
     figure = _figure(8.5, 1.3 + (0.22 + 0.16 * len(studies)) * len(rows))
     axes = figure.subplots()
     _bars(axes, studies, rows)

@@ -11,7 +11,7 @@ import torch
 
 from vrga_ext.analysis import Paired, compare, linear_fit
 from vrga_ext.reproduce.measure import Aim, Mean, Run
-from vrga_ext.reproduce.study import CONTROLS, LAYER_MASKS, MASKS, Study
+from vrga_ext.reproduce.study import CONTROLS, LAYER_MASKS, MASKS, Study, control_label
 from vrga_ext.reproduce.vqa import GUIDED
 from vrga_ext.selection import RowStatistics
 
@@ -197,7 +197,7 @@ def _recovery(study: Study) -> list[Claim]:
         ),
         Claim(
             3,
-            "and the visual heads aim better (RRAR)",
+            "and the visual heads, reweighted, aim better (RRAR)",
             _standard_errors(compare(aims[1], aims[0])) > SURE,
             f"{_number(Mean.of(aims[0]))} → {_number(Mean.of(aims[1]))}",
         ),
@@ -252,7 +252,7 @@ def tables(studies: Sequence[Study]) -> list[Table]:
     boosts.append(row(f"VRGA, gamma {first.task.config.gamma:g}", cells))
     for control in CONTROLS:
         cells = [_accuracy(s.controls[control], s.plain[s.long]) for s in studies]
-        boosts.append(row(f"control: {control}", cells))
+        boosts.append(row(control_label(control), cells))
     found = [
         Table(
             f"Picture hidden while {first.short} answers are written",

@@ -37,8 +37,10 @@ _RULES = (
 )
 _NOTES = (
     "The picture is hidden while the answer is written; the prompt is read with it. RRAR is the "
-    "attention on the true region's image tokens over the mean of all image tokens; visual heads "
-    "are those that VRGA finds by EFR and R at the question, for each question anew.",
+    "attention on the true region's image tokens over the mean of all image tokens. Visual heads "
+    "are those that VRGA finds by EFR and R at the question, for each question anew. With VRGA, "
+    "RRAR is that of the reweighted attention, which a boost of the right tokens raises by itself; "
+    "the accuracy tells whether it helped.",
 )
 
 

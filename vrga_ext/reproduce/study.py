@@ -66,6 +66,11 @@ class Study:
         return {int(seed): float(run.scores[groups == seed].mean()) for seed in np.unique(groups)}
 
 
+def control_label(control: str) -> str:
+    """The name of one of CONTROLS in tables and figures; the true region is a bound."""
+    return control if control == "true region" else f"control: {control}"
+
+
 def conditions(task: Task) -> int:
     """How many times :func:`study` asks every question."""
     return 2 * len(task.modes) + len(task.gammas) + len(CONTROLS) + len(MASKS) + len(LAYER_MASKS)

@@ -136,16 +136,50 @@ def html_page(
     )
 
 
-def write_html(path: str | PathLike[str], *args: Any, **keywords: Any) -> Path:
-    """Write :func:`html_page`, which takes all further arguments, to a file.
+def write_html(
+    path: str | PathLike[str],
+    capture: Capture,
+    image: Picture | Sequence[Picture],
+    tokens: Sequence[str],
+    **options: Any,
+) -> Path:
+    """Write the page of one generation to a file.
+
+    Parameters
+    ----------
+    path
+        Where to; a file that is there is replaced.
+    capture, image, tokens, **options
+        As in :func:`html_page`.
 
     Returns
     -------
     Path
         Of the file.
+
+    Raises
+    ------
+    ValueError
+        As :func:`html_page`; nothing is written then.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=7)
+    >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
+    ...     answer = generate(model, prepare(processor, samples, steps=0), steps=0)
+    >>> tokens = processor.tokenizer.convert_ids_to_tokens(answer[0].tolist())
+    >>> with TemporaryDirectory() as folder:
+    ...     path = write_html(f"{folder}/page.html", recording.last, samples[0].image, tokens)
+    ...     path.stat().st_size < 200_000
+    True
     """
+    page = html_page(capture, image, tokens, **options)
     target = Path(path)
-    target.write_text(html_page(*args, **keywords), encoding="utf-8")
+    target.write_text(page, encoding="utf-8")
     return target
 
 
