@@ -54,4 +54,4 @@ def test_readme_says_what_the_tests_did(request):
 
 def test_readme_lists_every_family_and_mode():
     _, listed = support_matrix.parse(support_matrix.in_readme())
-    assert list(listed) == [(family, mode) for family in FAMILIES for mode in MODES]
+    assert set(listed) == {(family, mode) for family in FAMILIES for mode in MODES}

@@ -111,7 +111,9 @@ def beam_search(subject: Subject) -> None:
         return chosen.gather(-1, tokens.T[..., None]).sum((0, 2)) / NEW
 
     plain, zero, ours = (beams(gamma) for gamma in (None, 0.0, GAMMA))
-    stock(score(plain[0][::COPIES], None), lambda: plain[1][::COPIES])
+    for copy in range(COPIES):
+        expected = score(plain[0][copy::COPIES], None)
+        stock(expected, lambda copy=copy: plain[1][copy::COPIES])
     assert torch.equal(zero[0], plain[0])
     assert torch.equal(zero[1], plain[1])
     for copy in range(COPIES):
