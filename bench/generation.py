@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from bench.models import ModelCase
 from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
 from bench.rivals import DYNAMIC, STATIC
-from bench.timing import WARM_UP, Sample, synchronize
+from bench.timing import WARM_UP, Sample, seconds_of
 
 _OVERRIDES: dict[str, dict[str, Any]] = {
     ADAPTER: {"gamma": 0.0},
@@ -88,13 +87,6 @@ class Models:
             **self._inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
         )
 
-    def _timed(self, call: Callable[[], Any]) -> float:
-        synchronize(self._device)
-        start = time.perf_counter()
-        call()
-        synchronize(self._device)
-        return time.perf_counter() - start
-
 
 class Prefill(Models):
     """Reading the prompt, image included."""
@@ -102,7 +94,7 @@ class Prefill(Models):
     def sample(self, name: str) -> Sample:
         """Seconds of a prefill."""
         self._caches.pop(name, None)
-        return lambda turn: self._timed(lambda: self._prefill(name))
+        return lambda turn: seconds_of(lambda: self._prefill(name), self._device)
 
 
 class DecodeStep(Models):
@@ -111,8 +103,8 @@ class DecodeStep(Models):
     def sample(self, name: str) -> Sample:
         """Seconds of a decode step."""
         model, cache, token = self._models[name], self._caches[name], self._token
-        return lambda turn: self._timed(
-            lambda: model(input_ids=token, past_key_values=cache, use_cache=True)
+        return lambda turn: seconds_of(
+            lambda: model(input_ids=token, past_key_values=cache, use_cache=True), self._device
         )
 
 
@@ -146,7 +138,9 @@ class Generate(Models):
 
         def sample(turn: int) -> float:
             watch = _Watch()
-            total = self._timed(lambda: model.generate(**self._inputs, **arguments, streamer=watch))
+            total = seconds_of(
+                lambda: model.generate(**self._inputs, **arguments, streamer=watch), self._device
+            )
             first.append(watch.times[1] - watch.times[0])
             seconds = watch.times[-1] - watch.times[1]
             rates.append(case.batch * (self._new_tokens - 1) / seconds)
