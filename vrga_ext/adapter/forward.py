@@ -269,7 +269,10 @@ class ForwardHooks:
         if reading.end >= state.image.shape[1]:
             if not state.rows:
                 handle._notice("VRGA is not applied: no layer has full attention on the prompt")
-            self.keep(state.prompt, state.finish(self._fixed_grid, handle.region_hook))
+            regions = state.finish(self._fixed_grid, handle.region_hook)
+            if handle.region_hook is None:  # a hook may leave nothing on purpose
+                self._obstacles.notice_empty(regions)
+            self.keep(state.prompt, regions)
         if reading.watched is not None:
             reading.watched.end()
 
