@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import enable
+from vrga_ext.adapter import enable, unwrapped
 from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle
 from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
 from vrga_ext.adapter.regions import stack_on_cpu
@@ -112,7 +112,7 @@ def capture(
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
     recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
-    handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
     owned = handle is None
     if handle is None:
         config = VRGAConfig(gamma=0.0)
