@@ -181,9 +181,10 @@ def _gated_layer(
     softcap: float,
 ) -> int | None:
     """The layer's index if heads are gated in it; where not, records what it shows."""
-    if any(kwargs.get(name) is not None for name in _PICKED_KEYS):
-        name = type(module).__name__
-        raise UnservedAttentionError(f"{name} attends to keys that an indexer picks (sparse)")
+    for argument in _PICKED_KEYS:
+        if kwargs.get(argument) is not None:
+            name = type(module).__name__
+            raise UnservedAttentionError(f"{name} attends to keys that an indexer picks (sparse)")
     if vrga is None:
         return None
     layer = getattr(module, "layer_idx", None)
