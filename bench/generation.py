@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bench.models import ModelCase
 from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
 from bench.rivals import DYNAMIC, STATIC
-from bench.timing import WARM_UP, Sample, synchronize
+from bench.timing import WARM_UP, Sample, seconds_of
 
 _OVERRIDES: dict[str, dict[str, Any]] = {
     ADAPTER: {"gamma": 0.0},
@@ -87,13 +87,6 @@ class Models:
             **self._inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
         )
 
-    def _timed(self, call: Callable[[], Any]) -> float:
-        synchronize(self._device)
-        start = time.perf_counter()
-        call()
-        synchronize(self._device)
-        return time.perf_counter() - start
-
 
 class Prefill(Models):
     """Reading the prompt, image included."""
@@ -101,7 +94,7 @@ class Prefill(Models):
     def sample(self, name: str) -> Sample:
         """Seconds of a prefill."""
         self._caches.pop(name, None)
-        return lambda turn: self._timed(lambda: self._prefill(name))
+        return lambda turn: seconds_of(lambda: self._prefill(name), self._device)
 
 
 class DecodeStep(Models):
@@ -110,8 +103,8 @@ class DecodeStep(Models):
     def sample(self, name: str) -> Sample:
         """Seconds of a decode step."""
         model, cache, token = self._models[name], self._caches[name], self._token
-        return lambda turn: self._timed(
-            lambda: model(input_ids=token, past_key_values=cache, use_cache=True)
+        return lambda turn: seconds_of(
+            lambda: model(input_ids=token, past_key_values=cache, use_cache=True), self._device
         )
 
 
@@ -145,7 +138,9 @@ class Generate(Models):
 
         def sample(turn: int) -> float:
             watch = _Watch()
-            total = self._timed(lambda: model.generate(**self._inputs, **arguments, streamer=watch))
+            total = seconds_of(
+                lambda: model.generate(**self._inputs, **arguments, streamer=watch), self._device
+            )
             first.append(watch.times[1] - watch.times[0])
             seconds = watch.times[-1] - watch.times[1]
             rates.append(case.batch * (self._new_tokens - 1) / seconds)
@@ -174,6 +169,11 @@ class _Watch(BaseStreamer):
         """Nothing is left over."""
 
 
+# glibc raises the size from which it returns freed memory at once as it goes, by chance: peaks of
+# the same prefill then differ by a sixth.
+_RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+
+
 class PeakMemory:
     """Peak memory of a prefill, each rival in a process of its own."""
 
@@ -200,6 +200,7 @@ class PeakMemory:
             capture_output=True,
             text=True,
             cwd=Path(__file__).parents[1],
+            env=os.environ | _RETURNED_AT_ONCE,
         )
         if done.returncode:
             raise RuntimeError(f"bench.memory failed:\n{done.stderr[-2000:]}")

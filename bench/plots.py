@@ -78,4 +78,4 @@ def _draw_ratios(axis: Any, op: str, cases: dict[str, dict[str, Result]]) -> Non
     axis.set_xscale("log")
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set_xlabel(f"{op}: time over that of {base_of(next(iter(cases.values())).values()).rival}")
-    axis.legend(fontsize=6)
+    axis.legend(fontsize=6, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))

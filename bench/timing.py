@@ -84,6 +84,15 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def seconds_of(call: Callable[[], Any], device: str) -> float:
+    """Time of one call, from idle to idle."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
 def _cpu_sample(run: Callable[[T], Any], inputs: Sequence[T]) -> Sample:
     def sample(turn: int) -> float:
         chosen = inputs[turn % len(inputs)]

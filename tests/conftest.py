@@ -1,9 +1,19 @@
-"""One thread: the models are tiny, and results must not depend on the machine."""
+"""Options and settings of all tests.
+
+One thread: the models are tiny, and results must not depend on the machine."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-support-matrix",
+        action="store_true",
+        help="write the README's table of families and modes from what the tests did",
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,3 +205,12 @@ def test_shares_of_image_and_boosted_keys():
         edges = (x.focus[0, 0, 0].int().diff() != 0).sum().item()
         assert (edges == 2) == contiguous
     assert torch.equal(x.bias != 0, x.focus)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(timing.__file__).parent.glob("test_*.py")), ids=lambda p: p.stem
+)
+def test_every_benchmark_is_a_race(path):
+    """Only a race's results can be read back and compared."""
+    text = path.read_text()
+    assert text.count("\n@pytest.mark.race(cases=") == text.count("\ndef test_") > 0

@@ -324,7 +324,7 @@ class Capture:
     def _image_index(self) -> Tensor:
         """Where each image token is among the stored keys, int64 [S, n]; 0 for none."""
         assert self.columns is not None
-        if self.columns.shape == self.image_positions.shape:  # the image alone is stored
+        if torch.equal(self.columns, self.image_positions):  # the image alone is stored
             return torch.arange(self.columns.shape[1]).expand_as(self.columns)
         return self.image_positions.clamp(min=0)
 

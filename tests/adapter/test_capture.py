@@ -339,6 +339,22 @@ def test_rows_of_each_sample():
     torch.testing.assert_close(recording.last.image_ratio[0, ..., 0], prompt.image_ratio[0, ..., 0])
 
 
+@pytest.mark.parametrize("row", [3, 15])
+def test_every_key_of_a_row_within_the_image(family, eager, row):
+    """Row 3 ends before the image does; row 15 sees as many keys as there are image tokens."""
+    inputs = family.prompt([5, (4, 4), 7, 8])
+    with torch.no_grad():
+        weights = eager.model(**inputs, output_attentions=True).attentions
+    with vrga_ext.capture(family.model, rows="all", prompt_rows=row) as recording:
+        greedy(family.model, inputs, 1)
+    capture = recording.last
+    assert_all_close(capture.as_attentions(), [[w[:, :, row, None, : row + 1] for w in weights]])
+    image = inputs["input_ids"][0] == IMAGE
+    wanted = torch.stack([w[:, :, row, None][..., image] for w in weights], 1)
+    torch.testing.assert_close(capture.image_rows(), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(capture.image_rows().sum(-1), capture.image_share)
+
+
 @pytest.mark.parametrize("rows", [False, True])
 def test_save_and_load(family, rows, tmp_path):
     inputs = family.prompt(*ROWS)

@@ -129,17 +129,6 @@ def test_prompt_without_an_image_says_so_once(name):
     assert handle.regions[0].visual_heads == ()
 
 
-def test_question_before_the_image_says_so(family):
-    inputs = family.prompt(ROW)
-    plain = greedy(family.model, inputs, 3)
-    with (
-        vrga_ext.enable(family.model, **LOOSE, question_end=1) as handle,
-        pytest.warns(VRGAWarning, match="no head attends to the image at the question's end"),
-    ):
-        assert torch.equal(logits(greedy(family.model, inputs, 3)), logits(plain))
-    assert handle.regions[0].visual_heads == ()
-
-
 def test_no_processor_says_so_once(family):
     inputs = family.prompt(ROW)
     with vrga_ext.enable(family.model), warnings.catch_warnings(record=True) as record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -87,7 +88,10 @@ def test_parquet_without_pyarrow_says_what_is_needed(folder, monkeypatch):
     [
         ({"bbox": [1, 2, 3]}, r"bbox: wanted \[x, y, width, height\] in bad.jsonl, row 1"),
         ({"bbox": [1, 2, 0, 3]}, "a width and height above 0"),
+        ({"bbox": 5}, "bbox: wanted .* got 5"),
+        ({"bbox": [math.nan, 0, 1, 1]}, "bbox: wanted .* got .nan, 0, 1, 1"),
         ({"bbox": None}, "got no bbox"),
+        ({"answer": 3}, "answer: wanted strings .* got 3"),
         ({"answer": [3]}, "answer: wanted strings"),
         ({"answer": []}, "answer: wanted strings"),
         ({"question": " "}, "question: wanted a string"),

@@ -88,7 +88,13 @@ def fit_masks(rest: dict[str, Any], tokens: int, layer_types: list[str], device:
     for name, mask in masks.items():
         if name not in layer_types:
             continue
-        keys = rest["past_key_values"].get_mask_sizes(tokens, layer_types.index(name))[0]
+        layer = rest["past_key_values"].layers[layer_types.index(name)]
+        keys = layer.get_mask_sizes(tokens)[0]
+        if getattr(layer, "record_past", False) and layer.keys.shape[-2] + tokens > keys:
+            # Older releases keep what left the window, for a rollback, and count it as gone.
+            for kept in rest["past_key_values"].layers:
+                if getattr(kept, "record_past", False):
+                    kept.crop(0)
         if mask is None:
             mask = torch.ones(keys, keys, dtype=torch.bool, device=device).tril()[None, None]
         fitted[name] = mask[:, :, -tokens:, -keys:]

@@ -270,11 +270,8 @@ class ForwardHooks:
             if not state.rows:
                 handle._notice("VRGA is not applied: no layer has full attention on the prompt")
             regions = state.finish(self._fixed_grid, handle.region_hook)
-            if handle.region_hook is None and any(r.images and not r.visual_heads for r in regions):
-                handle._notice(
-                    "VRGA is not applied where no head attends to the image at the question's end; "
-                    "is question_end before the image?"
-                )
+            if handle.region_hook is None:  # a hook may leave nothing on purpose
+                self._obstacles.notice_empty(regions)
             self.keep(state.prompt, regions)
         if reading.watched is not None:
             reading.watched.end()

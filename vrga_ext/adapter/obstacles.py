@@ -12,6 +12,7 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.prompt import Prompt
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.state import SequenceState
+from vrga_ext.region import Region
 
 
 class Obstacles:
@@ -82,6 +83,11 @@ class Obstacles:
                 "pass processor= or question_end= to enable()"
             )
         return True
+
+    def notice_empty(self, regions: list[Region]) -> None:
+        """Say so if there is an image in which no token was found."""
+        if any(len(region.image_positions) and not len(region.boosted) for region in regions):
+            self._notice("VRGA is not applied in some row: no token of its image stands out")
 
 
 def check_cache(cache: Any) -> None:

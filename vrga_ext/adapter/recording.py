@@ -155,7 +155,7 @@ class _CaptureRecorder:
         for session in same:
             if session.state is call.state:
                 return session
-        session = Session(call, self._prompt_rows)
+        session = Session(call, self._prompt_rows, self._want == "keys")
         if same:  # a copy of the cache goes its own way
             session.copy_from(same[0])
         self.sessions.append(session)

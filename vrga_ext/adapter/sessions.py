@@ -83,6 +83,8 @@ class Session:
         The prompt's first forward call that is watched.
     prompt_rows
         Of :func:`check_prompt_rows`.
+    every_key
+        Attention is kept on every key; else, if at all, on the image tokens.
 
     Raises
     ------
@@ -90,9 +92,12 @@ class Session:
         ``prompt_rows`` does not fit the prompt.
     """
 
-    def __init__(self, call: Call, prompt_rows: str | list[int] | list[list[int]]) -> None:
+    def __init__(
+        self, call: Call, prompt_rows: str | list[int] | list[list[int]], every_key: bool
+    ) -> None:
         state = call.state
         self.state, self.prompt, self.config = state, state.prompt, state.config
+        self._every_key = every_key
         # Row of the prompt - P, which is negative, or column of a generated token -> what it showed
         self.rows: dict[int, StoredRow] = {}
         self._prompt_batch = state.image.shape[0] // state.copies
@@ -215,10 +220,12 @@ class Session:
         kept = [row.attention for row in rows if row.attention is not None]
         if kept:
             width = max(tensor.shape[-1] for tensor in kept)
+            if self._every_key:  # rows of the prompt may all end before its image does
+                width = max(width, self._prompt_columns)
             stacked = torch.stack([_widened(tensor, width) for tensor in kept], dim=3)
             attention = stacked.transpose(0, 1).contiguous()  # [S, L, H, R, C]
             columns = image_positions
-            if width != image_positions.shape[1]:
+            if self._every_key:
                 columns = torch.arange(width).expand(batch, -1)
         capture = Capture(
             layers=layers,

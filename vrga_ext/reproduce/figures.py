@@ -51,7 +51,7 @@ def _heads(studies: Sequence[Study]) -> Figure:
         left.set_yscale("log")
         style.plot_area(left, "EFR = $H_{img}$ / $R_{img}$ (nats)", "RRAR at the question")
         style.even_line(left, 1.0)
-        style.legend(left)
+        style.legend(left, "upper right")
         style.heading(left, f"{study.name}: EFR and aim")
         heads = [(aim.layers[layer], int(head)) for layer, head in np.argwhere(often)]
         draw_heads(right, means["R"], means["H"], selected=heads, layers=aim.layers)
@@ -113,7 +113,7 @@ def _length(studies: Sequence[Study]) -> Figure:
     for axes in (rrar, drift):
         axes.set_ylim(bottom=0)
     accuracy.set_ylim(0, 103)
-    style.legend(accuracy)
+    style.legend(accuracy, "lower left")
     return figure
 
 

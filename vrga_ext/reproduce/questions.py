@@ -18,6 +18,7 @@ Other columns (``dataset_id``) are not read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -155,11 +156,15 @@ def _question(row: Any, file: Path, where: str) -> BoxedQuestion:
         raise ValueError(f"data: image: wanted a file name or bytes in {where}, got {image!r}")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"data: question: wanted a string in {where}, got {text!r}")
-    if not answers or not all(isinstance(answer, str) for answer in answers):
+    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
         raise ValueError(f"data: answer: wanted strings in {where}, got {answers!r}")
-    if len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
         raise ValueError(f"data: bbox: wanted [x, y, width, height] in {where}, got {box!r}")
     x, y, width, height = box
     if not (width > 0 and height > 0):
         raise ValueError(f"data: bbox: wanted a width and height above 0 in {where}, got {box}")
     return BoxedQuestion(source, text.strip(), tuple(answers), (x, y, x + width, y + height))
+
+
+def _is_finite(side: Any) -> bool:
+    return isinstance(side, int | float) and math.isfinite(side)

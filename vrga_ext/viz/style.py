@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 try:
     from matplotlib.axes import Axes
     from matplotlib.collections import LineCollection
@@ -64,9 +66,12 @@ def plot_area(axes: Axes, xlabel: str, ylabel: str, whole_x: bool = False) -> No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def legend(axes: Axes) -> None:
-    """Names of what is drawn, where they cover least."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+Place = Literal["best", "upper right", "lower left"]
+
+
+def legend(axes: Axes, place: Place = "best") -> None:
+    """Names of what is drawn, by default where they cover least."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=place)
 
 
 def even_line(axes: Axes, at: float) -> None:
