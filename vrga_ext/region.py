@@ -13,7 +13,7 @@ HeadIndex = tuple[int, int]  # (layer, head), the layer as the model counts it
 Rule = Literal["given", "template", "last_token"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth
 class Region:
     """Selection for one sample of the last prompt (paper section 4).
 

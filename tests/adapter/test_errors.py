@@ -218,6 +218,16 @@ def test_enable_that_fails_late_leaves_the_model_as_it_was():
     assert not family.model.get_decoder()._forward_pre_hooks
 
 
+def test_interrupted_enable_leaves_the_model_as_it_was(family, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vrga_ext.adapter.controller.check_decoder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vrga_ext.enable(family.model)
+    assert_untouched(family.model)
+
+
 def test_shared_configuration_is_refused(family):
     other = type(family.model)(family.model.config).eval()
     with (

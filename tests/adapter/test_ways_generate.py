@@ -293,3 +293,25 @@ def test_guidance_runs_a_second_prompt_beside_the_first(family):
         _, expected = greedy_loop(family.model, inputs, NEW, forced=forced)
         assert len(handle.regions[0].boosted)
     torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_prompt_inside_another_answer(how):
+    """A logits processor that asks the same model something else, in every step."""
+    family = build("llava")
+    model, inputs, other = family.model, family.prompt(ROWS[0]), family.prompt(*ROWS[:2])
+
+    def ask(tokens, scores):
+        if how == "generate":
+            model.generate(**other, max_new_tokens=1, do_sample=False)
+        else:
+            model(**other)
+        return scores
+
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        expected = greedy(model, inputs, 3)
+        regions = handle.regions
+        ours = greedy(model, inputs, 3, logits_processor=[ask])
+        assert torch.equal(logits(ours), logits(expected))
+        assert len(handle.regions) == 1
+        assert torch.equal(handle.regions[0].refined_map, regions[0].refined_map)

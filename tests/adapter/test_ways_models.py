@@ -196,6 +196,9 @@ def test_peft_model(name, first, gamma):
     assert torch.equal(ours.sequences[:, -NEW:], tokens)
     torch.testing.assert_close(logits(ours), loop, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loop, base_loop)
+    with vrga_ext.capture(model) as recording:
+        greedy(model, inputs, NEW)
+    assert recording.last.regions == tuple(handle.regions)
     vrga_ext.disable(model)
     plain = greedy(model, inputs, NEW)
     if gamma:
@@ -215,6 +218,9 @@ def test_peft_adapter_with_virtual_tokens_is_refused():
     model = peft.get_peft_model(family.model, config)
     with pytest.raises(ValueError, match="got PromptTuningConfig, which adds virtual tokens"):
         vrga_ext.enable(model)
+    assert "generate" not in family.model.__dict__
+    vrga_ext.enable(family.model)
+    vrga_ext.disable(model)
     assert "generate" not in family.model.__dict__
 
 

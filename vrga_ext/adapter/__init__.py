@@ -64,7 +64,8 @@ def enable(
     >>> model.generate(**inputs, max_new_tokens=512)  # doctest: +SKIP
     >>> handle.disable()  # doctest: +SKIP
     """
-    model = _unwrapped(model)
+    _refuse_virtual_tokens(model)
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model: wanted a transformers PreTrainedModel, got {type(model).__name__}")
     if config is not None and not isinstance(config, VRGAConfig):
@@ -79,19 +80,22 @@ def enable(
 
 def disable(model: Any) -> None:
     """Restore a model that VRGA was enabled in; a model without it is left as it is."""
-    handle = getattr(_unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
     if handle is not None:
         handle.disable()
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The transformers model inside a PEFT wrapper; any other model as it is."""
     if isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model"):
         return model
+    return model.get_base_model()
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
     adapter = getattr(model, "active_peft_config", None)
     if getattr(adapter, "is_prompt_learning", False):
         raise ValueError(
             f"model: wanted prompts whose tokens are the given ones, got {type(adapter).__name__}, "
             "which adds virtual tokens"
         )
-    return model.get_base_model()

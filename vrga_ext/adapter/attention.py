@@ -139,7 +139,7 @@ def decode_attention(
     no use for the typed results of :func:`vrga_ext.ops.decode_attention`.
     """
     flags, heads = state.flags_on(key.device), state.heads_on(layer, key.device)
-    if _operations(query) is ops and ops.has_kernel(query, (query, value)):
+    if _operations(query, key, value) is ops and ops.has_kernel(query, (query, value)):
         native: tuple[Tensor, Tensor] = torch.ops.vrga_ext.decode_attention.default(
             query, key, value, flags, mask, heads, scale, 0.0, *state.gate_arguments
         )
@@ -165,9 +165,10 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > torch.finfo(mask.dtype).min, masked, lowest)
 
 
-def _operations(tensor: Tensor) -> Any:
-    """The native operations, which have no gradient, or the reference, which does."""
-    return reference if torch.is_grad_enabled() and tensor.requires_grad else ops
+def _operations(*tensors: Tensor) -> Any:
+    """The native operations, which have no gradient, or the reference where one is wanted."""
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return reference if wanted else ops
 
 
 def _gated_layer(
@@ -180,17 +181,20 @@ def _gated_layer(
     softcap: float,
 ) -> int | None:
     """The layer's index if heads are gated in it; where not, records what it shows."""
-    if any(kwargs.get(name) is not None for name in _PICKED_KEYS):
-        name = type(module).__name__
-        raise UnservedAttentionError(f"{name} attends to keys that an indexer picks (sparse)")
+    for argument in _PICKED_KEYS:
+        if kwargs.get(argument) is not None:
+            name = type(module).__name__
+            raise UnservedAttentionError(f"{name} attends to keys that an indexer picks (sparse)")
     if vrga is None:
         return None
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise UnservedAttentionError(f"{type(module).__name__} has no layer_idx")
+    if isinstance(vrga, SequenceState) and layer not in vrga.layer_heads:
+        return None
     why = _obstacle(module, layer, kwargs)
     if isinstance(vrga, SequenceState):
-        return layer if why is None and layer in vrga.layer_heads else None
+        return layer if why is None else None
     if why is not None:
         vrga.skip(layer, why)
         return None

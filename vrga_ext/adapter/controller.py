@@ -188,7 +188,7 @@ class VRGAHandle:
                 self._notice(f"the language model runs {base!r} instead of {self._base!r}")
             for message in said:
                 self._notice(message)
-        except Exception:
+        except BaseException:  # an interrupt, too, leaves the model as it was
             self._remove()
             raise
 

@@ -135,7 +135,7 @@ def generate_prompt(owner: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """Make the prompt of a call of ``generate`` the current one."""
     given = (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids"))
     ids = next((tokens for tokens in given if tokens is not None), None)
-    outer = prompt_being_read(owner)
+    outer = current_prompt.get()
     prompt = Prompt(owner, kwargs | {"input_ids": ids}, outer=outer, managed=True)
     token = current_prompt.set(prompt)
     try:

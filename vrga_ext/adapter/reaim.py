@@ -16,6 +16,7 @@ from torch import Tensor
 from vrga_ext import selection
 from vrga_ext.adapter.prompt import Prompt
 from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want, Watch
+from vrga_ext.adapter.regions import stack_on_cpu
 from vrga_ext.region import HeadIndex, Region
 
 Publish = Callable[[Prompt, list[Region]], None]
@@ -72,16 +73,16 @@ class _Step:
 
     def end(self, counts: list[Counts]) -> None:
         state = self._state
+        entropy = self._entropies()
         for sample in self._follow:
-            limit = state.config.reaim_entropy * state.aim_entropy[sample]
-            if self._entropy(sample) > limit:
+            if entropy[sample] > state.config.reaim_entropy * state.aim_entropy[sample]:
                 state.drifting.add(sample)
         if not self._due:
             return
         regions = list(state.regions)
         for sample in self._due:
             regions[sample] = self._aimed(sample, regions[sample])
-            state.aim_entropy[sample] = self._entropy(sample)
+            state.aim_entropy[sample] = entropy[sample]
             state.aimed_at[sample] = self._past
         state.drifting -= self._due
         state.aim(regions, regions[0].layers, regions[0].image_ratio.shape[1])
@@ -90,27 +91,32 @@ class _Step:
     def _of(self, sample: int, tensor: Tensor) -> Tensor:
         """Mean over the rows of a sample, whose beams may have changed places."""
         copies = tensor.shape[0] // len(self._state.regions)
-        return tensor[sample * copies : (sample + 1) * copies].mean(0).cpu()
+        return tensor[sample * copies : (sample + 1) * copies].mean(0)
 
-    def _entropy(self, sample: int) -> float:
-        """Mean H_img of the sample's visual heads in this step, nats."""
-        heads = self._state.regions[sample].visual_heads
-        per_layer = {
-            layer: self._of(sample, self._rows[layer].statistics.image_entropy)
-            for layer in dict(heads)
-        }
-        return float(torch.stack([per_layer[layer][head] for layer, head in heads]).mean())
+    def _entropies(self) -> dict[int, float]:
+        """Mean H_img of every sample's visual heads in this step, nats."""
+        order = {layer: index for index, layer in enumerate(self._rows)}
+        rows = [row.statistics.image_entropy for row in self._rows.values()]
+        by_row = stack_on_cpu(rows).transpose(0, 1)  # [B, L, H]; the step's one read for them
+        means = {}
+        for sample in self._follow | self._due:
+            of_sample = self._of(sample, by_row)
+            heads = self._state.regions[sample].visual_heads
+            values = [of_sample[order[layer], head] for layer, head in heads]
+            means[sample] = float(torch.stack(values).mean())
+        return means
 
     def _aimed(self, sample: int, region: Region) -> Region:
         """The region with its map and tokens as this step shows them."""
         attention = {}
         for layer, row in self._rows.items():
             if row.attention is not None:
-                attention[layer] = self._of(sample, row.attention)[:, region.image_positions]
+                rows = self._of(sample, row.attention).cpu()
+                attention[layer] = rows[:, region.image_positions]
 
         def maps(heads: Sequence[HeadIndex]) -> Tensor:
-            rows = [attention[layer][head] for layer, head in heads]
-            return torch.stack(rows) if rows else torch.empty(0, len(region.image_positions))
+            found = [attention[layer][head] for layer, head in heads]
+            return torch.stack(found) if found else torch.empty(0, len(region.image_positions))
 
         config, spans = self._state.config, list(region.images)
         refined = selection.refined_map(

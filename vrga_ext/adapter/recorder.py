@@ -197,7 +197,7 @@ class WatchedCall:
                     every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
                     attention = reader.read(*rows, every, scale, softcap).image_attention
                 if packed is not None:
-                    ratio, entropy, joint, gated = reader.pick(packed).unbind(-1)
+                    ratio, entropy, joint, gated = reader.pick(packed.detach()).unbind(-1)
                     statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
                 watch.record(layer, index, LayerRow(statistics, gate, attention))
 

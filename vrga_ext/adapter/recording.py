@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import enable
+from vrga_ext.adapter import enable, unwrapped
 from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle
 from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
+from vrga_ext.adapter.regions import stack_on_cpu
 from vrga_ext.adapter.sessions import PromptRows, Session, StoredRow, check_prompt_rows
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
@@ -111,7 +112,7 @@ def capture(
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
     recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
-    handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
     owned = handle is None
     if handle is None:
         config = VRGAConfig(gamma=0.0)
@@ -190,7 +191,7 @@ class _CaptureWatch:
             seen = self._seen[index]
             layers = tuple(sorted(seen))
             rows = [seen[layer] for layer in layers]
-            statistics = _to_cpu([torch.stack(tuple(row.statistics)) for row in rows])
+            statistics = stack_on_cpu([torch.stack(tuple(row.statistics)) for row in rows])
             shut = [torch.zeros_like(row.statistics.image_ratio, dtype=torch.bool) for row in rows]
             gates = [s if row.gate is None else row.gate for row, s in zip(rows, shut, strict=True)]
             kept = [row.attention for row in rows if row.attention is not None]
@@ -201,9 +202,9 @@ class _CaptureWatch:
                 attended=count.keys.cpu(),
                 image_keys=count.image_keys.cpu(),
                 statistics=statistics,
-                gate=_to_cpu(gates),
+                gate=stack_on_cpu(gates),
                 boosted=self._boosted,
-                attention=_to_cpu(kept) if kept else None,
+                attention=stack_on_cpu(kept) if kept else None,
             )
             self.session.store(self.slots[index], stored, self.call)
 
@@ -213,10 +214,3 @@ class _CaptureWatch:
             return torch.full_like(columns, -1)
         local = (columns - self.call.past).clamp(0, self.call.tokens - 1)
         return ids.cpu()[torch.arange(len(columns)), local]
-
-
-def _to_cpu(tensors: list[Tensor]) -> Tensor:
-    """Stacked on the CPU; where all are on one device, in one copy."""
-    if len({tensor.device for tensor in tensors}) > 1:
-        tensors = [tensor.cpu() for tensor in tensors]
-    return torch.stack(tensors).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,13 @@ class Rows(NamedTuple):
     def of(self, row: int) -> Rows:
         """The tensors of one row, without the batch dimension."""
         return Rows(*(tensor[row] for tensor in self))
+
+
+def stack_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of several layers, stacked; where all are on one device, in one copy."""
+    if len({tensor.device for tensor in tensors}) > 1:
+        tensors = [tensor.cpu() for tensor in tensors]
+    return torch.stack(list(tensors)).cpu()
 
 
 def select_region(
@@ -63,14 +71,14 @@ def select_region(
 
     def maps(heads: Tensor) -> Tensor:  # [k, n], in the order of the heads
         picked = [rows[layer].image_attention[head] for layer, head in heads.nonzero().tolist()]
-        return torch.stack(picked).cpu()[:, positions] if picked else torch.empty(0, len(positions))
+        return stack_on_cpu(picked)[:, positions] if picked else torch.empty(0, len(positions))
 
     if config.epsilon:
-        everything = torch.stack([layer.image_attention for layer in rows]).cpu()[..., positions]
+        everything = stack_on_cpu([layer.image_attention for layer in rows])[..., positions]
         statistics = selection.row_statistics(everything, ratio_over, config.epsilon)
     else:
-        ratio = torch.stack([layer.image_ratio for layer in rows]).cpu().double()
-        entropy = torch.stack([layer.image_entropy for layer in rows]).cpu().double()
+        ratio = stack_on_cpu([layer.image_ratio for layer in rows]).double()
+        entropy = stack_on_cpu([layer.image_entropy for layer in rows]).double()
         statistics = selection.RowStatistics.of(ratio * (ratio_over / attended), entropy)
     visual = selection.visual_heads(statistics, config)
     background = selection.background_heads(statistics, config)

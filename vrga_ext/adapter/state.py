@@ -47,6 +47,7 @@ class SequenceState:
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
+        self._devices: dict[int, torch.device] = {}  # of each full-attention layer
         self._flags: dict[torch.device, Tensor] = {}  # uint8 [B, columns]
         self._image_flags: dict[torch.device, Tensor] = {}  # the same, V alone
 
@@ -177,6 +178,7 @@ class SequenceState:
                 self.config,
             )
             regions.append(region if hook is None else hook(sample, region))
+        self._devices = {layer: rows.image_ratio.device for layer, rows in self.rows.items()}
         self.aim(regions, layers, rows[0].heads)
         self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
         self.aim_entropy = [region.visual_entropy for region in regions]
@@ -222,7 +224,9 @@ class SequenceState:
         changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
         if config.is_identity or not (flags & changed).any():
             return
-        self._flags = {flags.device: flags}
+        # On the layers' devices at once: a compiled step is to find them there in every token.
+        devices = {flags.device, *self._devices.values()}
+        self._flags = {device: flags.to(device) for device in devices}
         self.gate_keywords = {
             "gate": config.gate,
             "focus_weight": config.focus_weight,
@@ -234,8 +238,11 @@ class SequenceState:
         if config.gate == "dynamic":
             self.layer_heads = dict.fromkeys(layers)
         else:
+            gated_on = {device: gated.to(device) for device in devices}
             self.layer_heads = {
-                layer: gated[index] for index, layer in enumerate(layers) if gated[index].any()
+                layer: gated_on[self._devices.get(layer, gated.device)][order[layer]]
+                for layer in layers
+                if gated[order[layer]].any()
             }
 
     def fits(self, batch: int) -> bool:
