@@ -67,6 +67,8 @@ def test_drift_is_the_mean_over_heads(capture):
     torch.testing.assert_close(one.image_entropy, capture.image_entropy[:, 2, 1, 1:])
     with pytest.raises(ValueError, match=r"heads: wanted \(layer, head\) of layers"):
         analysis.drift(capture, heads=[(3, 0)])
+    with pytest.raises(ValueError, match="heads: wanted at least one"):
+        analysis.drift(capture, heads=[])
 
 
 def test_focused_heads_are_those_of_enable(family, inputs, end, capture):

@@ -12,6 +12,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vrga_ext
+from tests.adapter.families import build
+from tests.adapter.processors import processor as make_processor
+from vrga_ext.demo import run
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
 from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, open_picture
 from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
@@ -103,6 +106,19 @@ def test_demo_takes_a_checkpoint(tmp_path):
     )
     assert outcome.answer_without == "so solid square purple"
     assert outcome.output.read_text().startswith("<?xml")
+
+
+def test_maps_lie_over_the_part_that_the_model_sees(tmp_path, monkeypatch):
+    processor = make_processor("vicuna")  # cuts out the central square, as LLaVA 1.5's does
+    model = build("llava", vocab_size=600).model
+    model.config.image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    monkeypatch.setattr(run, "load_checkpoint", lambda model_id: (model, processor))
+    drawn = []
+    monkeypatch.setattr(run, "draw", lambda figure, output: drawn.append(figure.image))
+    pixels = np.random.default_rng(0).integers(0, 255, size=(48, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    run_demo(tmp_path / "wide.png", "what is it?", "some/llava", max_new_tokens=3)
+    assert np.array_equal(drawn[0], pixels[:, 24:72])
 
 
 def test_demo_model_itself_is_left_alone(tmp_path):

@@ -6,6 +6,8 @@ n = 96 is at most 5.1 points; bounds leave several of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from vrga_ext.demo.answers import MODEL_PATH, load_demo
 from vrga_ext.demo.scenes import COLORS
 from vrga_ext.reproduce import figures, report, run
 from vrga_ext.reproduce.findings import FINDINGS, claims, tables
+from vrga_ext.reproduce.measure import Mean
 from vrga_ext.reproduce.study import control_label, study
 from vrga_ext.reproduce.tasks import DemoTask, draw_samples
 
@@ -88,6 +91,22 @@ def test_claims_agree_with_the_numbers_and_cover_every_finding(found):
     assert verdicts["hidden from the visual heads: at least half of the accuracy is lost"]
     assert verdicts["naming the region in the prompt aims them better than a direct answer"] is None
     assert not verdicts["R grows linearly with H over the heads (Pearson r > 0.9)"]
+
+
+def test_a_model_that_is_never_right_shows_nothing(found):
+    def wrong(runs):
+        return {name: replace(run, scores=0 * run.scores) for name, run in runs.items()}
+
+    names = ("plain", "guided", "controls", "masks")
+    never = replace(found, **{name: wrong(getattr(found, name)) for name in names})
+    verdicts = [claim.holds for claim in claims(never) if claim.finding in (1, 3)]
+    accurate = {True: 1, False: 4, None: 5}  # the aim is as good as it was
+    assert {holds: verdicts.count(holds) for holds in accurate} == accurate
+
+
+def test_one_value_has_no_error():
+    assert np.isnan(Mean.of(np.array([3.0, np.nan])).error)
+    assert Mean.of(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5 / 2**0.5))
 
 
 def test_tables_hold_every_condition(found):

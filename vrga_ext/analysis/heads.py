@@ -160,12 +160,30 @@ def drift(
     Raises
     ------
     ValueError
-        A head that the capture does not have, or as :func:`rrar`.
+        No head, or one that the capture does not have, or as :func:`rrar`.
+
+    Notes
+    -----
+    Samples of a batch are read on after their end, until the last one is complete: leave out what
+    follows a sample's end token. RRAR is that of the reweighted attention, which a boost of the
+    region raises by itself.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     answer = generate(model, prepare(processor, held_out(1, seed=0), steps=0), steps=0)
+    >>> drift(recording.last).image_ratio.shape == (1, answer.shape[1] - 1)
+    True
     """
     part = capture.generated
     chosen = torch.ones(part.image_ratio.shape[1:3], dtype=torch.bool)
     if heads is not None:
         chosen = head_mask(heads, capture.layers, chosen.shape[1])
+        if not chosen.any():
+            raise ValueError("heads: wanted at least one (layer, head), got none")
 
     def mean(values: Tensor) -> Tensor:  # [S, L, H, T] -> [S, T]
         return values[:, chosen].nanmean(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -71,6 +72,19 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DemoError(f"image: {name} is damaged and cannot be read ({error})") from None
+
+
+def visible_part(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of a picture that the model sees.
+
+    All of it, or its central square where the image processor cuts that out.
+    """
+    width, height = size
+    if not getattr(processor.image_processor, "do_center_crop", False):
+        return 0, 0, width, height
+    side = min(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def check_question(question: str) -> str:

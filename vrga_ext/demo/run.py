@@ -22,7 +22,7 @@ from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo,
 from vrga_ext.demo.build import token
 from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
-from vrga_ext.demo.pictures import DemoError, check_question, open_picture
+from vrga_ext.demo.pictures import DemoError, check_question, open_picture, visible_part
 from vrga_ext.region import Region
 from vrga_ext.viz import head_maps, per_token, write_html
 
@@ -115,6 +115,7 @@ def run_demo(
     text = question or SAMPLE_QUESTION
     if model_id is not None:
         model, processor = load_checkpoint(model_id)
+        picture = picture.crop(visible_part(processor, picture.size))  # what the maps lie over
         config = VRGAConfig()
     else:
         text = check_question(text)

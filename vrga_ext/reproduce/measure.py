@@ -19,7 +19,10 @@ from vrga_ext.reproduce.tasks import Task
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error; for right and wrong answers the binomial one."""
+    """A mean and its standard error; for right and wrong answers the binomial one.
+
+    Of fewer than two values the error is NaN.
+    """
 
     value: float
     error: float
@@ -30,7 +33,8 @@ class Mean(NamedTuple):
         kept = values[np.isfinite(values)]
         if not len(kept):
             return cls(float("nan"), float("nan"))
-        return cls(float(kept.mean()), float(kept.std() / np.sqrt(len(kept))))
+        error = float(kept.std() / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
+        return cls(float(kept.mean()), error)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ _MARKS = {True: "✓", False: "✗", None: "?"}
 _RULES = (
     "✓ the statement holds; ✗ it does not, or the questions are too few to tell; ? it cannot be "
     f"tested here. A difference counts from {SURE:.0f} standard errors on (paired, on the same "
-    f"questions), a gain is denied below {LIKELY:.0f}; a collapse loses at least {COLLAPSE:.0%} of "
-    f"the accuracy, and a loss below {100 * HARDLY:.0f} points hardly matters. ± is one standard "
-    "error, for accuracies the binomial one; z = (better - worse) / sqrt(better + worse), "
-    "McNemar's."
+    f"questions); a gain is denied below {LIKELY:.0f}, if VRGA is {SURE:.0f} above; a collapse "
+    f"loses at least {COLLAPSE:.0%} of the accuracy, and a loss below {100 * HARDLY:.0f} points "
+    "hardly matters. ± is one standard error, for accuracies the binomial one; "
+    "z = (better - worse) / sqrt(better + worse), McNemar's."
 )
 _NOTES = (
     "The picture is hidden while the answer is written; the prompt is read with it. RRAR is the "

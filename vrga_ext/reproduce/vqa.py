@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vrga_ext.config import VRGAConfig
 from vrga_ext.demo.answers import messages
+from vrga_ext.demo.pictures import visible_part
 from vrga_ext.reproduce.interventions import Box
 from vrga_ext.reproduce.questions import BoxedQuestion
 from vrga_ext.reproduce.tasks import Task
@@ -120,14 +121,12 @@ class BoxTask(Task):
     ) -> None:
         self._processor = processor
         self._longest = max_new_tokens
-        centre = bool(getattr(processor.image_processor, "do_center_crop", False))
-        self._centre = centre
         self._questions: list[BoxedQuestion] = []
         boxes: list[Box] = []
         sizes: list[tuple[int, int]] = []
         for question in questions:
             size = question.picture().size
-            left, top, right, bottom = _visible(size, centre)
+            left, top, right, bottom = visible_part(processor, size)
             box = (
                 max(question.box[0], left) - left,
                 max(question.box[1], top) - top,
@@ -150,7 +149,7 @@ class BoxTask(Task):
     def batches(self, mode: str) -> Iterator[tuple[range, Any]]:
         for index, question in enumerate(self._questions):
             picture = question.picture()
-            picture = picture.crop(_visible(picture.size, self._centre))
+            picture = picture.crop(visible_part(self._processor, picture.size))
             yield (
                 range(index, index + 1),
                 self._processor.apply_chat_template(
@@ -191,13 +190,3 @@ class BoxTask(Task):
             right=right / width,
             bottom=bottom / height,
         )
-
-
-def _visible(size: tuple[int, int], centre: bool) -> tuple[int, int, int, int]:
-    """The part of a picture that the model sees: all of it, or its central square."""
-    width, height = size
-    if not centre:
-        return 0, 0, width, height
-    side = min(size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
