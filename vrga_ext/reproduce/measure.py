@@ -43,12 +43,10 @@ class Aim:
 
     image_ratio: np.ndarray  # [n, L, H], R_img at the question's last token
     image_entropy: np.ndarray  # [n, L, H], H_img there, nats
-    efr: np.ndarray  # [n, L, H], H_img / R_img
     selected: np.ndarray  # bool [n, L, H], the visual heads
     question: np.ndarray  # [n, L, H], RRAR = mean_B(a) / mean_V(a) there
     answer: np.ndarray  # [n, L, H], RRAR while the answer is written
     drift: np.ndarray  # [n, K], RRAR of the visual heads at the task's drift tokens, then NaN
-    share: np.ndarray  # [n, K], share of the visual heads' attention that is on the image
     layers: tuple[int, ...]  # the L layers, as the model counts them
 
     def of_selected(self, values: np.ndarray) -> np.ndarray:
@@ -160,21 +158,16 @@ def _aim(capture: Capture, written: list[Tensor], indices: range, task: Task) ->
     )  # [B, T], followed ones first
     order = order[:, : int(followed.sum(1).max())]
 
-    def drift(values: Tensor) -> np.ndarray:
-        kept = selected[..., None] & followed[:, None, None]
-        means = _nanmean(values[..., first:], kept, (1, 2))  # [B, T]
-        return np.take_along_axis(means, order.numpy(), 1)
-
+    kept = selected[..., None] & followed[:, None, None]
+    drift = _nanmean(ratio[..., first:], kept, (1, 2))  # [B, T]
     question = capture.select(slice(0, 1))
     return Aim(
         image_ratio=question.image_ratio[..., 0].numpy(),
         image_entropy=question.image_entropy[..., 0].numpy(),
-        efr=question.efr[..., 0].numpy(),
         selected=selected.numpy(),
         question=ratio[..., 0].numpy(),
         answer=_nanmean(ratio[..., first:], answer[:, None, None], -1),
-        drift=drift(ratio),
-        share=drift(capture.image_rows().sum(-1)),
+        drift=np.take_along_axis(drift, order.numpy(), 1),
         layers=capture.layers,
     )
 
@@ -194,7 +187,7 @@ def _joined(aims: list[Aim]) -> Aim:
 
     def join(name: str) -> np.ndarray:
         parts = [getattr(aim, name) for aim in aims]
-        if name in ("drift", "share"):
+        if name == "drift":
             parts = [
                 np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=np.nan)
                 for part in parts
