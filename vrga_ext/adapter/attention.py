@@ -158,9 +158,12 @@ def _packed(statistics: reference.HeadStatistics, gate: Tensor) -> Tensor:
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     """Scores plus an additive mask; a masked score is the lowest number whatever it was before.
 
-    In float16 a sum with the lowest number can exceed it, and the key would count as attended.
+    In float16 a sum with the lowest number can exceed it, and the key would count as attended. A
+    boolean mask is added as 0 and 1, which is what the models' own eager attention does.
     """
     masked = scores + mask
+    if mask.dtype == torch.bool:
+        return masked
     lowest = torch.finfo(masked.dtype).min
     return torch.where(mask > torch.finfo(mask.dtype).min, masked, lowest)
 
