@@ -61,20 +61,33 @@ def test_compiled_decode_step(name, options, gate):
 
 
 def test_as_many_compilations_as_without_vrga():
-    """Over eight tokens; another prompt whose gated layers are others is compiled anew."""
+    """Over prompts of other lengths, whose images and gated heads are others."""
     family = build("llava")
-    inputs = family.prompt(*ROWS[:2])
+    prompts = [
+        family.prompt(*ROWS[:2]),
+        family.prompt(ROWS[1], ROWS[0], seed=1),
+        family.prompt([7, (4, 4), 8, 9, 5], [5, 6, (4, 4), *range(11, 25)], seed=2),
+    ]
 
-    def compilations() -> int:
+    def compilations() -> tuple[int, list[torch.Tensor]]:
         torch._dynamo.reset()
         counters.clear()
         compiled = torch.compile(family.model.forward, fullgraph=True, backend="eager")
         with torch.no_grad():
-            decode(family, inputs, compiled)
+            written = [decode(family, prompt, compiled) for prompt in prompts]
         assert not counters["graph_break"]
-        return counters["stats"]["unique_graphs"]
+        return counters["stats"]["unique_graphs"], written
 
-    stock = compilations()
+    stock, _ = compilations()
     assert stock > 0
-    with vrga_ext.enable(family.model, **LOOSE):
-        assert compilations() == stock
+    heads = []
+    few = LOOSE | {"efr_percentile": 15, "ratio_percentile": 85}
+    with vrga_ext.enable(family.model, **few) as handle:
+        ours, written = compilations()
+        for prompt, compiled in zip(prompts, written, strict=True):
+            with torch.no_grad():
+                eager = decode(family, prompt, family.model.forward)
+            torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-5)
+            heads.append({layer for region in handle.regions for layer, _ in region.visual_heads})
+    assert ours == stock
+    assert len(set(map(frozenset, heads))) > 1  # the gated layers are others, too

@@ -193,7 +193,7 @@ def _gated_layer(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise UnservedAttentionError(f"{type(module).__name__} has no layer_idx")
-    if isinstance(vrga, SequenceState) and layer not in vrga.layer_heads:
+    if isinstance(vrga, SequenceState) and not vrga.gates(layer):
         return None
     why = _obstacle(module, layer, kwargs)
     if isinstance(vrga, SequenceState):
@@ -201,7 +201,7 @@ def _gated_layer(
     if why is not None:
         vrga.skip(layer, why)
         return None
-    if isinstance(vrga, WatchedCall) and layer in vrga.state.layer_heads:
+    if isinstance(vrga, WatchedCall) and vrga.state.gates(layer):
         return layer  # recorded with what the operation returns
     if mask is None and not _is_causal(module, kwargs):
         mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)

@@ -37,6 +37,7 @@ class SequenceState:
         self.ends: list[QuestionEnd] = []
         self.attended: list[int] = []  # keys that each question row attends to
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
+        self.batch = 0  # rows of the cache
         self.copies = 1  # rows per sample: beams, or returned sequences
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
@@ -45,6 +46,7 @@ class SequenceState:
         self.aim_entropy: list[float] = []  # per sample, visual heads' mean H_img at that time
         self.drifting: set[int] = set()  # samples whose T_q is to be chosen anew
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
+        self.idle_layers: set[int] = set()  # those of them in which no head is
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
         self.gate_arguments: tuple[Any, ...] = ()
         self._devices: dict[int, torch.device] = {}  # of each full-attention layer
@@ -102,6 +104,7 @@ class SequenceState:
         )
         self.prompt, self.config, self.copies = prompt, config, copies
         self.decoding = False
+        self.batch = batch
         self.image = image
         self._counted = torch.zeros_like(image)
         self.keys = images.image_keys(image, config.image_span) & mask
@@ -199,7 +202,7 @@ class SequenceState:
     # ---- decode steps ------------------------------------------------------------------------
 
     def _plain(self) -> None:
-        self.layer_heads, self._flags = {}, {}
+        self.layer_heads, self.idle_layers, self._flags = {}, set(), {}
         self.boosted = torch.zeros_like(self.image)
 
     def aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
@@ -224,9 +227,13 @@ class SequenceState:
         changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
         if config.is_identity or not (flags & changed).any():
             return
+        if config.gate == "static" and not gated.any():
+            return
         # On the layers' devices at once: a compiled step is to find them there in every token.
         devices = {flags.device, *self._devices.values()}
         self._flags = {device: flags.to(device) for device in devices}
+        for on_device in self._flags.values():  # one compiled step for prompts of any length
+            torch._dynamo.maybe_mark_dynamic(on_device, 1)
         self.gate_keywords = {
             "gate": config.gate,
             "focus_weight": config.focus_weight,
@@ -242,20 +249,30 @@ class SequenceState:
             self.layer_heads = {
                 layer: gated_on[self._devices.get(layer, gated.device)][order[layer]]
                 for layer in layers
-                if gated[order[layer]].any()
             }
+            self.idle_layers = {layer for layer in layers if not gated[order[layer]].any()}
+
+    def gates(self, layer: int) -> bool:
+        """Whether a layer's decode step runs the operation.
+
+        A layer without a gated head runs the model's own attention, but for a compiled step, which
+        is to serve the next prompt as well, with other heads.
+        """
+        if torch.compiler.is_compiling():
+            return layer in self.layer_heads
+        return layer in self.layer_heads and layer not in self.idle_layers
 
     def fits(self, batch: int) -> bool:
         """Whether the state is of a cache of ``batch`` rows; a cache whose rows were repeated is.
 
         Rows are repeated by ``cache.batch_repeat_interleave`` to continue one prompt several times.
         """
-        have = self.image.shape[0]
-        if have == batch:
+        if self.batch == batch:
             return True
-        if not have or batch % have:
+        if not self.batch or batch % self.batch:
             return False
-        times = batch // have
+        times = batch // self.batch
+        self.batch = batch
         self.image = self.image.repeat_interleave(times, 0)
         self.keys = self.keys.repeat_interleave(times, 0)
         self.boosted = self.boosted.repeat_interleave(times, 0)
