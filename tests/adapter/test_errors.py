@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,3 +257,23 @@ def test_continuous_batching_is_refused(family):
     ):
         family.model.generate_batch([[1, 2, 3]])
     assert "generate_batch" not in family.model.__dict__
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "wanted a Region, got NoneType"),
+        ({"visual_heads": ((99, 0),)}, r"got \(99, 0\)"),
+        ({"visual_heads": ((0, 4),)}, r"a head below 4, got \(0, 4\)"),
+        ({"boosted": torch.tensor([500])}, r"wanted boosted in \[0, \d+\), got \[500\]"),
+    ],
+)
+def test_region_hook_that_returns_something_else(family, changes, message):
+    inputs = family.prompt(ROW)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        handle.region_hook = lambda sample, region: changes and replace(region, **changes)
+        with pytest.raises((TypeError, ValueError), match="region_hook: .*" + message):
+            greedy(family.model, inputs, 2)
+        handle.region_hook = None
+        greedy(family.model, inputs, 2)
+    assert_untouched(family.model)

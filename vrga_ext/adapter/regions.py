@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,34 @@ def select_region(
         focus=positions[focus],
         boosted=positions[boosted],
     )
+
+
+def checked_region(region: Any, found: Region, columns: int) -> Region:
+    """What a region hook returned, if later steps can use it in place of ``found``.
+
+    Raises
+    ------
+    TypeError
+        It is no region.
+    ValueError
+        It names a head that the model does not have, or a column that is not of the prompt.
+    """
+    if not isinstance(region, Region):
+        raise TypeError(f"region_hook: wanted a Region, got {type(region).__name__}")
+    heads = found.image_ratio.shape[1]
+    for layer, head in (*region.visual_heads, *region.background_heads):
+        if layer not in found.layers or not 0 <= head < heads:
+            raise ValueError(
+                f"region_hook: wanted heads (layer, head) with a layer of {found.layers} and a "
+                f"head below {heads}, got {(layer, head)}"
+            )
+    for name in ("image_positions", "boosted"):
+        positions = getattr(region, name)
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < columns:
+            raise ValueError(
+                f"region_hook: wanted {name} in [0, {columns}), got {positions.tolist()}"
+            )
+    return region
 
 
 def empty_region(end: QuestionEnd, layers: tuple[int, ...], heads: int) -> Region:

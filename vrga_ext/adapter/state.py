@@ -15,7 +15,7 @@ from torch import Tensor
 from vrga_ext.adapter import grids, images
 from vrga_ext.adapter.prompt import Prompt, question_ends
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder
-from vrga_ext.adapter.regions import Rows, empty_region, select_region
+from vrga_ext.adapter.regions import Rows, checked_region, empty_region, select_region
 from vrga_ext.config import VRGAConfig
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
@@ -180,7 +180,9 @@ class SequenceState:
                 over[row],
                 self.config,
             )
-            regions.append(region if hook is None else hook(sample, region))
+            if hook is not None:
+                region = checked_region(hook(sample, region), region, self.image.shape[1])
+            regions.append(region)
         self._devices = {layer: rows.image_ratio.device for layer, rows in self.rows.items()}
         self.aim(regions, layers, rows[0].heads)
         self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
