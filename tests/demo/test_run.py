@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,3 +178,10 @@ def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(DemoError, match="wanted a picture of yours"):
         run_demo(model_id="somebody/something", output=output)
     assert not output.exists()
+
+
+def test_image_without_a_rectangle_is_not_drawn():
+    region = SimpleNamespace(grid=None, image_positions=torch.arange(7))
+    runs = (None, SimpleNamespace(region=region))
+    with pytest.raises(DemoError, match="form a rectangle, to draw on, got 7 image tokens"):
+        run._figure(None, "What is it?", runs, None, None, None, 0, None)

@@ -268,7 +268,12 @@ def _figure(
     truth: str | None,
 ) -> Figure:
     region = runs[1].region
-    grid = region.grid or (1, len(region.image_positions))
+    grid = region.grid
+    if grid is None:
+        raise DemoError(
+            "model: wanted one image whose tokens form a rectangle, to draw on, got "
+            f"{len(region.image_positions)} image tokens that do not"
+        )
     focus = torch.isin(region.image_positions, region.focus).numpy().reshape(grid)
     boosted = rf"Visual heads, with VRGA ($\gamma$ = {config.gamma:g})"
     views = [
