@@ -231,6 +231,11 @@ def simd_level(name: str | None = None) -> str:
     ------
     ValueError
         If the level is unknown, not compiled in, or cannot run on this machine.
+
+    Examples
+    --------
+    >>> simd_level() in ("generic", "avx2", "avx512", "avx512_bf16")
+    True
     """
     try:
         level: str = torch.ops.vrga_ext._simd_level(name or "")
@@ -259,6 +264,11 @@ def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
     """Whether the native operations serve this dtype and device, and the length of these vectors.
 
     Says once why not.
+
+    Examples
+    --------
+    >>> has_kernel(torch.zeros(1, dtype=torch.bfloat16))
+    True
     """
     if not tensor.is_floating_point():
         return False  # nothing serves it; the checks before the reference say so

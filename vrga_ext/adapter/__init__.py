@@ -60,9 +60,16 @@ def enable(
 
     Examples
     --------
-    >>> handle = vrga_ext.enable(model, processor=processor, gamma=0.5)  # doctest: +SKIP
-    >>> model.generate(**inputs, max_new_tokens=512)  # doctest: +SKIP
-    >>> handle.disable()  # doctest: +SKIP
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> handle = vrga_ext.enable(model, processor=processor, gamma=0.5)
+    >>> tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> handle.regions[0].question_rule, handle.regions[0].grid
+    ('template', (6, 6))
+    >>> handle.disable()
     """
     _refuse_virtual_tokens(model)
     model = unwrapped(model)
@@ -79,7 +86,16 @@ def enable(
 
 
 def disable(model: Any) -> None:
-    """Restore a model that VRGA was enabled in; a model without it is left as it is."""
+    """Restore a model that VRGA was enabled in; a model without it is left as it is.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import load_demo
+    >>> model, processor = load_demo()
+    >>> handle = vrga_ext.enable(model, processor=processor)
+    >>> vrga_ext.disable(model)
+    """
     handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
     if handle is not None:
         handle.disable()

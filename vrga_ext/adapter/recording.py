@@ -105,9 +105,15 @@ def capture(
 
     Examples
     --------
-    >>> with vrga_ext.capture(model, processor=processor) as recording:  # doctest: +SKIP
-    ...     model.generate(**inputs, max_new_tokens=512)
-    >>> recording.last.image_ratio  # doctest: +SKIP
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> recording.last.image_ratio.shape  # sample, layer, head, question and generated tokens
+    torch.Size([1, 4, 8, 4])
     """
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")

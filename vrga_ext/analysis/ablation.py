@@ -60,6 +60,18 @@ def choose_heads(
     ------
     ValueError
         No such policy, or ``per_layer`` is out of range; no capture.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> len(choose_heads(recording.last, "efr", per_layer=2))  # of each of 4 layers
+    8
     """
     ratio, entropy, layers = mean_statistics(captures, row)
     efr = RowStatistics.of(ratio, entropy).efr
@@ -133,7 +145,21 @@ def mean_statistics(
 
 
 def blinded(choose: Hook | None = None) -> Hook:
-    """A ``region_hook`` for ``mode="mask"``: the heads, those of ``choose``, see no image."""
+    """A ``region_hook`` for ``mode="mask"``: the heads, those of ``choose``, see no image.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.enable(model, processor=processor, mode="mask") as handle:
+    ...     handle.region_hook = blinded()
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> len(handle.regions[0].boosted)
+    0
+    """
 
     def hook(row: int, region: Region) -> Region:
         chosen = choose(row, region) if choose is not None else region
@@ -168,8 +194,13 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
 
     Examples
     --------
-    >>> with analysis.mask_heads(model, [(14, 3), (14, 7)]):  # doctest: +SKIP
-    ...     model.generate(**inputs)
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with mask_heads(model, [(2, 0), (2, 1)], processor=processor):
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
     """
     from vrga_ext.adapter import enable
 

@@ -145,6 +145,20 @@ def relevant_tokens(
     ------
     ValueError
         Not one entry per row of the prompt, no such image, or one whose tokens form no rectangle.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> width, height = samples[0].image.size
+    >>> box = (0, 0, width / 2, height / 3)  # of 6 x 6 tokens
+    >>> relevant_tokens(recording.last, [[box]], [(width, height)]).sum()
+    tensor(6)
     """
     if (boxes is None) == (masks is None) or (boxes is None) != (image_sizes is None):
         raise ValueError("boxes, image_sizes, masks: wanted either the first two or masks")

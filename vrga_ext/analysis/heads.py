@@ -38,6 +38,19 @@ def rrar(capture: Capture, tokens: Tensor, *, reweighted: bool = True) -> Tensor
     ------
     ValueError
         The capture holds statistics only, or ``tokens`` is not of its image tokens.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> region = torch.arange(36)[None] == samples[0].cell  # where the object asked for stands
+    >>> rrar(recording.last, region).shape
+    torch.Size([1, 4, 8, 4])
     """
     if tokens.shape != capture.image_positions.shape:
         raise ValueError(
@@ -126,6 +139,19 @@ def focused_heads(
     row
         Which of the capture's R rows; the first one is the question's, unless others were asked
         for.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> inputs = prepare(processor, samples, steps=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     tokens = model.generate(**inputs, max_new_tokens=4)
+    >>> wide = vrga_ext.VRGAConfig(efr_percentile=30, ratio_percentile=50)
+    >>> len(focused_heads(recording.last)[0]) < len(focused_heads(recording.last, wide)[0])
+    True
     """
     config = config or VRGAConfig()
     found = []
