@@ -71,8 +71,7 @@ def vrga_attention(
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    state = vrga.state if isinstance(vrga, WatchedCall) else vrga
-    assert isinstance(state, SequenceState)
+    state = _gating_state(vrga)
     output, packed = decode_attention(query, key, value, attention_mask, scale, layer, state)
     if isinstance(vrga, WatchedCall):
         vrga.record(layer, query, key, attention_mask, scale, 0.0, packed)
@@ -102,8 +101,7 @@ def vrga_eager_attention(
             name = type(module).__name__
             raise UnservedAttentionError(f"{name} has no eager_attention_forward beside it")
         return base(module, query, key, value, attention_mask, **kwargs)
-    state = vrga.state if isinstance(vrga, WatchedCall) else vrga
-    assert isinstance(state, SequenceState)
+    state = _gating_state(vrga)
     group = query.shape[1] // key.shape[1]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     scores = query @ key.repeat_interleave(group, 1).mT * scale
@@ -148,6 +146,13 @@ def decode_attention(
         query, key, value, flags, attn_mask=mask, heads=heads, scale=scale, **state.gate_keywords
     )
     return result.output, _packed(result.statistics, result.gate)
+
+
+def _gating_state(vrga: Travelling | None) -> SequenceState:
+    """The state that gates a layer, where :func:`_gated_layer` has found one."""
+    state = vrga.state if isinstance(vrga, WatchedCall) else vrga
+    assert isinstance(state, SequenceState)
+    return state
 
 
 def _packed(statistics: reference.HeadStatistics, gate: Tensor) -> Tensor:

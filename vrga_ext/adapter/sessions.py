@@ -105,7 +105,7 @@ class Session:
         self._keys = state.keys
         self._regions: list[Region] = []
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
-        self._built: tuple[int, Capture] | None = None
+        self._built: Capture | None = None
         if call.tokens and state.decoding:  # a copy of a cache, or the capture began after it
             self._wanted: list[list[int]] = []
             return
@@ -205,7 +205,7 @@ class Session:
     def build(self) -> Capture:
         """Everything so far; built anew only if there is more."""
         if self._built is not None:
-            return self._built[1]
+            return self._built
         order = sorted(self.rows)
         batch = max(len(row.columns) for row in self.rows.values())
         rows = [self.rows[slot].repeated(batch) for slot in order]
@@ -248,7 +248,7 @@ class Session:
             rows=attention,
             columns=columns,
         )
-        self._built = len(rows), capture
+        self._built = capture
         return capture
 
 

@@ -37,7 +37,7 @@ class SequenceState:
         self.ends: list[QuestionEnd] = []
         self.attended: list[int] = []  # keys that each question row attends to
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
-        self.batch = 0  # rows of the cache
+        self.batch = 0  # rows of the cache; a compiled step must not depend on the shape of `image`
         self.copies = 1  # rows per sample: beams, or returned sequences
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
@@ -260,9 +260,8 @@ class SequenceState:
         A layer without a gated head runs the model's own attention, but for a compiled step, which
         is to serve the next prompt as well, with other heads.
         """
-        if torch.compiler.is_compiling():
-            return layer in self.layer_heads
-        return layer in self.layer_heads and layer not in self.idle_layers
+        runs = torch.compiler.is_compiling() or layer not in self.idle_layers
+        return runs and layer in self.layer_heads
 
     def fits(self, batch: int) -> bool:
         """Whether the state is of a cache of ``batch`` rows; a cache whose rows were repeated is.
