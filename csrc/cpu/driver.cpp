@@ -93,7 +93,7 @@ void run_attention(AttentionJob job, const Executor& run) {
   job.items = p.b * p.h_kv * job.chunks;
   job.plan = plan_splits(job.items, p.s_kv, kBlockKeys, kMinKeysPerSplit, kTargetTasks);
   job.classes = classes_of(p.gate);
-  job.stride_sums = job.has_values ? padded(p.d_v) : 0;
+  job.stride_sums = job.has_values ? ceil_div(p.d_v, kSumsColumns) * kSumsColumns : 0;
 
   const int64_t tasks = job.items * job.plan.splits;
   const int64_t sums = tasks * job.classes.count * job.rows_per_chunk * job.stride_sums;

@@ -14,6 +14,8 @@ constexpr int kBlockKeys =
     64;  // keys whose scores are in flight at once: K and V of one block fit L1 / L2
 constexpr int kMaxRows = 64;  // query rows that share one pass over K and V
 constexpr int kMaxClasses = 3;
+constexpr int kTileRows = 16;     // rows of a matrix tile
+constexpr int kSumsColumns = 32;  // output sums are padded to whole groups of columns
 
 // Keys fall into classes of equal weight: w = 1, w = focus_weight, w = image_weight (where they
 // differ). One output sum per class, each key in exactly one of them:
@@ -43,7 +45,7 @@ struct AttentionJob {
   int64_t items = 0;  // B * Hkv * chunks
   SplitPlan plan{1, 0};
   KeyClasses classes;
-  int64_t stride_sums = 0;  // Dv, padded to a whole number of vectors
+  int64_t stride_sums = 0;  // Dv, padded to a multiple of kSumsColumns
 
   SoftmaxState* states = nullptr;   // [items, splits, rows_per_chunk]
   uint8_t* classes_seen = nullptr;  // [items, splits], bit c: O_c was written
@@ -64,8 +66,11 @@ struct SoftmaxJob {
 inline int64_t padded(int64_t n) {
   return ceil_div(n, 16) * 16;
 }
+inline int64_t query_tiles_floats(const AttentionJob& job) {
+  return padded(job.rows_per_chunk) * padded(ceil_div(job.p.d, 2));
+}
 inline int64_t attention_scratch_floats(const AttentionJob& job) {
-  return job.rows_per_chunk * (padded(job.p.d) + 16 + 2 * kBlockKeys);
+  return job.rows_per_chunk * (padded(job.p.d) + 16 + 2 * kBlockKeys) + query_tiles_floats(job);
 }
 inline int64_t softmax_scratch_floats(const SoftmaxJob& job) {
   return 3 * ceil_div(job.p.s_kv, kBlockKeys) * kBlockKeys + kBlockKeys;

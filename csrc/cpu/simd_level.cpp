@@ -6,8 +6,32 @@
 #include <stdexcept>
 #include <string>
 
+#if VRGA_X86
+#  include <cpuid.h>
+#  if defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
+#  endif
+#endif
+
 namespace vrga::cpu {
 namespace {
+
+#if VRGA_X86
+// Matrix tiles need a permission from the system, once for all threads of the process.
+bool may_use_amx_bf16() {
+#  if defined(__linux__)
+  constexpr unsigned kTile = 1u << 24, kBFloat16 = 1u << 22;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTile) != 0 &&
+         (edx & kBFloat16) != 0 &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#  else
+  return false;
+#  endif
+}
+#endif
 
 struct Level {
   const char* name;
@@ -30,8 +54,9 @@ struct Levels {
                         __builtin_cpu_supports("avx512vl");
     level[count++] = {"avx2", avx2_kernels(), avx2};
     level[count++] = {"avx512", avx512_kernels(), avx512};
-    level[count++] = {"avx512_bf16", avx512_bf16_kernels(),
-                      avx512 && __builtin_cpu_supports("avx512bf16")};
+    const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    level[count++] = {"avx512_bf16", avx512_bf16_kernels(), avx512_bf16};
+    level[count++] = {"amx_bf16", amx_bf16_kernels(), avx512_bf16 && may_use_amx_bf16()};
 #endif
   }
 

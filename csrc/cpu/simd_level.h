@@ -16,10 +16,11 @@ KernelTable generic_kernels();
 KernelTable avx2_kernels();
 KernelTable avx512_kernels();
 KernelTable avx512_bf16_kernels();
+KernelTable amx_bf16_kernels();
 #endif
 
-// Ascending. Names: "generic", "avx2", "avx512", "avx512_bf16".
-constexpr int kMaxLevels = 4;
+// Ascending. Names: "generic", "avx2", "avx512", "avx512_bf16", "amx_bf16".
+constexpr int kMaxLevels = 5;
 int compiled_levels(const char* names[kMaxLevels]);
 
 // Compiled in, and this machine can run it.

@@ -5,36 +5,62 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-// While a block of K is multiplied, its V is on the way from memory, and while V is, a later block
-// of K. Both loops ask for one row ahead per key of their own, so that the requests are spread
-// evenly. The rows go to L2: two blocks would not fit L1. Default: nothing to fetch.
-struct Ahead {
-  const char* base = nullptr;
-  int64_t stride_bytes = 0;
-  int rows = 0, lines = 0;
+// Asks for rows of K or V long before their turn: while the keys of a block are multiplied, its V
+// is on the way from memory, and while V is, K of the next block. One line after the other, so that
+// the prefetcher of the core sees one ascending stream and takes part; the order in which the
+// kernels load would hide it. The lines go to L2: two blocks would not fit L1.
+class Ahead {
+ public:
+  static constexpr int kBatchLines = 2;
 
-  Ahead() = default;
+  Ahead() = default;  // nothing to fetch
+
   template <class T>
-  Ahead(const T* first, int64_t stride, int64_t rows, int64_t width)
-      : base(reinterpret_cast<const char*>(first)),
-        stride_bytes(stride * static_cast<int64_t>(sizeof(T))),
-        rows(static_cast<int>(rows)),
-        lines(static_cast<int>(ceil_div(width * static_cast<int64_t>(sizeof(T)), 64))) {}
-
-  // The i-th of n equal parts of every row: for a loop that passes the keys n times.
-  VRGA_HOST_DEVICE Ahead part(int i, int n) const {
-    Ahead result = *this;
-    result.base += lines * i / n * 64;
-    result.lines = lines * (i + 1) / n - lines * i / n;
-    return result;
+  Ahead(const T* first, int64_t stride, int64_t rows, int64_t width) {
+    constexpr int64_t kBatch = kBatchLines * kLineBytes;
+    const int64_t element = static_cast<int64_t>(sizeof(T));
+    const bool dense = stride == width;
+    const int64_t row = dense ? rows * width * element : width * element;
+    at_ = reinterpret_cast<uintptr_t>(first);
+    row_end_ = at_ + static_cast<uintptr_t>(ceil_div(row, kBatch) * kBatch);
+    stride_ = static_cast<uintptr_t>(stride * element);
+    gap_ = stride_ - (row_end_ - at_);
+    left_ = (dense ? 1 : rows) * ceil_div(row, kBatch);
   }
 
-  VRGA_HOST_DEVICE void fetch(int64_t row) const {
-    if (row < rows) {
-      const char* at = base + row * stride_bytes;
-      for (int i = 0; i < lines; ++i) {
-        __builtin_prefetch(at + i * 64, 0, 2);
+  int64_t batches() const { return left_; }
+
+  // Addresses are plain numbers: a line past the last row is asked for in vain, not read.
+  VRGA_HOST_DEVICE void fetch(int batches) {
+    for (; batches > 0 && left_ > 0; --batches, --left_) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kBatchLines; ++i) {
+        __builtin_prefetch(reinterpret_cast<const void*>(at_ + i * kLineBytes), 0, 1);
       }
+      at_ += kBatchLines * kLineBytes;
+      if (at_ == row_end_) {
+        at_ += gap_;
+        row_end_ += stride_;
+      }
+    }
+  }
+
+ private:
+  static constexpr uintptr_t kLineBytes = 64;
+  uintptr_t at_ = 0, row_end_ = 0, stride_ = 0, gap_ = 0;
+  int64_t left_ = 0;
+};
+
+// How many batches to fetch at which steps of a loop, so that they are spread evenly.
+struct Pace {
+  int batches = 0;
+  int mask = 0;  // at steps t with (t & mask) == 0
+
+  // For `total` batches in `steps` steps.
+  Pace(int64_t total, int64_t steps) {
+    batches = static_cast<int>(ceil_div(total, steps > 0 ? steps : 1));
+    while (total > 0 && total * (2 * mask + 2) <= steps) {
+      mask = 2 * mask + 1;
     }
   }
 };

@@ -5,20 +5,20 @@
 #include "cpu/kernels/row_softmax.h"
 #include "cpu/kernels/scores.h"
 #include "cpu/kernels/values.h"
-#ifdef VRGA_BF16_DOT
+#ifdef VRGA_BF16_TILES
+#  include "cpu/kernels/tiles_bf16.h"
+#elif defined(VRGA_BF16_DOT)
 #  include "cpu/kernels/values_bf16.h"
 #endif
 
 namespace vrga::cpu::VRGA_ISA {
 
-constexpr int kBlocksAhead =
-    2;  // K is asked for this many blocks before its turn; V within its own
-
 template <class T>
 class AttentionTask {
  public:
+  // The scratch begins with what the matrix tiles need.
   AttentionTask(const AttentionJob& job, int64_t task, float* scratch)
-      : job_(job), p_(job.p), split_(task % job.plan.splits) {
+      : job_(job), p_(job.p), tiles_(job, scratch), split_(task % job.plan.splits) {
     const int64_t item = task / job.plan.splits;
     const int64_t chunk = item % job.chunks;
     h_kv_ = item / job.chunks % p_.h_kv;
@@ -29,6 +29,7 @@ class AttentionTask {
 
     states_ = job.states + task * job.rows_per_chunk;
     sums_ = job.sums + task * job.classes.count * job.rows_per_chunk * job.stride_sums;
+    scratch += query_tiles_floats(job);
     query_ = reinterpret_cast<typename Dot<T>::Query*>(scratch);
     scores_ = scratch + job.rows_per_chunk * (padded(p_.d) + 16);
     bias_ = scores_ + job.rows_per_chunk * kBlockKeys;
@@ -47,6 +48,11 @@ class AttentionTask {
     end = end < p_.s_kv ? end : p_.s_kv;
     for (int64_t first = begin; first < end; first += kBlockKeys) {
       block(first, static_cast<int>(end - first < kBlockKeys ? end - first : kBlockKeys));
+    }
+    for (int c = 0; c < job_.classes.count; ++c) {
+      if (seen_ & (1 << c)) {
+        finish_sums<T>(class_sums(c), rows_, job_.stride_sums);
+      }
     }
     finish_counts();
     job_.classes_seen[(states_ - job_.states) / job_.rows_per_chunk] = seen_;
@@ -72,6 +78,7 @@ class AttentionTask {
       stage_query<T>(q + head_of(r) * p_.stride_q_h + s * p_.stride_q_s, p_.d,
                      query_ + r * query_stride<T>(p_.d));
     }
+    tiles_.stage_queries(query_, rows_);
   }
 
   void block(int64_t first, int n) {
@@ -84,19 +91,26 @@ class AttentionTask {
       return;
     }
     const T* k = key_row(first);
-    const int64_t next = first + kBlocksAhead * kBlockKeys;
-    const int64_t left = next < p_.s_kv ? p_.s_kv - next : 0;
-    const Ahead next_keys(left > 0 ? key_row(next) : k, p_.stride_k_s,
-                          left < kBlockKeys ? left : kBlockKeys, p_.d);
-    const Ahead values =
-        job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys;
-    score<T>({query_, k, scores_, rows_, n, p_.d, query_stride<T>(p_.d), p_.stride_k_s, values});
+    const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, query_stride<T>(p_.d),
+                              p_.stride_k_s};
+    Ahead ahead = job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v)
+                                  : next_keys(first);
+    const bool tiled = tiles_.serve(n);
+    // A share of the memory for the softmax, which would leave the bus idle.
+    const int64_t later = ahead.batches() * (tiled ? 3 : 1) / 4;
+    if (tiled) {
+      tiles_.score(block, ahead.batches() - later, ahead);
+    } else {
+      score(block, ahead.batches() - later, ahead);
+    }
 
     float highest[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
       highest[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
     }
+    const int per_row = static_cast<int>(ceil_div(ahead.batches(), rows_));
     for (int r = 0; r < rows_; ++r) {
+      ahead.fetch(per_row);
       const float factor = softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_,
                                          states_[r], image_row(r, first, n));
       keep_reference(r, first);
@@ -105,8 +119,17 @@ class AttentionTask {
       }
     }
     if (job_.has_values) {
-      accumulate_values(first, n, next_keys);
+      accumulate_values(first, n);
     }
+  }
+
+  // K of the block after the one that begins at `first`; nothing if that was the last.
+  Ahead next_keys(int64_t first) const {
+    const int64_t next = first + kBlockKeys, left = p_.s_kv - next;
+    if (left <= 0) {
+      return {};
+    }
+    return {key_row(next), p_.stride_k_s, left < kBlockKeys ? left : kBlockKeys, p_.d};
   }
 
   // Fills bias_, live_ and the counts; false if no row attends to any key of the block.
@@ -173,8 +196,10 @@ class AttentionTask {
     }
   }
 
-  void accumulate_values(int64_t first, int n, const Ahead& next_keys) {
+  void accumulate_values(int64_t first, int n) {
     const T* v = value_row(first);
+    Ahead ahead = next_keys(first);
+    const Pace pace(ahead.batches(), value_steps<T>(rows_, n, p_.d_v));
     for (int c = 0; c < job_.classes.count; ++c) {
       // Keys that no row attends to are left out, not multiplied by p = 0: their V may hold NaN.
       const KeySet keys = flags_.classes[c] & live_;
@@ -186,13 +211,17 @@ class AttentionTask {
       for (KeySet rest = keys; rest != 0; rest &= rest - 1) {
         index[count++] = __builtin_ctzll(rest);
       }
-      float* sums = class_sums(c);
-      if (!(seen_ & (1 << c))) {
-        seen_ = static_cast<uint8_t>(seen_ | (1 << c));
-        memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
-      }
-      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, sums, rows_,
-                               p_.d_v, p_.stride_v_s, job_.stride_sums, next_keys});
+      begin_sums(c);
+      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, class_sums(c),
+                               rows_, p_.d_v, p_.stride_v_s, job_.stride_sums},
+                 pace, ahead);
+    }
+  }
+
+  void begin_sums(int c) {
+    if (!(seen_ & (1 << c))) {
+      seen_ = static_cast<uint8_t>(seen_ | (1 << c));
+      memset(class_sums(c), 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
     }
   }
 
@@ -207,6 +236,7 @@ class AttentionTask {
 
   const AttentionJob& job_;
   const DecodeParams& p_;
+  Tiles<T> tiles_;
   int64_t split_, b_, h_kv_, first_row_;
   int rows_;
   SoftmaxState* states_;           // [rows_per_chunk]

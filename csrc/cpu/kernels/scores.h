@@ -1,5 +1,5 @@
-// q.k of a tile of query rows and a block of keys. K is read once from memory and at most
-// ceil(rows / kQkRows) times from cache.
+// q.k of query rows and a block of keys. K passes through L1 in panels, so that it is read once from
+// L2 however many tiles of query rows there are.
 #pragma once
 
 #include "cpu/kernels/ahead.h"
@@ -56,6 +56,8 @@ void stage_query(const T* q, int64_t d, typename Dot<T>::Query* out) {
   }
 }
 
+constexpr int64_t kPanelBytes = 16384;
+
 template <class T>
 struct ScoreBlock {
   const typename Dot<T>::Query* q;  // [rows, query_stride(D)]
@@ -63,24 +65,28 @@ struct ScoreBlock {
   float* scores;  // [rows, kBlockKeys]; up to 3 columns beyond n get copies of the last key's
   int rows, n;
   int64_t d, stride_q, stride_k;
-  Ahead ahead;
 };
 
-// scores[r][j] = q_r . k_j for the rows [first, first + R) and all keys of the block.
+struct ScoreTile {
+  int row;         // the first
+  int begin, end;  // keys
+};
+
+// scores[r][j] = q_r . k_j for R rows and the keys of a panel.
 template <class T, int R>
-__attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, int first,
-                                          const Ahead& ahead) {
+__attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const ScoreTile& tile,
+                                          const Pace& pace, Ahead& stream) {
   using D = Dot<T>;
-  const typename D::Query* q = block.q + first * block.stride_q;
+  Ahead ahead = stream;
+  const typename D::Query* q = block.q + tile.row * block.stride_q;
   const int64_t stride_q = block.stride_q;
   const int64_t whole = block.d / D::kStep * D::kStep;
   const int rest = static_cast<int>(block.d - whole);
-  for (int j = 0; j < block.n; j += 4) {
+  for (int j = tile.begin; j < tile.end; j += 4) {
     const T* key[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       key[i] = block.k + (j + i < block.n ? j + i : block.n - 1) * block.stride_k;
-      ahead.fetch(j + i);
     }
     Vec sum[R][4];
 #pragma GCC unroll 8
@@ -102,6 +108,9 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, int first,
                                 }
                               };
     for (int64_t c = 0; c < whole; c += D::kStep) {
+      if ((c / D::kStep & pace.mask) == 0) {
+        ahead.fetch(pace.batches);
+      }
       const typename D::Operand keys[4] = {D::key(key[0] + c), D::key(key[1] + c),
                                            D::key(key[2] + c), D::key(key[3] + c)};
       multiply(q + c, keys);
@@ -115,30 +124,47 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, int first,
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       reduce4(sum[r][0], sum[r][1], sum[r][2], sum[r][3],
-              block.scores + (first + r) * kBlockKeys + j);
+              block.scores + (tile.row + r) * kBlockKeys + j);
     }
   }
+  stream = ahead;
 }
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
-VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, int first,
-                                    const Ahead& ahead) {
+VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, const ScoreTile& tile,
+                                    const Pace& pace, Ahead& ahead) {
   if (rows == R) {
-    score_tile<T, R>(block, first, ahead);
+    score_tile<T, R>(block, tile, pace, ahead);
   } else if constexpr (R > 1) {
-    score_tile_of<T, R - 1>(rows, block, first, ahead);
+    score_tile_of<T, R - 1>(rows, block, tile, pace, ahead);
   }
 }
 
 template <class T>
-void score(const ScoreBlock<T>& block) {
+void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
   const int tiles = (block.rows + kQkRows - 1) / kQkRows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int first = block.rows * tile / tiles;
-    const int last = block.rows * (tile + 1) / tiles;
-    score_tile_of<T, kQkRows>(last - first, block, first, block.ahead.part(tile, tiles));
+  const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
+  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~3;
+  const int panel = fits < 4 ? 4 : fits;
+  const Pace pace(fetches, tiles * ceil_div(block.n, 4) * (block.d / Dot<T>::kStep));
+  for (int begin = 0; begin < block.n; begin += panel) {
+    const int end = begin + panel < block.n ? begin + panel : block.n;
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int first = block.rows * tile / tiles;
+      const int last = block.rows * (tile + 1) / tiles;
+      score_tile_of<T, kQkRows>(last - first, block, {first, begin, end}, pace, ahead);
+    }
   }
 }
+
+// Blocks whose scores matrix tiles compute: none for this element type.
+template <class T>
+struct Tiles {
+  Tiles(const AttentionJob&, float*) {}
+  void stage_queries(const typename Dot<T>::Query*, int) {}
+  bool serve(int) const { return false; }
+  void score(const ScoreBlock<T>&, int64_t, Ahead&) {}
+};
 
 }  // namespace vrga::cpu::VRGA_ISA

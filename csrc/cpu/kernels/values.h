@@ -13,18 +13,18 @@ struct ValueBlock {
   KeySet keys;           // the same as a set
   int count;
   const float* p;  // [rows, kBlockKeys]
-  float* sums;     // [rows, Dv], row stride stride_sums, padded to whole vectors
+  float* sums;     // [rows, stride_sums]
   int rows;
   int64_t d_v, stride_v, stride_sums;
-  Ahead ahead;
 };
 
 // Query rows [first, first + R) x C vectors of the value dimension from column c on stay in
 // registers while the keys stream by. kPartial: the one vector is only `width` lanes wide.
 template <class T, int R, int C, bool kIndexed, bool kPartial>
 VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t c, int width,
-                                 const Ahead& ahead) {
+                                 const Pace& pace, Ahead& stream) {
   static_assert(!kPartial || C == 1, "a partial tile is one vector");
+  Ahead ahead = stream;
   float* sums = block.sums + first * block.stride_sums + c;
   const float* p = block.p + first * kBlockKeys;
   Vec sum[R][C];
@@ -39,7 +39,9 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
   for (int t = 0; t < count; ++t) {
     const int64_t j = kIndexed ? block.index[t] : t;
     const T* row = block.v + j * block.stride_v + c;
-    ahead.fetch(j);
+    if ((t & pace.mask) == 0) {
+      ahead.fetch(pace.batches);
+    }
     Vec value[C];
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) {
@@ -61,53 +63,62 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
       store(sums + r * block.stride_sums + i * kWidth, sum[r][i]);
     }
   }
+  stream = ahead;
 }
 
-// R rows over the whole value dimension; `tile` of `tiles` such passes.
+// R rows over the whole value dimension.
 template <class T, int R, bool kIndexed>
-__attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, int tile,
-                                          int tiles) {
+__attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, const Pace& pace,
+                                          Ahead& ahead) {
   constexpr int64_t kWide = kPvVectors * kWidth;
-  const int64_t wide = block.d_v / kWide, single = block.d_v % kWide / kWidth;
-  const int width = static_cast<int>(block.d_v % kWidth);
-  const int passes = static_cast<int>(wide + single) + (width > 0);
-  int pass = 0;
-  const auto ahead = [&] { return block.ahead.part(tile * passes + pass++, tiles * passes); };
+  const int64_t wide_end = block.d_v / kWide * kWide, single_end = block.d_v / kWidth * kWidth;
   int64_t c = 0;
-  for (int64_t i = 0; i < wide; ++i, c += kWide) {
-    value_tile<T, R, kPvVectors, kIndexed, false>(block, first, c, 0, ahead());
+  for (; c < wide_end; c += kWide) {
+    value_tile<T, R, kPvVectors, kIndexed, false>(block, first, c, 0, pace, ahead);
   }
-  for (int64_t i = 0; i < single; ++i, c += kWidth) {
-    value_tile<T, R, 1, kIndexed, false>(block, first, c, 0, ahead());
+  for (; c < single_end; c += kWidth) {
+    value_tile<T, R, 1, kIndexed, false>(block, first, c, 0, pace, ahead);
   }
-  if (width > 0) {
-    value_tile<T, R, 1, kIndexed, true>(block, first, c, width, ahead());
+  if (c < block.d_v) {
+    const int width = static_cast<int>(block.d_v - c);
+    value_tile<T, R, 1, kIndexed, true>(block, first, c, width, pace, ahead);
   }
 }
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
-VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int first, int tile,
-                                    int tiles) {
+VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int first,
+                                    const Pace& pace, Ahead& ahead) {
   if (rows == R) {
     if (block.index == nullptr) {
-      value_rows<T, R, false>(block, first, tile, tiles);
+      value_rows<T, R, false>(block, first, pace, ahead);
     } else {
-      value_rows<T, R, true>(block, first, tile, tiles);
+      value_rows<T, R, true>(block, first, pace, ahead);
     }
   } else if constexpr (R > 1) {
-    value_rows_of<T, R - 1>(rows, block, first, tile, tiles);
+    value_rows_of<T, R - 1>(rows, block, first, pace, ahead);
   }
 }
 
+// How many steps the innermost loops take for n keys: the pace of what is fetched meanwhile.
 template <class T>
-void accumulate(const ValueBlock<T>& block) {
+int64_t value_steps(int rows, int n, int64_t d_v) {
+  constexpr int64_t kWide = kPvVectors * kWidth;
+  return ceil_div(rows, kPvRows) * (d_v / kWide + ceil_div(d_v % kWide, kWidth)) * n;
+}
+
+// What a task does to its sums [rows, stride_sums] before they are merged: nothing here.
+template <class T>
+void finish_sums(float*, int, int64_t) {}
+
+template <class T>
+void accumulate(const ValueBlock<T>& block, const Pace& pace, Ahead& ahead) {
   // Even tiles: 8 rows are 4 + 4, not 7 + 1, where one row alone would wait for its loads.
   const int tiles = (block.rows + kPvRows - 1) / kPvRows;
   for (int tile = 0; tile < tiles; ++tile) {
     const int first = block.rows * tile / tiles;
     const int last = block.rows * (tile + 1) / tiles;
-    value_rows_of<T, kPvRows>(last - first, block, first, tile, tiles);
+    value_rows_of<T, kPvRows>(last - first, block, first, pace, ahead);
   }
 }
 

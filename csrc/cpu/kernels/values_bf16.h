@@ -33,34 +33,32 @@ struct PairedProbabilities {
   }
 };
 
+// Interleaving two keys splits every 8 columns of a register into 4 low and 4 high ones. Output sums
+// keep that order within each 32 columns, low ones first, until finish_sums.
+
 // R rows x the 32 columns from column c on; kPartial: only `width` of them exist.
 template <int R, bool kPartial>
 VRGA_HOST_DEVICE void paired_tile(const ValueBlock<BFloat16>& block,
                                   const PairedProbabilities& probabilities, int row, int64_t c,
-                                  int width, const Ahead& ahead) {
-  const int left = width < 16 ? width : 16, right = width < 16 ? 0 : width - 16;
+                                  int width, const Pace& pace, Ahead& stream) {
+  Ahead ahead = stream;
   const uint32_t* pair = probabilities.pair[row];
   float* sums = block.sums + row * block.stride_sums + c;
-
-  // Interleaving two keys splits every 8 columns of a register into 4 low and 4 high ones; the sums
-  // are kept in that order while they are in registers.
   __m512 low[R], high[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const float* from = sums + r * block.stride_sums;
-    const __m512 a = kPartial ? _mm512_maskz_loadu_ps(first(left), from) : _mm512_loadu_ps(from);
-    const __m512 b =
-        kPartial ? _mm512_maskz_loadu_ps(first(right), from + 16) : _mm512_loadu_ps(from + 16);
-    low[r] = _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(2, 0, 2, 0));
-    high[r] = _mm512_shuffle_f32x4(a, b, _MM_SHUFFLE(3, 1, 3, 1));
+    low[r] = _mm512_loadu_ps(sums + r * block.stride_sums);
+    high[r] = _mm512_loadu_ps(sums + r * block.stride_sums + 16);
   }
 
   const auto columns = [&](int64_t j) {
-    ahead.fetch(j);
     const BFloat16* v = block.v + j * block.stride_v + c;
     return kPartial ? _mm512_maskz_loadu_epi16((1u << width) - 1u, v) : _mm512_loadu_si512(v);
   };
   const auto add = [&](int t, __m512i one, __m512i two) __attribute__((always_inline)) {
+    if ((t / 2 & pace.mask) == 0) {
+      ahead.fetch(pace.batches);
+    }
     const __m512bh v_low = (__m512bh)_mm512_unpacklo_epi16(one, two);
     const __m512bh v_high = (__m512bh)_mm512_unpackhi_epi16(one, two);
 #pragma GCC unroll 8
@@ -88,60 +86,66 @@ VRGA_HOST_DEVICE void paired_tile(const ValueBlock<BFloat16>& block,
 
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    const __m512 t0 = _mm512_shuffle_f32x4(low[r], high[r], _MM_SHUFFLE(1, 0, 1, 0));
-    const __m512 t1 = _mm512_shuffle_f32x4(low[r], high[r], _MM_SHUFFLE(3, 2, 3, 2));
-    const __m512 a = _mm512_shuffle_f32x4(t0, t0, _MM_SHUFFLE(3, 1, 2, 0));
-    const __m512 b = _mm512_shuffle_f32x4(t1, t1, _MM_SHUFFLE(3, 1, 2, 0));
-    float* to = sums + r * block.stride_sums;
-    if (kPartial) {
-      _mm512_mask_storeu_ps(to, first(left), a);
-      _mm512_mask_storeu_ps(to + 16, first(right), b);
-    } else {
-      _mm512_storeu_ps(to, a);
-      _mm512_storeu_ps(to + 16, b);
-    }
+    _mm512_storeu_ps(sums + r * block.stride_sums, low[r]);
+    _mm512_storeu_ps(sums + r * block.stride_sums + 16, high[r]);
   }
+  stream = ahead;
 }
 
-// R rows over the whole value dimension; `tile` of `tiles` such passes.
+// R rows over the whole value dimension.
 template <int R>
 __attribute__((noinline)) void paired_rows(const ValueBlock<BFloat16>& block,
                                            const PairedProbabilities& probabilities, int row,
-                                           int tile, int tiles) {
-  const int wide = static_cast<int>(block.d_v / 32);
-  const int width = static_cast<int>(block.d_v % 32);
-  const int passes = wide + (width > 0);
-  for (int pass = 0; pass < passes; ++pass) {
-    const Ahead ahead = block.ahead.part(tile * passes + pass, tiles * passes);
-    if (pass < wide) {
-      paired_tile<R, false>(block, probabilities, row, pass * 32, 32, ahead);
-    } else {
-      paired_tile<R, true>(block, probabilities, row, pass * 32, width, ahead);
-    }
+                                           const Pace& pace, Ahead& ahead) {
+  const int64_t wide_end = block.d_v / 32 * 32;
+  for (int64_t c = 0; c < wide_end; c += 32) {
+    paired_tile<R, false>(block, probabilities, row, c, 32, pace, ahead);
+  }
+  if (wide_end < block.d_v) {
+    const int width = static_cast<int>(block.d_v - wide_end);
+    paired_tile<R, true>(block, probabilities, row, wide_end, width, pace, ahead);
   }
 }
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <int R>
 VRGA_HOST_DEVICE void paired_rows_of(int rows, const ValueBlock<BFloat16>& block,
-                                     const PairedProbabilities& probabilities, int row, int tile,
-                                     int tiles) {
+                                     const PairedProbabilities& probabilities, int row,
+                                     const Pace& pace, Ahead& ahead) {
   if (rows == R) {
-    paired_rows<R>(block, probabilities, row, tile, tiles);
+    paired_rows<R>(block, probabilities, row, pace, ahead);
   } else if constexpr (R > 1) {
-    paired_rows_of<R - 1>(rows, block, probabilities, row, tile, tiles);
+    paired_rows_of<R - 1>(rows, block, probabilities, row, pace, ahead);
   }
 }
 
-inline void accumulate(const ValueBlock<BFloat16>& block) {
-  constexpr int kRows = 8;  // 16 sums: enough to hide the latency of the dot product
+// Sums [rows, stride_sums] of paired columns -> columns in ascending order, in place.
+template <>
+inline void finish_sums<BFloat16>(float* sums, int rows, int64_t stride_sums) {
+  for (float* at = sums; at < sums + rows * stride_sums; at += 32) {
+    const __m512 low = _mm512_loadu_ps(at), high = _mm512_loadu_ps(at + 16);
+    const __m512 a = _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(1, 0, 1, 0));
+    const __m512 b = _mm512_shuffle_f32x4(low, high, _MM_SHUFFLE(3, 2, 3, 2));
+    _mm512_storeu_ps(at, _mm512_shuffle_f32x4(a, a, _MM_SHUFFLE(3, 1, 2, 0)));
+    _mm512_storeu_ps(at + 16, _mm512_shuffle_f32x4(b, b, _MM_SHUFFLE(3, 1, 2, 0)));
+  }
+}
+
+constexpr int kPairedRows = 8;  // 16 sums: enough to hide the latency of the dot product
+
+template <>
+inline int64_t value_steps<BFloat16>(int rows, int n, int64_t d_v) {
+  return ceil_div(rows, kPairedRows) * ceil_div(d_v, 32) * ceil_div(n, 2);
+}
+
+inline void accumulate(const ValueBlock<BFloat16>& block, const Pace& pace, Ahead& ahead) {
   PairedProbabilities probabilities;
   probabilities.pack(block);
-  const int tiles = (block.rows + kRows - 1) / kRows;
+  const int tiles = (block.rows + kPairedRows - 1) / kPairedRows;
   for (int tile = 0; tile < tiles; ++tile) {
     const int begin = block.rows * tile / tiles;
     const int end = block.rows * (tile + 1) / tiles;
-    paired_rows_of<kRows>(end - begin, block, probabilities, begin, tile, tiles);
+    paired_rows_of<kPairedRows>(end - begin, block, probabilities, begin, pace, ahead);
   }
 }
 
