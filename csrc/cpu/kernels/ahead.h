@@ -11,58 +11,56 @@ namespace vrga::cpu::VRGA_ISA {
 // kernels load would hide it. The lines go to L2: two blocks would not fit L1.
 class Ahead {
  public:
-  static constexpr int kBatchLines = 2;
-
   Ahead() = default;  // nothing to fetch
 
   template <class T>
   Ahead(const T* first, int64_t stride, int64_t rows, int64_t width) {
-    constexpr int64_t kBatch = kBatchLines * kLineBytes;
     const int64_t element = static_cast<int64_t>(sizeof(T));
     const bool dense = stride == width;
-    const int64_t row = dense ? rows * width * element : width * element;
-    at_ = reinterpret_cast<uintptr_t>(first);
-    row_end_ = at_ + static_cast<uintptr_t>(ceil_div(row, kBatch) * kBatch);
+    const int64_t row_bytes = (dense ? rows * width : width) * element;
+    row_ = reinterpret_cast<uintptr_t>(first);
     stride_ = static_cast<uintptr_t>(stride * element);
-    gap_ = stride_ - (row_end_ - at_);
-    left_ = (dense ? 1 : rows) * ceil_div(row, kBatch);
+    per_row_ = ceil_div(row_bytes, static_cast<int64_t>(kLineBytes));
+    rows_ = dense ? 1 : rows;
   }
 
-  int64_t batches() const { return left_; }
+  // Left to fetch.
+  int64_t lines() const { return rows_ * per_row_ + in_row_; }
 
-  // Addresses are plain numbers: a line past the last row is asked for in vain, not read.
-  VRGA_HOST_DEVICE void fetch(int batches) {
-    for (; batches > 0 && left_ > 0; --batches, --left_) {
-#pragma GCC unroll 2
-      for (int i = 0; i < kBatchLines; ++i) {
-        __builtin_prefetch(reinterpret_cast<const void*>(at_ + i * kLineBytes), 0, 1);
+  // Asks for the next lines, or as many as are left.
+  VRGA_HOST_DEVICE void fetch(int lines) {
+    for (; lines > 0; --lines) {
+      if (in_row_ == 0 && !next_row()) {
+        return;
       }
-      at_ += kBatchLines * kLineBytes;
-      if (at_ == row_end_) {
-        at_ += gap_;
-        row_end_ += stride_;
-      }
+      --in_row_;
+      __builtin_prefetch(reinterpret_cast<const void*>(at_), 0, 1);
+      at_ += kLineBytes;
     }
   }
 
  private:
   static constexpr uintptr_t kLineBytes = 64;
-  uintptr_t at_ = 0, row_end_ = 0, stride_ = 0, gap_ = 0;
-  int64_t left_ = 0;
-};
 
-// How many batches to fetch at which steps of a loop, so that they are spread evenly.
-struct Pace {
-  int batches = 0;
-  int mask = 0;  // at steps t with (t & mask) == 0
-
-  // For `total` batches in `steps` steps.
-  Pace(int64_t total, int64_t steps) {
-    batches = static_cast<int>(ceil_div(total, steps > 0 ? steps : 1));
-    while (total > 0 && total * (2 * mask + 2) <= steps) {
-      mask = 2 * mask + 1;
+  bool next_row() {
+    if (rows_ == 0) {
+      return false;
     }
+    --rows_;
+    at_ = row_;
+    row_ += stride_;
+    in_row_ = per_row_;
+    return true;
   }
+
+  // Plain numbers: past the last row, nobody reads what they stand for.
+  uintptr_t at_ = 0, row_ = 0, stride_ = 0;
+  int64_t in_row_ = 0, per_row_ = 0, rows_ = 0;  // lines left in the row, in a row, rows left
 };
+
+// How many of `lines` to fetch at each of so many steps of a loop.
+inline int pace(int64_t lines, int64_t steps) {
+  return steps > 0 ? static_cast<int>(ceil_div(lines, steps)) : 0;
+}
 
 }  // namespace vrga::cpu::VRGA_ISA

@@ -73,12 +73,12 @@ class AttentionTask {
 
   void stage_queries() {
     const T* q = static_cast<const T*>(p_.q) + b_ * p_.stride_q_b;
+    const T* rows[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
-      const int64_t s = (first_row_ + r) % p_.s_q;
-      stage_query<T>(q + head_of(r) * p_.stride_q_h + s * p_.stride_q_s, p_.d,
-                     query_ + r * query_stride<T>(p_.d));
+      rows[r] = q + head_of(r) * p_.stride_q_h + (first_row_ + r) % p_.s_q * p_.stride_q_s;
     }
-    tiles_.stage_queries(query_, rows_);
+    pack_queries<T>(rows, rows_, p_.d, query_);
+    tiles_.stage_queries(rows, rows_);
   }
 
   void block(int64_t first, int n) {
@@ -91,24 +91,23 @@ class AttentionTask {
       return;
     }
     const T* k = key_row(first);
-    const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, query_stride<T>(p_.d),
-                              p_.stride_k_s};
+    const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, p_.stride_k_s};
     Ahead ahead = job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v)
                                   : next_keys(first);
     const bool tiled = tiles_.serve(n);
     // A share of the memory for the softmax, which would leave the bus idle.
-    const int64_t later = ahead.batches() * (tiled ? 3 : 1) / 4;
+    const int64_t later = ahead.lines() * (tiled ? 3 : 1) / 4;
     if (tiled) {
-      tiles_.score(block, ahead.batches() - later, ahead);
+      tiles_.score(block, ahead.lines() - later, ahead);
     } else {
-      score(block, ahead.batches() - later, ahead);
+      score(block, ahead.lines() - later, ahead);
     }
 
     float highest[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
       highest[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
     }
-    const int per_row = static_cast<int>(ceil_div(ahead.batches(), rows_));
+    const int per_row = static_cast<int>(ceil_div(ahead.lines(), rows_));
     for (int r = 0; r < rows_; ++r) {
       ahead.fetch(per_row);
       const float factor = softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_,
@@ -199,7 +198,7 @@ class AttentionTask {
   void accumulate_values(int64_t first, int n) {
     const T* v = value_row(first);
     Ahead ahead = next_keys(first);
-    const Pace pace(ahead.batches(), value_steps<T>(rows_, n, p_.d_v));
+    const int fetches = pace(ahead.lines(), value_steps<T>(rows_, n, p_.d_v));
     for (int c = 0; c < job_.classes.count; ++c) {
       // Keys that no row attends to are left out, not multiplied by p = 0: their V may hold NaN.
       const KeySet keys = flags_.classes[c] & live_;
@@ -214,7 +213,7 @@ class AttentionTask {
       begin_sums(c);
       accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, class_sums(c),
                                rows_, p_.d_v, p_.stride_v_s, job_.stride_sums},
-                 pace, ahead);
+                 fetches, ahead);
     }
   }
 

@@ -18,22 +18,6 @@ VRGA_HOST_DEVICE KeySet first_keys(int n) {
   return n < 64 ? (KeySet{1} << n) - 1 : ~KeySet{0};
 }
 
-// Keys whose flags have the given bit. Multiplying moves the lowest bits of 8 bytes into the top
-// one.
-VRGA_HOST_DEVICE KeySet keys_with(const uint8_t* flags, int bit) {
-  KeySet keys = 0;
-  for (int i = 0; i < 8; ++i) {
-    uint64_t bytes;
-    memcpy(&bytes, flags + i * 8, 8);
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    bytes = __builtin_bswap64(bytes);
-#endif
-    bytes = bytes >> bit & 0x0101010101010101u;
-    keys |= (bytes * 0x0102040810204080u >> 56) << (i * 8);
-  }
-  return keys;
-}
-
 // Flags of the keys [first, first + n) of one batch row.
 struct BlockFlags {
   KeySet image;                 // image keys
@@ -48,12 +32,17 @@ struct BlockFlags {
             const KeyClasses& key_classes) {
     const int64_t left = n_flags - first;
     const int64_t known = left < 0 ? 0 : left < n ? left : n;
-    uint8_t local[kBlockKeys] = {};
-    if (known > 0) {
-      memcpy(local, flags + first, static_cast<size_t>(known));
+    const uint8_t* of_key = known > 0 ? flags + first : nullptr;
+    uint8_t copy[kBlockKeys];
+    if (known < kBlockKeys) {
+      memset(copy, 0, sizeof(copy));
+      if (known > 0) {
+        memcpy(copy, of_key, static_cast<size_t>(known));
+      }
+      of_key = copy;
     }
-    image = keys_with(local, 0);
-    const KeySet focus = keys_with(local, 1), all = first_keys(n);
+    image = bytes_with(of_key, 0);
+    const KeySet focus = bytes_with(of_key, 1), all = first_keys(n);
     const KeySet of_flags[4] = {all & ~image & ~focus, image & ~focus, focus & ~image,
                                 image & focus};
     classes[0] = classes[1] = classes[2] = 0;
@@ -67,9 +56,9 @@ struct BlockFlags {
     const float focus_weight = key_classes.weight[key_classes.of_flags[kFlagFocus]];
     const float image_weight = key_classes.weight[key_classes.of_flags[kFlagImage]];
     for (int j = 0; j < kBlockKeys; ++j) {
-      is_image[j] = static_cast<float>(local[j] & kFlagImage);
-      const float unfocused = local[j] & kFlagImage ? image_weight : 1.0f;
-      weight[j] = local[j] & kFlagFocus ? focus_weight : unfocused;
+      is_image[j] = static_cast<float>(of_key[j] & kFlagImage);
+      const float unfocused = of_key[j] & kFlagImage ? image_weight : 1.0f;
+      weight[j] = of_key[j] & kFlagFocus ? focus_weight : unfocused;
     }
   }
 };

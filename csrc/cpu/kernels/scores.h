@@ -13,7 +13,7 @@ struct Dot {
   using Query = float;
   using Operand = Vec;
   static constexpr int kStep = kWidth;
-  static VRGA_HOST_DEVICE Operand query(const Query* p) { return load(p); }
+  static VRGA_HOST_DEVICE Operand query(const Query* p) { return in_register(load(p)); }
   static VRGA_HOST_DEVICE Operand key(const T* p) { return load(p); }
   static VRGA_HOST_DEVICE Operand key_partial(const T* p, int n) { return load_partial(p, n); }
   static VRGA_HOST_DEVICE Vec step(Operand a, Operand b, Vec sum) { return fma(a, b, sum); }
@@ -27,7 +27,9 @@ struct Dot<BFloat16> {
   using Operand = __m512bh;
   static constexpr int kStep = 32;
   static VRGA_HOST_DEVICE Operand query(const Query* p) {
-    return as_operand(_mm512_loadu_si512(p));
+    __m512i x = _mm512_loadu_si512(p);
+    __asm__("" : "+v"(x));  // see in_register
+    return as_operand(x);
   }
   static VRGA_HOST_DEVICE Operand key(const BFloat16* p) {
     return as_operand(_mm512_loadu_si512(p));
@@ -47,12 +49,30 @@ VRGA_HOST_DEVICE int64_t query_stride(int64_t d) {
   return ceil_div(d, Dot<T>::kStep) * Dot<T>::kStep;
 }
 
-// Copies one query row into scratch, zero-padded.
+// Query rows are worked on in tiles of at most kQkRows, as equal as can be.
+VRGA_HOST_DEVICE int query_tiles(int rows) {
+  return (rows + kQkRows - 1) / kQkRows;
+}
+VRGA_HOST_DEVICE int first_of_tile(int tile, int rows) {
+  return rows * tile / query_tiles(rows);
+}
+
+// Copies query rows into scratch, a tile of R rows as [query_stride / kStep, R, kStep], padded with
+// zeros: the loop over the head dimension then walks through it with one pointer.
 template <class T>
-void stage_query(const T* q, int64_t d, typename Dot<T>::Query* out) {
-  const int64_t end = query_stride<T>(d);
-  for (int64_t i = 0; i < end; ++i) {
-    from_float(i < d ? to_float(q[i]) : 0.0f, out + i);
+void pack_queries(const T* const* q, int rows, int64_t d, typename Dot<T>::Query* out) {
+  constexpr int64_t kStep = Dot<T>::kStep;
+  for (int tile = 0; tile < query_tiles(rows); ++tile) {
+    const int first = first_of_tile(tile, rows), last = first_of_tile(tile + 1, rows);
+    for (int64_t c = 0; c < d; c += kStep) {
+      const int64_t end = c + kStep < d ? c + kStep : d;
+      for (int r = first; r < last; ++r, out += kStep) {
+        for (int64_t i = c; i < end; ++i) {
+          from_float(to_float(q[r][i]), out + i - c);
+        }
+        memset(out + end - c, 0, sizeof(*out) * static_cast<size_t>(c + kStep - end));
+      }
+    }
   }
 }
 
@@ -60,11 +80,11 @@ constexpr int64_t kPanelBytes = 16384;
 
 template <class T>
 struct ScoreBlock {
-  const typename Dot<T>::Query* q;  // [rows, query_stride(D)]
+  const typename Dot<T>::Query* q;  // from pack_queries
   const T* k;                       // [n, D], row stride stride_k
-  float* scores;  // [rows, kBlockKeys]; up to 3 columns beyond n get copies of the last key's
+  float* scores;  // [rows, kBlockKeys]; a column beyond an odd n gets a copy of the last key's
   int rows, n;
-  int64_t d, stride_q, stride_k;
+  int64_t d, stride_k;
 };
 
 struct ScoreTile {
@@ -75,56 +95,45 @@ struct ScoreTile {
 // scores[r][j] = q_r . k_j for R rows and the keys of a panel.
 template <class T, int R>
 __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const ScoreTile& tile,
-                                          const Pace& pace, Ahead& stream) {
+                                          int fetches, Ahead& stream) {
   using D = Dot<T>;
   Ahead ahead = stream;
-  const typename D::Query* q = block.q + tile.row * block.stride_q;
-  const int64_t stride_q = block.stride_q;
+  const typename D::Query* const q = block.q + tile.row * query_stride<T>(block.d);
   const int64_t whole = block.d / D::kStep * D::kStep;
   const int rest = static_cast<int>(block.d - whole);
-  for (int j = tile.begin; j < tile.end; j += 4) {
-    const T* key[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      key[i] = block.k + (j + i < block.n ? j + i : block.n - 1) * block.stride_k;
-    }
-    Vec sum[R][4];
+  for (int j = tile.begin; j < tile.end; j += 2) {
+    const T* one = block.k + j * block.stride_k;
+    const T* two = j + 1 < tile.end ? one + block.stride_k : one;
+    Vec sum[R][2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        sum[r][i] = zero();
-      }
+      sum[r][0] = sum[r][1] = zero();
     }
-    const auto multiply = [&](const typename D::Query* at, const typename D::Operand(&keys)[4])
+    const typename D::Query* at = q;
+    const auto multiply = [&](typename D::Operand key_one, typename D::Operand key_two)
                               __attribute__((always_inline)) {
 #pragma GCC unroll 8
                                 for (int r = 0; r < R; ++r) {
-                                  const typename D::Operand query = D::query(at + r * stride_q);
-#pragma GCC unroll 4
-                                  for (int i = 0; i < 4; ++i) {
-                                    sum[r][i] = D::step(query, keys[i], sum[r][i]);
-                                  }
+                                  const auto query = D::query(at + r * D::kStep);
+                                  sum[r][0] = D::step(query, key_one, sum[r][0]);
+                                  sum[r][1] = D::step(query, key_two, sum[r][1]);
                                 }
+                                at += R * D::kStep;
                               };
     for (int64_t c = 0; c < whole; c += D::kStep) {
-      if ((c / D::kStep & pace.mask) == 0) {
-        ahead.fetch(pace.batches);
-      }
-      const typename D::Operand keys[4] = {D::key(key[0] + c), D::key(key[1] + c),
-                                           D::key(key[2] + c), D::key(key[3] + c)};
-      multiply(q + c, keys);
+      ahead.fetch(fetches);
+      multiply(D::key(one + c), D::key(two + c));
     }
     if (rest > 0) {
-      const typename D::Operand keys[4] = {
-          D::key_partial(key[0] + whole, rest), D::key_partial(key[1] + whole, rest),
-          D::key_partial(key[2] + whole, rest), D::key_partial(key[3] + whole, rest)};
-      multiply(q + whole, keys);
+      multiply(D::key_partial(one + whole, rest), D::key_partial(two + whole, rest));
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      reduce4(sum[r][0], sum[r][1], sum[r][2], sum[r][3],
-              block.scores + (tile.row + r) * kBlockKeys + j);
+    float* scores = block.scores + tile.row * kBlockKeys + j;
+    float spare[2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r += 2) {
+      const int next = r + 1 < R ? r + 1 : r;
+      reduce2x2(sum[r][0], sum[r][1], sum[next][0], sum[next][1], scores + r * kBlockKeys,
+                r + 1 < R ? scores + next * kBlockKeys : spare);
     }
   }
   stream = ahead;
@@ -133,27 +142,28 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
 VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, const ScoreTile& tile,
-                                    const Pace& pace, Ahead& ahead) {
+                                    int fetches, Ahead& ahead) {
   if (rows == R) {
-    score_tile<T, R>(block, tile, pace, ahead);
+    score_tile<T, R>(block, tile, fetches, ahead);
   } else if constexpr (R > 1) {
-    score_tile_of<T, R - 1>(rows, block, tile, pace, ahead);
+    score_tile_of<T, R - 1>(rows, block, tile, fetches, ahead);
   }
 }
 
 template <class T>
 void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
-  const int tiles = (block.rows + kQkRows - 1) / kQkRows;
+  const int tiles = query_tiles(block.rows);
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
-  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~3;
-  const int panel = fits < 4 ? 4 : fits;
-  const Pace pace(fetches, tiles * ceil_div(block.n, 4) * (block.d / Dot<T>::kStep));
+  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~1;
+  const int panel = fits < 2 ? 2 : fits;
+  const int64_t steps = tiles * ceil_div(block.n, 2) * (block.d / Dot<T>::kStep);
+  const int per_step = pace(fetches, steps);
   for (int begin = 0; begin < block.n; begin += panel) {
     const int end = begin + panel < block.n ? begin + panel : block.n;
     for (int tile = 0; tile < tiles; ++tile) {
-      const int first = block.rows * tile / tiles;
-      const int last = block.rows * (tile + 1) / tiles;
-      score_tile_of<T, kQkRows>(last - first, block, {first, begin, end}, pace, ahead);
+      const int first = first_of_tile(tile, block.rows);
+      const int last = first_of_tile(tile + 1, block.rows);
+      score_tile_of<T, kQkRows>(last - first, block, {first, begin, end}, per_step, ahead);
     }
   }
 }
@@ -162,7 +172,7 @@ void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
 template <class T>
 struct Tiles {
   Tiles(const AttentionJob&, float*) {}
-  void stage_queries(const typename Dot<T>::Query*, int) {}
+  void stage_queries(const T* const*, int) {}
   bool serve(int) const { return false; }
   void score(const ScoreBlock<T>&, int64_t, Ahead&) {}
 };

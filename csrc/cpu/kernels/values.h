@@ -22,7 +22,7 @@ struct ValueBlock {
 // registers while the keys stream by. kPartial: the one vector is only `width` lanes wide.
 template <class T, int R, int C, bool kIndexed, bool kPartial>
 VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t c, int width,
-                                 const Pace& pace, Ahead& stream) {
+                                 int fetches, Ahead& stream) {
   static_assert(!kPartial || C == 1, "a partial tile is one vector");
   Ahead ahead = stream;
   float* sums = block.sums + first * block.stride_sums + c;
@@ -39,9 +39,7 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
   for (int t = 0; t < count; ++t) {
     const int64_t j = kIndexed ? block.index[t] : t;
     const T* row = block.v + j * block.stride_v + c;
-    if ((t & pace.mask) == 0) {
-      ahead.fetch(pace.batches);
-    }
+    ahead.fetch(fetches);
     Vec value[C];
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) {
@@ -68,35 +66,35 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
 
 // R rows over the whole value dimension.
 template <class T, int R, bool kIndexed>
-__attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, const Pace& pace,
+__attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, int fetches,
                                           Ahead& ahead) {
   constexpr int64_t kWide = kPvVectors * kWidth;
   const int64_t wide_end = block.d_v / kWide * kWide, single_end = block.d_v / kWidth * kWidth;
   int64_t c = 0;
   for (; c < wide_end; c += kWide) {
-    value_tile<T, R, kPvVectors, kIndexed, false>(block, first, c, 0, pace, ahead);
+    value_tile<T, R, kPvVectors, kIndexed, false>(block, first, c, 0, fetches, ahead);
   }
   for (; c < single_end; c += kWidth) {
-    value_tile<T, R, 1, kIndexed, false>(block, first, c, 0, pace, ahead);
+    value_tile<T, R, 1, kIndexed, false>(block, first, c, 0, fetches, ahead);
   }
   if (c < block.d_v) {
     const int width = static_cast<int>(block.d_v - c);
-    value_tile<T, R, 1, kIndexed, true>(block, first, c, width, pace, ahead);
+    value_tile<T, R, 1, kIndexed, true>(block, first, c, width, fetches, ahead);
   }
 }
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
 VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int first,
-                                    const Pace& pace, Ahead& ahead) {
+                                    int fetches, Ahead& ahead) {
   if (rows == R) {
     if (block.index == nullptr) {
-      value_rows<T, R, false>(block, first, pace, ahead);
+      value_rows<T, R, false>(block, first, fetches, ahead);
     } else {
-      value_rows<T, R, true>(block, first, pace, ahead);
+      value_rows<T, R, true>(block, first, fetches, ahead);
     }
   } else if constexpr (R > 1) {
-    value_rows_of<T, R - 1>(rows, block, first, pace, ahead);
+    value_rows_of<T, R - 1>(rows, block, first, fetches, ahead);
   }
 }
 
@@ -112,13 +110,13 @@ template <class T>
 void finish_sums(float*, int, int64_t) {}
 
 template <class T>
-void accumulate(const ValueBlock<T>& block, const Pace& pace, Ahead& ahead) {
+void accumulate(const ValueBlock<T>& block, int fetches, Ahead& ahead) {
   // Even tiles: 8 rows are 4 + 4, not 7 + 1, where one row alone would wait for its loads.
   const int tiles = (block.rows + kPvRows - 1) / kPvRows;
   for (int tile = 0; tile < tiles; ++tile) {
     const int first = block.rows * tile / tiles;
     const int last = block.rows * (tile + 1) / tiles;
-    value_rows_of<T, kPvRows>(last - first, block, first, pace, ahead);
+    value_rows_of<T, kPvRows>(last - first, block, first, fetches, ahead);
   }
 }
 

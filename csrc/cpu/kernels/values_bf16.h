@@ -40,7 +40,7 @@ struct PairedProbabilities {
 template <int R, bool kPartial>
 VRGA_HOST_DEVICE void paired_tile(const ValueBlock<BFloat16>& block,
                                   const PairedProbabilities& probabilities, int row, int64_t c,
-                                  int width, const Pace& pace, Ahead& stream) {
+                                  int width, int fetches, Ahead& stream) {
   Ahead ahead = stream;
   const uint32_t* pair = probabilities.pair[row];
   float* sums = block.sums + row * block.stride_sums + c;
@@ -56,9 +56,7 @@ VRGA_HOST_DEVICE void paired_tile(const ValueBlock<BFloat16>& block,
     return kPartial ? _mm512_maskz_loadu_epi16((1u << width) - 1u, v) : _mm512_loadu_si512(v);
   };
   const auto add = [&](int t, __m512i one, __m512i two) __attribute__((always_inline)) {
-    if ((t / 2 & pace.mask) == 0) {
-      ahead.fetch(pace.batches);
-    }
+    ahead.fetch(fetches);
     const __m512bh v_low = (__m512bh)_mm512_unpacklo_epi16(one, two);
     const __m512bh v_high = (__m512bh)_mm512_unpackhi_epi16(one, two);
 #pragma GCC unroll 8
@@ -96,14 +94,14 @@ VRGA_HOST_DEVICE void paired_tile(const ValueBlock<BFloat16>& block,
 template <int R>
 __attribute__((noinline)) void paired_rows(const ValueBlock<BFloat16>& block,
                                            const PairedProbabilities& probabilities, int row,
-                                           const Pace& pace, Ahead& ahead) {
+                                           int fetches, Ahead& ahead) {
   const int64_t wide_end = block.d_v / 32 * 32;
   for (int64_t c = 0; c < wide_end; c += 32) {
-    paired_tile<R, false>(block, probabilities, row, c, 32, pace, ahead);
+    paired_tile<R, false>(block, probabilities, row, c, 32, fetches, ahead);
   }
   if (wide_end < block.d_v) {
     const int width = static_cast<int>(block.d_v - wide_end);
-    paired_tile<R, true>(block, probabilities, row, wide_end, width, pace, ahead);
+    paired_tile<R, true>(block, probabilities, row, wide_end, width, fetches, ahead);
   }
 }
 
@@ -111,11 +109,11 @@ __attribute__((noinline)) void paired_rows(const ValueBlock<BFloat16>& block,
 template <int R>
 VRGA_HOST_DEVICE void paired_rows_of(int rows, const ValueBlock<BFloat16>& block,
                                      const PairedProbabilities& probabilities, int row,
-                                     const Pace& pace, Ahead& ahead) {
+                                     int fetches, Ahead& ahead) {
   if (rows == R) {
-    paired_rows<R>(block, probabilities, row, pace, ahead);
+    paired_rows<R>(block, probabilities, row, fetches, ahead);
   } else if constexpr (R > 1) {
-    paired_rows_of<R - 1>(rows, block, probabilities, row, pace, ahead);
+    paired_rows_of<R - 1>(rows, block, probabilities, row, fetches, ahead);
   }
 }
 
@@ -138,14 +136,14 @@ inline int64_t value_steps<BFloat16>(int rows, int n, int64_t d_v) {
   return ceil_div(rows, kPairedRows) * ceil_div(d_v, 32) * ceil_div(n, 2);
 }
 
-inline void accumulate(const ValueBlock<BFloat16>& block, const Pace& pace, Ahead& ahead) {
+inline void accumulate(const ValueBlock<BFloat16>& block, int fetches, Ahead& ahead) {
   PairedProbabilities probabilities;
   probabilities.pack(block);
   const int tiles = (block.rows + kPairedRows - 1) / kPairedRows;
   for (int tile = 0; tile < tiles; ++tile) {
     const int begin = block.rows * tile / tiles;
     const int end = block.rows * (tile + 1) / tiles;
-    paired_rows_of<kPairedRows>(end - begin, block, probabilities, begin, pace, ahead);
+    paired_rows_of<kPairedRows>(end - begin, block, probabilities, begin, fetches, ahead);
   }
 }
 

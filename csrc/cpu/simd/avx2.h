@@ -8,8 +8,7 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 8;
-constexpr int kQkRows =
-    3;  // 12 accumulators, 3 query vectors and 1 key vector fill the 16 registers
+constexpr int kQkRows = 6;  // 12 accumulators, 2 key vectors and 1 query vector: 15 of 16 registers
 constexpr int kPvRows = 4;
 constexpr int kPvVectors = 3;
 
@@ -83,6 +82,12 @@ VRGA_HOST_DEVICE void store_partial(T* p, Vec a, int n) {
   memcpy(p, copy, static_cast<size_t>(n) * sizeof(T));
 }
 
+// For a value of several uses: as a memory operand it would be loaded again for each.
+VRGA_HOST_DEVICE Vec in_register(Vec a) {
+  __asm__("" : "+x"(a.v));
+  return a;
+}
+
 VRGA_HOST_DEVICE Vec operator+(Vec a, Vec b) {
   return {_mm256_add_ps(a.v, b.v)};
 }
@@ -138,9 +143,19 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-VRGA_HOST_DEVICE void reduce4(Vec a, Vec b, Vec c, Vec d, float* out) {
+VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float* cd_out) {
   const __m256 sum = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1)));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  _mm_storel_pi(reinterpret_cast<__m64*>(ab_out), q);
+  _mm_storeh_pi(reinterpret_cast<__m64*>(cd_out), q);
+}
+
+VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {
+  const auto half = [&](int i) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes) + i);
+    return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi64(x, 7 - bit)));
+  };
+  return uint64_t{half(1)} << 32 | half(0);
 }
 
 }  // namespace vrga::cpu::VRGA_ISA

@@ -8,7 +8,7 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 16;
-constexpr int kQkRows = 4;  // query rows x 4 keys of the score micro-kernel
+constexpr int kQkRows = 8;  // query rows x 2 keys of the score micro-kernel
 constexpr int kPvRows = 7;  // query rows x kPvVectors of the value micro-kernel: 28 of 32 registers
 constexpr int kPvVectors = 4;
 
@@ -78,6 +78,12 @@ VRGA_HOST_DEVICE void store_partial(T* p, Vec a, int n) {
   _mm256_mask_storeu_epi16(p, first(n), narrow(a, p));
 }
 
+// For a value of several uses: as a memory operand it would be loaded again for each.
+VRGA_HOST_DEVICE Vec in_register(Vec a) {
+  __asm__("" : "+v"(a.v));
+  return a;
+}
+
 VRGA_HOST_DEVICE Vec operator+(Vec a, Vec b) {
   return {_mm512_add_ps(a.v, b.v)};
 }
@@ -128,13 +134,20 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-VRGA_HOST_DEVICE void reduce4(Vec a, Vec b, Vec c, Vec d, float* out) {
+VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float* cd_out) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
   const __m512 sum = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
                                    _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  _mm_storel_pi(reinterpret_cast<__m64*>(ab_out), q);
+  _mm_storeh_pi(reinterpret_cast<__m64*>(cd_out), q);
+}
+
+VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {
+  return _mm512_test_epi8_mask(_mm512_loadu_si512(bytes),
+                               _mm512_set1_epi8(static_cast<char>(1 << bit)));
 }
 
 }  // namespace vrga::cpu::VRGA_ISA

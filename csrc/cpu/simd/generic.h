@@ -9,7 +9,7 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 4;
-constexpr int kQkRows = 2;  // query rows x 4 keys of the score micro-kernel
+constexpr int kQkRows = 4;  // query rows x 2 keys of the score micro-kernel
 constexpr int kPvRows = 4;  // query rows x kPvVectors of the value micro-kernel
 constexpr int kPvVectors = 2;
 
@@ -59,6 +59,11 @@ VRGA_HOST_DEVICE void store_partial(T* p, Vec a, int n) {
   T copy[kWidth];
   store(copy, a);
   memcpy(p, copy, static_cast<size_t>(n) * sizeof(T));
+}
+
+// For a value of several uses: as a memory operand it would be loaded again for each.
+VRGA_HOST_DEVICE Vec in_register(Vec a) {
+  return a;
 }
 
 VRGA_HOST_DEVICE Vec operator+(Vec a, Vec b) {
@@ -127,11 +132,27 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
 }
 
 // out[0..3] = the lane sums of a, b, c, d.
-VRGA_HOST_DEVICE void reduce4(Vec a, Vec b, Vec c, Vec d, float* out) {
-  out[0] = reduce_add(a);
-  out[1] = reduce_add(b);
-  out[2] = reduce_add(c);
-  out[3] = reduce_add(d);
+VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float* cd_out) {
+  ab_out[0] = reduce_add(a);
+  ab_out[1] = reduce_add(b);
+  cd_out[0] = reduce_add(c);
+  cd_out[1] = reduce_add(d);
+}
+
+// Which of 64 bytes have the given bit. Multiplying moves the lowest bits of 8 bytes into the top
+// one.
+VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {
+  uint64_t found = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    memcpy(&eight, bytes + i * 8, 8);
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    eight = __builtin_bswap64(eight);
+#endif
+    eight = eight >> bit & 0x0101010101010101u;
+    found |= (eight * 0x0102040810204080u >> 56) << (i * 8);
+  }
+  return found;
 }
 
 }  // namespace vrga::cpu::VRGA_ISA
