@@ -14,7 +14,6 @@ constexpr int kBlockKeys =
     64;  // keys whose scores are in flight at once: K and V of one block fit L1 / L2
 constexpr int kMaxRows = 64;  // query rows that share one pass over K and V
 constexpr int kMaxClasses = 3;
-constexpr int kTileRows = 16;     // rows of a matrix tile
 constexpr int kSumsColumns = 32;  // output sums are padded to whole groups of columns
 
 // Keys fall into classes of equal weight: w = 1, w = focus_weight, w = image_weight (where they

@@ -25,8 +25,7 @@ bool may_use_amx_bf16() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XTILEDATA
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTile) != 0 &&
-         (edx & kBFloat16) != 0 &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+         (edx & kBFloat16) != 0 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #  else
   return false;
 #  endif

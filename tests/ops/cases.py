@@ -153,9 +153,12 @@ def max_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def check_accuracy(actual: Tensor, torch_run: Tensor, expected: Tensor) -> None:
-    """At most twice the error of plain PyTorch in the same dtype, plus a quarter of an ulp."""
+    """At most twice the error of plain PyTorch in the same dtype, plus a quarter of an ulp.
+
+    Of fp32 three ulps: how PyTorch rounds depends on the processor, and it may be lucky.
+    """
     scale = expected.nan_to_num(0.0).abs().max().item() if expected.numel() else 0.0
-    floor = (2.0 if actual.dtype == torch.float32 else 0.25) * torch.finfo(actual.dtype).eps * scale
+    floor = (3.0 if actual.dtype == torch.float32 else 0.25) * torch.finfo(actual.dtype).eps * scale
     allowed = 2.0 * max_error(torch_run, expected) + floor
     error = max_error(actual, expected)
     assert error <= allowed, f"error {error:.3g} of at most {allowed:.3g}"

@@ -11,11 +11,13 @@
 
 #  if defined(__clang__)
 #    pragma clang attribute push(                                                               \
-        __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), \
+        __attribute__((target(                                                                  \
+            "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), \
         apply_to = function)
 #  else
 #    pragma GCC push_options
-#    pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#    pragma GCC target( \
+        "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")
 #  endif
 
 #  define VRGA_ISA amx_bf16

@@ -92,8 +92,8 @@ class AttentionTask {
     }
     const T* k = key_row(first);
     const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, p_.stride_k_s};
-    Ahead ahead = job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v)
-                                  : next_keys(first);
+    Ahead ahead =
+        job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
     const bool tiled = tiles_.serve(n);
     // A share of the memory for the softmax, which would leave the bus idle.
     const int64_t later = ahead.lines() * (tiled ? 3 : 1) / 4;
@@ -210,17 +210,14 @@ class AttentionTask {
       for (KeySet rest = keys; rest != 0; rest &= rest - 1) {
         index[count++] = __builtin_ctzll(rest);
       }
-      begin_sums(c);
-      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, class_sums(c),
-                               rows_, p_.d_v, p_.stride_v_s, job_.stride_sums},
+      float* sums = class_sums(c);
+      if (!(seen_ & (1 << c))) {
+        seen_ = static_cast<uint8_t>(seen_ | (1 << c));
+        memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
+      }
+      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, sums, rows_,
+                               p_.d_v, p_.stride_v_s, job_.stride_sums},
                  fetches, ahead);
-    }
-  }
-
-  void begin_sums(int c) {
-    if (!(seen_ & (1 << c))) {
-      seen_ = static_cast<uint8_t>(seen_ | (1 << c));
-      memset(class_sums(c), 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
     }
   }
 

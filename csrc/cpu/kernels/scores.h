@@ -1,5 +1,5 @@
-// q.k of query rows and a block of keys. K passes through L1 in panels, so that it is read once from
-// L2 however many tiles of query rows there are.
+// q.k of query rows and a block of keys. K passes through L1 in panels, so that it is read once
+// from L2 however many tiles of query rows there are.
 #pragma once
 
 #include "cpu/kernels/ahead.h"
@@ -50,11 +50,11 @@ VRGA_HOST_DEVICE int64_t query_stride(int64_t d) {
 }
 
 // Query rows are worked on in tiles of at most kQkRows, as equal as can be.
-VRGA_HOST_DEVICE int query_tiles(int rows) {
+VRGA_HOST_DEVICE int tile_count(int rows) {
   return (rows + kQkRows - 1) / kQkRows;
 }
 VRGA_HOST_DEVICE int first_of_tile(int tile, int rows) {
-  return rows * tile / query_tiles(rows);
+  return rows * tile / tile_count(rows);
 }
 
 // Copies query rows into scratch, a tile of R rows as [query_stride / kStep, R, kStep], padded with
@@ -62,7 +62,7 @@ VRGA_HOST_DEVICE int first_of_tile(int tile, int rows) {
 template <class T>
 void pack_queries(const T* const* q, int rows, int64_t d, typename Dot<T>::Query* out) {
   constexpr int64_t kStep = Dot<T>::kStep;
-  for (int tile = 0; tile < query_tiles(rows); ++tile) {
+  for (int tile = 0; tile < tile_count(rows); ++tile) {
     const int first = first_of_tile(tile, rows), last = first_of_tile(tile + 1, rows);
     for (int64_t c = 0; c < d; c += kStep) {
       const int64_t end = c + kStep < d ? c + kStep : d;
@@ -152,7 +152,7 @@ VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, const 
 
 template <class T>
 void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
-  const int tiles = query_tiles(block.rows);
+  const int tiles = tile_count(block.rows);
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
   const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~1;
   const int panel = fits < 2 ? 2 : fits;

@@ -7,7 +7,7 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-constexpr int kTileKeys = 16;
+constexpr int kTileRows = 16, kTileKeys = 16;
 
 // GCC does not know which memory a tile is loaded from.
 inline void before_tile_loads() {
@@ -127,9 +127,7 @@ class Tiles<BFloat16> {
  public:
   // The registers belong to a task: other libraries on the same thread set their own.
   Tiles(const AttentionJob& job, float* scratch)
-      : d_(job.p.d),
-        used_(job.p.d % 32 == 0 && job.p.s_kv >= kBlockKeys),
-        query_(scratch) {
+      : d_(job.p.d), used_(job.p.d % 32 == 0 && job.p.s_kv >= kBlockKeys), query_(scratch) {
     if (used_) {
       configure_tiles();
     }

@@ -85,8 +85,8 @@ __attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first,
 
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <class T, int R>
-VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int first,
-                                    int fetches, Ahead& ahead) {
+VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int first, int fetches,
+                                    Ahead& ahead) {
   if (rows == R) {
     if (block.index == nullptr) {
       value_rows<T, R, false>(block, first, fetches, ahead);

@@ -33,8 +33,8 @@ struct PairedProbabilities {
   }
 };
 
-// Interleaving two keys splits every 8 columns of a register into 4 low and 4 high ones. Output sums
-// keep that order within each 32 columns, low ones first, until finish_sums.
+// Interleaving two keys splits every 8 columns of a register into 4 low and 4 high ones. Output
+// sums keep that order within each 32 columns, low ones first, until finish_sums.
 
 // R rows x the 32 columns from column c on; kPartial: only `width` of them exist.
 template <int R, bool kPartial>
@@ -108,8 +108,8 @@ __attribute__((noinline)) void paired_rows(const ValueBlock<BFloat16>& block,
 // `rows` is at most R: a chain of tests down to the tile of exactly that many rows.
 template <int R>
 VRGA_HOST_DEVICE void paired_rows_of(int rows, const ValueBlock<BFloat16>& block,
-                                     const PairedProbabilities& probabilities, int row,
-                                     int fetches, Ahead& ahead) {
+                                     const PairedProbabilities& probabilities, int row, int fetches,
+                                     Ahead& ahead) {
   if (rows == R) {
     paired_rows<R>(block, probabilities, row, fetches, ahead);
   } else if constexpr (R > 1) {
