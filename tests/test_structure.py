@@ -17,7 +17,7 @@ ALLOWED = {
     "config": set(),
     "reference": set(),
     "_checks": set(),
-    "_library": {"_build_info"},
+    "_library": {"_build_info", "_checks"},
     "ops": {"reference", "_checks", "_library"},
     "build_info": {"ops", "_build_info"},
     "selection": {"config"},

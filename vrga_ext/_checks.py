@@ -1,8 +1,8 @@
 """Argument checks of :mod:`vrga_ext.ops`: each message names the argument, what was wanted and got.
 
 The compiled operations check the same; these checks run where an operation has refused its input,
-to turn that into a ValueError, and where no kernel runs: for the reference, and while a model is
-traced.
+to turn that into a ValueError, and where no kernel runs: for the reference, and in the fakes, while
+a model is traced.
 """
 
 from __future__ import annotations
@@ -15,16 +15,76 @@ from torch import Tensor
 GATES = ("static", "dynamic")
 
 
-def check_floating(name: str, tensor: Tensor) -> None:
+def check_decode(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_flags: Tensor,
+    attn_mask: Tensor | None,
+    heads: Tensor | None,
+    softcap: float,
+    gate: str,
+    focus_weight: float,
+    image_weight: float,
+) -> None:
+    """Arguments of ``decode_attention``."""
+    _check_attention(query, key, 4, "[B, Hq, Sq, D]")
+    _check_value(value, query, key)
+    keys = key.shape[2]
+    _check_flags(key_flags, query, keys)
+    _check_mask(attn_mask, query, (*query.shape[:3], keys))
+    _check_heads(heads, query)
+    _check_gate(gate, focus_weight, image_weight)
+    _check_softcap(softcap)
+
+
+def check_rows(
+    query: Tensor, key: Tensor, key_flags: Tensor, attn_mask: Tensor | None, softcap: float
+) -> None:
+    """Arguments of ``row_statistics``."""
+    _check_attention(query, key, 3, "[B, Hq, D]")
+    _check_flags(key_flags, query, key.shape[2])
+    _check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
+    _check_softcap(softcap)
+
+
+def check_softmax(
+    scores: Tensor,
+    key_flags: Tensor,
+    heads: Tensor | None,
+    gate: str,
+    focus_weight: float,
+    image_weight: float,
+) -> None:
+    """Arguments of ``reweighted_softmax``."""
+    if scores.dim() != 4:
+        raise ValueError(f"scores: wanted [B, Hq, Sq, Skv], got {[*scores.shape]}")
+    _check_floating("scores", scores)
+    _check_flags(key_flags, scores, scores.shape[3])
+    _check_heads(heads, scores)
+    _check_gate(gate, focus_weight, image_weight)
+
+
+def check_no_grad(**tensors: Tensor | None) -> None:
+    """There is no backward: silently cutting the graph would be worse than refusing."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{name}: wanted a tensor that does not require grad (there is no backward), "
+                "got one that does; use torch.no_grad()"
+            )
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: wanted a floating dtype, got {tensor.dtype}")
 
 
-def check_attention(query: Tensor, key: Tensor, dims: int, layout: str) -> None:
+def _check_attention(query: Tensor, key: Tensor, dims: int, layout: str) -> None:
     """The query has the given layout and the key fits it."""
     if query.dim() != dims:
         raise ValueError(f"query: wanted {layout}, got {[*query.shape]}")
-    check_floating("query", query)
+    _check_floating("query", query)
     batch, heads_q, dim = query.shape[0], query.shape[1], query.shape[-1]
     if key.dim() != 4 or key.shape[0] != batch or key.shape[3] != dim:
         raise ValueError(f"key: wanted {[batch, 'Hkv', 'Skv', dim]}, got {[*key.shape]}")
@@ -34,19 +94,13 @@ def check_attention(query: Tensor, key: Tensor, dims: int, layout: str) -> None:
     _check_like("key", key, query)
 
 
-def check_scores(scores: Tensor) -> None:
-    if scores.dim() != 4:
-        raise ValueError(f"scores: wanted [B, Hq, Sq, Skv], got {[*scores.shape]}")
-    check_floating("scores", scores)
-
-
-def check_value(value: Tensor, query: Tensor, key: Tensor) -> None:
+def _check_value(value: Tensor, query: Tensor, key: Tensor) -> None:
     if value.dim() != 4 or value.shape[:3] != key.shape[:3]:
         raise ValueError(f"value: wanted {[*key.shape[:3], 'Dv']}, got {[*value.shape]}")
     _check_like("value", value, query)
 
 
-def check_flags(key_flags: Tensor, first: Tensor, keys: int) -> None:
+def _check_flags(key_flags: Tensor, first: Tensor, keys: int) -> None:
     """uint8 [B, N] with N at most ``keys``."""
     if key_flags.dtype != torch.uint8:
         raise ValueError(f"key_flags: wanted torch.uint8, got {key_flags.dtype}")
@@ -56,7 +110,7 @@ def check_flags(key_flags: Tensor, first: Tensor, keys: int) -> None:
     _check_device("key_flags", key_flags, first)
 
 
-def check_mask(mask: Tensor | None, first: Tensor, shape: Sequence[int]) -> None:
+def _check_mask(mask: Tensor | None, first: Tensor, shape: Sequence[int]) -> None:
     """Boolean or floating, broadcasts to ``shape``; the last dimension is full."""
     if mask is None:
         return
@@ -73,7 +127,7 @@ def check_mask(mask: Tensor | None, first: Tensor, shape: Sequence[int]) -> None
     _check_device("attn_mask", mask, first)
 
 
-def check_heads(heads: Tensor | None, first: Tensor) -> None:
+def _check_heads(heads: Tensor | None, first: Tensor) -> None:
     """Boolean [B, Hq]."""
     if heads is None:
         return
@@ -84,7 +138,7 @@ def check_heads(heads: Tensor | None, first: Tensor) -> None:
     _check_device("heads", heads, first)
 
 
-def check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
+def _check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
     if gate not in GATES:
         raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
     if not focus_weight >= 0:
@@ -93,21 +147,9 @@ def check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
         raise ValueError(f"image_weight: wanted >= 0, got {image_weight}")
 
 
-def check_softcap(softcap: float) -> None:
+def _check_softcap(softcap: float) -> None:
     if not softcap >= 0:
         raise ValueError(f"softcap: wanted >= 0, got {softcap}")
-
-
-def check_no_grad(**tensors: Tensor | None) -> None:
-    """There is no backward: silently cutting the graph would be worse than refusing."""
-    if not torch.is_grad_enabled():
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise ValueError(
-                f"{name}: wanted a tensor that does not require grad (there is no backward), "
-                "got one that does; use torch.no_grad()"
-            )
 
 
 def _check_like(name: str, tensor: Tensor, query: Tensor) -> None:

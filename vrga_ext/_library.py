@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext import _checks
+
 
 def _load() -> None:
     spec = importlib.util.find_spec("vrga_ext._ops")
@@ -64,23 +66,53 @@ def cuda_obstacle(device: int | None, head_dim: int) -> str:
 
 @torch.library.register_fake("vrga_ext::decode_attention")
 def _decode_attention(
-    query: Tensor, key: Tensor, value: Tensor, key_flags: Tensor, *_: object
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_flags: Tensor,
+    attn_mask: Tensor | None,
+    heads: Tensor | None,
+    scale: float,
+    softcap: float,
+    gate: str,
+    focus_weight: float,
+    image_weight: float,
+    *_: float,
 ) -> tuple[Tensor, Tensor]:
+    masks = attn_mask, heads
+    _checks.check_decode(
+        query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
+    )
     rows = query.shape[:3]
-    statistics = query.new_empty((*rows, 4), dtype=torch.float32)
-    return query.new_empty((*rows, value.shape[3])), statistics
+    per_head = query.new_empty((*rows, 4), dtype=torch.float32)
+    return query.new_empty((*rows, value.shape[3])), per_head
 
 
 @torch.library.register_fake("vrga_ext::row_statistics")
 def _row_statistics(
-    query: Tensor, key: Tensor, key_flags: Tensor, *_: object
+    query: Tensor,
+    key: Tensor,
+    key_flags: Tensor,
+    attn_mask: Tensor | None,
+    scale: float,
+    softcap: float,
 ) -> tuple[Tensor, Tensor]:
+    _checks.check_rows(query, key, key_flags, attn_mask, softcap)
     heads = query.shape[:2]
     image_attention = query.new_empty((*heads, key_flags.shape[1]), dtype=torch.float32)
     return image_attention, query.new_empty((*heads, 3), dtype=torch.float32)
 
 
 @torch.library.register_fake("vrga_ext::reweighted_softmax")
-def _reweighted_softmax(scores: Tensor, key_flags: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    statistics = scores.new_empty((*scores.shape[:3], 4), dtype=torch.float32)
-    return scores.new_empty(scores.shape), statistics
+def _reweighted_softmax(
+    scores: Tensor,
+    key_flags: Tensor,
+    heads: Tensor | None,
+    gate: str,
+    focus_weight: float,
+    image_weight: float,
+    *_: float,
+) -> tuple[Tensor, Tensor]:
+    _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
+    per_head = scores.new_empty((*scores.shape[:3], 4), dtype=torch.float32)
+    return scores.new_empty(scores.shape), per_head

@@ -3,19 +3,20 @@
 Same names, arguments and results as :mod:`vrga_ext.reference`, which specifies them. What has no
 kernel (float64, say) runs there, with one warning per reason. There is no autograd: a tensor that
 requires grad is refused while grad mode is on.
+
+A kernel takes some hundred microseconds, and a decode step calls one per layer: what stands before
+and after the calls is kept short, and arguments are checked once, by the operations themselves.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vrga_ext import _checks, _library, reference
-from vrga_ext.reference import DecodeResult, HeadStatistics, RowResult, SoftmaxResult
+from vrga_ext.reference import DecodeResult, RowResult, SoftmaxResult
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -58,53 +59,51 @@ def decode_attention(
     (tensor([0.2000, 0.4000, 0.2000, 0.2000]), True)
     """
 
-    def check() -> None:
-        _checks.check_attention(query, key, 4, "[B, Hq, Sq, D]")
-        _checks.check_value(value, query, key)
-        keys = key.shape[2]
-        _checks.check_flags(key_flags, query, keys)
-        _checks.check_mask(attn_mask, query, (*query.shape[:3], keys))
-        _checks.check_heads(heads, query)
-        _checks.check_gate(gate, focus_weight, image_weight)
-        _checks.check_softcap(softcap)
-
-    _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
-    if not has_kernel(query, (query, value)):
-        check()
-        return reference.decode_attention(
-            query,
-            key,
-            value,
-            key_flags,
-            attn_mask=attn_mask,
-            heads=heads,
-            scale=scale,
-            softcap=softcap,
-            gate=gate,
-            focus_weight=focus_weight,
-            image_weight=image_weight,
-            min_ratio=min_ratio,
-            entropy_factor=entropy_factor,
-        )
-    output, packed = _call(
-        _library.decode_attention,
-        check,
+    if torch.is_grad_enabled():
+        _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
+    if has_kernel(query, (query, value)):
+        try:
+            output, per_head = _library.decode_attention(
+                query,
+                key,
+                value,
+                key_flags,
+                attn_mask,
+                heads,
+                query.shape[-1] ** -0.5 if scale is None else scale,
+                softcap,
+                gate,
+                focus_weight,
+                image_weight,
+                min_ratio,
+                entropy_factor,
+            )
+            return DecodeResult(output, per_head)
+        except RuntimeError:
+            masks = attn_mask, heads
+            _checks.check_decode(
+                query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
+            )
+            raise
+    masks = attn_mask, heads
+    _checks.check_decode(
+        query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
+    )
+    return reference.decode_attention(
         query,
         key,
         value,
         key_flags,
-        attn_mask,
-        heads,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap,
-        gate,
-        focus_weight,
-        image_weight,
-        min_ratio,
-        entropy_factor,
+        attn_mask=attn_mask,
+        heads=heads,
+        scale=scale,
+        softcap=softcap,
+        gate=gate,
+        focus_weight=focus_weight,
+        image_weight=image_weight,
+        min_ratio=min_ratio,
+        entropy_factor=entropy_factor,
     )
-    ratio, entropy, joint, gated = packed.unbind(-1)
-    return DecodeResult(output, HeadStatistics(ratio, entropy, joint), gated != 0)
 
 
 def row_statistics(
@@ -133,29 +132,26 @@ def row_statistics(
     (tensor([[[0.0000, 0.2500, 0.2500]]]), tensor([[1.]]))
     """
 
-    def check() -> None:
-        _checks.check_attention(query, key, 3, "[B, Hq, D]")
-        _checks.check_flags(key_flags, query, key.shape[2])
-        _checks.check_mask(attn_mask, query, (*query.shape[:2], 1, key.shape[2]))
-        _checks.check_softcap(softcap)
-
-    _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
-    if not has_kernel(query, (query,)):
-        check()
-        return reference.row_statistics(
-            query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
-        )
-    image_attention, packed = _call(
-        _library.row_statistics,
-        check,
-        query,
-        key,
-        key_flags,
-        attn_mask,
-        query.shape[-1] ** -0.5 if scale is None else scale,
-        softcap,
+    if torch.is_grad_enabled():
+        _checks.check_no_grad(query=query, key=key, attn_mask=attn_mask)
+    if has_kernel(query, (query,)):
+        try:
+            image_attention, per_head = _library.row_statistics(
+                query,
+                key,
+                key_flags,
+                attn_mask,
+                query.shape[-1] ** -0.5 if scale is None else scale,
+                softcap,
+            )
+            return RowResult(image_attention, per_head)
+        except RuntimeError:
+            _checks.check_rows(query, key, key_flags, attn_mask, softcap)
+            raise
+    _checks.check_rows(query, key, key_flags, attn_mask, softcap)
+    return reference.row_statistics(
+        query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
     )
-    return RowResult(image_attention, HeadStatistics(*packed.unbind(-1)))
 
 
 def reweighted_softmax(
@@ -186,46 +182,42 @@ def reweighted_softmax(
     tensor([[[[0.5000, 0.2500, 0.2500]]]])
     """
 
-    def check() -> None:
-        _checks.check_scores(scores)
-        _checks.check_flags(key_flags, scores, scores.shape[3])
-        _checks.check_heads(heads, scores)
-        _checks.check_gate(gate, focus_weight, image_weight)
-
-    _checks.check_no_grad(scores=scores)
-    if not has_kernel(scores):
-        check()
-        return reference.reweighted_softmax(
-            scores,
-            key_flags,
-            heads=heads,
-            gate=gate,
-            focus_weight=focus_weight,
-            image_weight=image_weight,
-            min_ratio=min_ratio,
-            entropy_factor=entropy_factor,
-        )
-    probabilities, packed = _call(
-        _library.reweighted_softmax,
-        check,
+    if torch.is_grad_enabled():
+        _checks.check_no_grad(scores=scores)
+    if has_kernel(scores):
+        try:
+            probabilities, per_head = _library.reweighted_softmax(
+                scores,
+                key_flags,
+                heads,
+                gate,
+                focus_weight,
+                image_weight,
+                min_ratio,
+                entropy_factor,
+            )
+            return SoftmaxResult(probabilities, per_head)
+        except RuntimeError:
+            _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
+            raise
+    _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
+    return reference.reweighted_softmax(
         scores,
         key_flags,
-        heads,
-        gate,
-        focus_weight,
-        image_weight,
-        min_ratio,
-        entropy_factor,
+        heads=heads,
+        gate=gate,
+        focus_weight=focus_weight,
+        image_weight=image_weight,
+        min_ratio=min_ratio,
+        entropy_factor=entropy_factor,
     )
-    ratio, entropy, joint, gated = packed.unbind(-1)
-    return SoftmaxResult(probabilities, HeadStatistics(ratio, entropy, joint), gated != 0)
 
 
 def simd_level(name: str | None = None) -> str:
     """Instruction set of the CPU kernels; with a name, change it for the whole process first.
 
     ``VRGA_EXT_SIMD`` in the environment chooses the first one; without it that is the best the
-    machine has. Names: ``generic``, ``avx2``, ``avx512``, ``avx512_bf16``.
+    machine has. Names: ``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``amx_bf16``.
 
     Raises
     ------
@@ -234,7 +226,7 @@ def simd_level(name: str | None = None) -> str:
 
     Examples
     --------
-    >>> simd_level() in ("generic", "avx2", "avx512", "avx512_bf16")
+    >>> simd_level() in ("generic", "avx2", "avx512", "avx512_bf16", "amx_bf16")
     True
     """
     try:
@@ -242,22 +234,6 @@ def simd_level(name: str | None = None) -> str:
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from error
     return level
-
-
-def _call(op: Any, check: Callable[[], None], *arguments: object) -> tuple[Tensor, Tensor]:
-    """Run a kernel, which checks its arguments itself; where it refuses them, say why.
-
-    A decode step comes here once per layer, and checking twice would cost more than the call.
-    While a model is traced no kernel runs, so that the checks come first.
-    """
-    if torch.compiler.is_compiling():
-        check()
-    try:
-        result: tuple[Tensor, Tensor] = op(*arguments)
-    except RuntimeError:
-        check()
-        raise
-    return result
 
 
 def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
@@ -270,13 +246,13 @@ def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
     >>> has_kernel(torch.zeros(1, dtype=torch.bfloat16))
     True
     """
+    if tensor.is_cpu and tensor.dtype in KERNEL_DTYPES:
+        return True
     if not tensor.is_floating_point():
         return False  # nothing serves it; the checks before the reference say so
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
         return False
-    if tensor.device.type == "cpu":
-        return True
     reason = f"no kernels for {tensor.device.type}"
     if tensor.device.type == "cuda":
         head_dim = max((v.shape[-1] for v in vectors if v.dim() > 0), default=0)

@@ -34,26 +34,49 @@ class HeadStatistics(NamedTuple):
 
 
 class DecodeResult(NamedTuple):
-    """Result of :func:`decode_attention`."""
+    """Result of :func:`decode_attention`; fp32, or fp64 of fp64 input, but for the output."""
 
     output: Tensor  # [B, Hq, Sq, Dv]
-    statistics: HeadStatistics
-    gate: Tensor  # bool [B, Hq, Sq], whether the head was reweighted
+    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+
+    @property
+    def statistics(self) -> HeadStatistics:
+        """Views of ``per_head``."""
+        return HeadStatistics(*self.per_head[..., :3].unbind(-1))
+
+    @property
+    def gate(self) -> Tensor:
+        """Whether the head was reweighted, bool [B, Hq, Sq]."""
+        return self.per_head[..., 3] != 0
 
 
 class RowResult(NamedTuple):
-    """Result of :func:`row_statistics`; the statistics are [B, Hq]."""
+    """Result of :func:`row_statistics`; fp32, or fp64 of fp64 input."""
 
     image_attention: Tensor  # [B, Hq, N], 0 where the key is no attended image key
-    statistics: HeadStatistics
+    per_head: Tensor  # [B, Hq, 3]: R_img, H_img, H_joint
+
+    @property
+    def statistics(self) -> HeadStatistics:
+        """Views of ``per_head``, each [B, Hq]."""
+        return HeadStatistics(*self.per_head.unbind(-1))
 
 
 class SoftmaxResult(NamedTuple):
-    """Result of :func:`reweighted_softmax`."""
+    """Result of :func:`reweighted_softmax`; fp32, or fp64 of fp64 input, but for probabilities."""
 
-    probabilities: Tensor  # [B, Hq, Sq, Skv]
-    statistics: HeadStatistics
-    gate: Tensor  # bool [B, Hq, Sq]
+    probabilities: Tensor  # [B, Hq, Sq, Skv], dtype of the scores
+    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+
+    @property
+    def statistics(self) -> HeadStatistics:
+        """Views of ``per_head``."""
+        return HeadStatistics(*self.per_head[..., :3].unbind(-1))
+
+    @property
+    def gate(self) -> Tensor:
+        """Whether the head was reweighted, bool [B, Hq, Sq]."""
+        return self.per_head[..., 3] != 0
 
 
 def decode_attention(
@@ -118,7 +141,7 @@ def decode_attention(
     dtype = _compute_dtype(query)
 
     scores, attended = _scores(query, key, attn_mask, scale, softcap)
-    probabilities, statistics, gated = _reweight(
+    probabilities, per_head = _reweight(
         scores,
         attended,
         key_flags,
@@ -134,7 +157,7 @@ def decode_attention(
     value = value.to(dtype).masked_fill(~used[..., None], 0.0)
     packed = probabilities.reshape(batch, heads_kv, group * rows, keys)
     output = (packed @ value).reshape(batch, heads_q, rows, value.shape[-1])
-    return DecodeResult(output.to(query.dtype), statistics, gated)
+    return DecodeResult(output.to(query.dtype), per_head)
 
 
 def row_statistics(
@@ -171,9 +194,7 @@ def row_statistics(
     statistics, image = _statistics(probabilities, attended, key_flags)
     # A NaN attention row stays NaN on image keys; other keys are 0 whatever the row holds.
     image_attention = torch.where(image, probabilities, 0.0)[:, :, 0, : key_flags.shape[1]]
-    return RowResult(
-        image_attention.contiguous(), HeadStatistics(*(s[:, :, 0] for s in statistics))
-    )
+    return RowResult(image_attention.contiguous(), torch.stack(statistics, -1)[:, :, 0])
 
 
 def reweighted_softmax(
@@ -210,7 +231,7 @@ def reweighted_softmax(
     """
     attended = ~(scores <= torch.finfo(scores.dtype).min)  # a NaN score is attended, and shows
     widened = scores.to(_compute_dtype(scores))
-    probabilities, statistics, gated = _reweight(
+    probabilities, per_head = _reweight(
         widened,
         attended,
         key_flags,
@@ -221,7 +242,7 @@ def reweighted_softmax(
         min_ratio,
         entropy_factor,
     )
-    return SoftmaxResult(probabilities.to(scores.dtype), statistics, gated)
+    return SoftmaxResult(probabilities.to(scores.dtype), per_head)
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -297,8 +318,8 @@ def _reweight(
     image_weight: float,
     min_ratio: float,
     entropy_factor: float,
-) -> tuple[Tensor, HeadStatistics, Tensor]:
-    """Reweighted probabilities in the compute dtype, statistics, gate [B, Hq, Sq]."""
+) -> tuple[Tensor, Tensor]:
+    """Reweighted probabilities; statistics and gate [B, Hq, Sq, 4]; both in the compute dtype."""
     a = _softmax(scores, attended)
     statistics, _ = _statistics(a, attended, key_flags)
 
@@ -318,4 +339,5 @@ def _reweight(
     total = weighted.sum(-1)
     gated = gated & (total != 0)  # every key has weight 0: the head keeps its attention
     reweighted = weighted / torch.where(total == 0, 1.0, total)[..., None]
-    return torch.where(gated[..., None], reweighted, a), statistics, gated
+    per_head = torch.stack([*statistics, gated.to(a.dtype)], -1)
+    return torch.where(gated[..., None], reweighted, a), per_head

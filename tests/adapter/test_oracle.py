@@ -14,7 +14,6 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 import vrga_ext
 from tests.adapter.families import greedy, logits
 from vrga_ext import ops
-from vrga_ext.adapter import attention
 
 RECORDINGS = sorted((Path(__file__).parents[1] / "data" / "oracle").iterdir())
 
@@ -40,25 +39,14 @@ def run(request) -> Run:
     }
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == case["image_token_id"]).int()
     decoded: list[Any] = []
-    original = attention.decode_attention
+    original = ops.decode_attention
 
-    def recording(query, key, value, mask, scale, layer, state):
-        decoded.append(
-            ops.decode_attention(
-                query,
-                key,
-                value,
-                state.flags_on(key.device),
-                attn_mask=mask,
-                heads=state.heads_on(layer, key.device),
-                scale=scale,
-                **state.gate_keywords,
-            )
-        )
-        return original(query, key, value, mask, scale, layer, state)
+    def recording(*args, **kwargs):
+        decoded.append(original(*args, **kwargs))
+        return decoded[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "decode_attention", recording)
+        patch.setattr(ops, "decode_attention", recording)
         config = vrga_ext.VRGAConfig.released()
         with vrga_ext.enable(model, config, question_end=case["row"]) as handle:
             output = greedy(model, inputs, case["steps"] + 1)

@@ -105,6 +105,18 @@ def test_bad_input_is_named(message):
     assert str(error.value) == message
 
 
+def test_bad_input_is_named_while_compiling():
+    """The fakes check it, since no kernel runs to refuse it."""
+    arguments = good()
+    compiled = torch.compile(
+        lambda **x: ops.decode_attention(**x).output, fullgraph=True, dynamic=False, backend="eager"
+    )
+    assert compiled(**arguments).isfinite().all()
+    arguments["value"] = arguments["value"][:, :, 1:]
+    with pytest.raises(Exception, match=r"value: wanted \[1, 2, 20, .*\], got \[1, 2, 19, 8\]"):
+        compiled(**arguments)
+
+
 def test_the_operation_checks_for_itself():
     """Called past the Python layer, the same input is refused by the C++ one."""
     q, k, v, flags, mask, heads, *rest = packed_arguments(torch.float32)["decode_attention"]
@@ -126,6 +138,24 @@ def test_gradients_are_refused_by_name():
         ops.decode_attention(**arguments)
     with torch.no_grad():
         assert ops.decode_attention(**arguments).output.isfinite().all()
+
+
+def test_results_of_the_reference_have_the_layout_of_the_kernels():
+    case = attention_case(batch=2, keys=20, dim=8)
+    t, query = case.tensors, case.tensors["query"]
+    calls = {
+        "decode_attention": (query, t["key"], t["value"], t["key_flags"]),
+        "row_statistics": (query[:, :, 0], t["key"], t["key_flags"]),
+        "reweighted_softmax": (torch.zeros(2, 8, 1, 20), t["key_flags"]),
+    }
+    for name, arguments in calls.items():
+        ours, theirs = getattr(ops, name)(*arguments), getattr(reference, name)(*arguments)
+        assert type(ours) is type(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        doubled = [x.double() if x.is_floating_point() else x for x in arguments]
+        for tensor in getattr(reference, name)(*doubled):
+            assert tensor.dtype == torch.float64
 
 
 def test_float64_runs_on_the_reference_with_one_warning(monkeypatch):

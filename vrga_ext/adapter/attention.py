@@ -72,9 +72,18 @@ def vrga_attention(
         return base(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     state = _gating_state(vrga)
-    output, packed = decode_attention(query, key, value, attention_mask, scale, layer, state)
+    output, per_head = _operations(query, key, value).decode_attention(
+        query,
+        key,
+        value,
+        state.flags_on(key.device),
+        attn_mask=attention_mask,
+        heads=state.heads_on(layer, key.device),
+        scale=scale,
+        **state.gate_keywords,
+    )
     if isinstance(vrga, WatchedCall):
-        vrga.record(layer, query, key, attention_mask, scale, 0.0, packed)
+        vrga.record(layer, query, key, attention_mask, scale, 0.0, per_head)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -116,36 +125,9 @@ def vrga_eager_attention(
         **state.gate_keywords,
     )
     if isinstance(vrga, WatchedCall):
-        packed = _packed(weights.statistics, weights.gate)
-        vrga.record(layer, query, key, attention_mask, scale, softcap, packed)
+        vrga.record(layer, query, key, attention_mask, scale, softcap, weights.per_head)
     output = weights.probabilities @ value.repeat_interleave(group, 1)
     return output.transpose(1, 2).contiguous(), weights.probabilities
-
-
-def decode_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    layer: int,
-    state: SequenceState,
-) -> tuple[Tensor, Tensor]:
-    """Output [B, H, q, D] of a layer with gated heads; R_img, H_img, H_joint, gate [B, H, q, 4].
-
-    The native operation is called as it is: it checks its arguments itself, and a decode step has
-    no use for the typed results of :func:`vrga_ext.ops.decode_attention`.
-    """
-    flags, heads = state.flags_on(key.device), state.heads_on(layer, key.device)
-    if _operations(query, key, value) is ops and ops.has_kernel(query, (query, value)):
-        native: tuple[Tensor, Tensor] = torch.ops.vrga_ext.decode_attention.default(
-            query, key, value, flags, mask, heads, scale, 0.0, *state.gate_arguments
-        )
-        return native
-    result = reference.decode_attention(
-        query, key, value, flags, attn_mask=mask, heads=heads, scale=scale, **state.gate_keywords
-    )
-    return result.output, _packed(result.statistics, result.gate)
 
 
 def _gating_state(vrga: Travelling | None) -> SequenceState:
@@ -153,11 +135,6 @@ def _gating_state(vrga: Travelling | None) -> SequenceState:
     state = vrga.state if isinstance(vrga, WatchedCall) else vrga
     assert isinstance(state, SequenceState)
     return state
-
-
-def _packed(statistics: reference.HeadStatistics, gate: Tensor) -> Tensor:
-    """[B, H, q, 4] as the native operation returns it."""
-    return torch.stack([*statistics, gate.to(statistics.image_ratio.dtype)], dim=-1)
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

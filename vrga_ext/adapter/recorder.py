@@ -133,7 +133,7 @@ class RowReader:
         if self.counts is None and not missed:  # the same for every layer
             self.counts = _count(mask, flags, key.shape[2])
         result = ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
-        for tensor in (result.image_attention, *result.statistics) if missed else ():
+        for tensor in result if missed else ():
             tensor[missed] = torch.nan
         return result
 
@@ -176,11 +176,11 @@ class WatchedCall:
         mask: Tensor | None,
         scale: float | None,
         softcap: float,
-        packed: Tensor | None = None,
+        per_head: Tensor | None = None,
     ) -> None:
         """Give the watches their rows of one layer.
 
-        ``packed``: R_img, H_img, H_joint and the gate of a reweighted layer, fp32 [B, H, q, 4].
+        ``per_head``: R_img, H_img, H_joint and the gate of a reweighted layer, fp32 [B, H, q, 4].
         """
         for watch, readers in self._watched:
             want = watch.wants(layer)
@@ -189,15 +189,16 @@ class WatchedCall:
             for index, reader in enumerate(readers):
                 rows = query, key, mask
                 result = gate = attention = None
-                if packed is None or want != "statistics" or reader.counts is None:
+                if per_head is None or want != "statistics" or reader.counts is None:
                     flags = self.state.image_flags_on(key.device)
                     result = reader.read(*rows, flags, scale, softcap)
-                    attention, statistics = result if want != "statistics" else (None, result[1])
+                    statistics = result.statistics
+                    attention = result.image_attention if want != "statistics" else None
                 if want == "keys":
                     every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
                     attention = reader.read(*rows, every, scale, softcap).image_attention
-                if packed is not None:
-                    ratio, entropy, joint, gated = reader.pick(packed.detach()).unbind(-1)
+                if per_head is not None:
+                    ratio, entropy, joint, gated = reader.pick(per_head.detach()).unbind(-1)
                     statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
                 watch.record(layer, index, LayerRow(statistics, gate, attention))
 

@@ -48,7 +48,6 @@ class SequenceState:
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.idle_layers: set[int] = set()  # those of them in which no head is
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
-        self.gate_arguments: tuple[Any, ...] = ()
         self._devices: dict[int, torch.device] = {}  # of each full-attention layer
         self._flags: dict[torch.device, Tensor] = {}  # uint8 [B, columns]
         self._image_flags: dict[torch.device, Tensor] = {}  # the same, V alone
@@ -243,7 +242,6 @@ class SequenceState:
             "min_ratio": config.min_ratio,
             "entropy_factor": config.entropy_factor,
         }
-        self.gate_arguments = tuple(self.gate_keywords.values())  # in the order of the operations
         if config.gate == "dynamic":
             self.layer_heads = dict.fromkeys(layers)
         else:
