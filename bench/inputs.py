@@ -68,6 +68,7 @@ class Inputs:
     """One query row per sample."""
 
     query: Tensor  # [B, Hq, 1, D]
+    row: Tensor  # [B, Hq, D], the same
     key: Tensor  # [B, Hkv, M, D]
     value: Tensor  # [B, Hkv, M, D]
     flags: Tensor  # uint8 [B, M]
@@ -116,8 +117,10 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
         heads = torch.arange(shape.heads, device=device) < case.gated_heads
         heads = heads.expand(shape.batch, -1).contiguous()
     bias = ((flags & FOCUS_FLAG) != 0) * math.log(FOCUS_WEIGHT)
+    query = normal(shape.batch, shape.heads, 1, shape.dim)
     return Inputs(
-        normal(shape.batch, shape.heads, 1, shape.dim),
+        query,
+        query[:, :, 0],
         normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
         normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
         flags,

@@ -78,7 +78,7 @@ def _vrga_off(x: Inputs) -> Tensor:
 
 
 def _rows(x: Inputs) -> Tensor:
-    return ops.row_statistics(x.query[:, :, 0], x.key, x.flags).image_attention
+    return ops.row_statistics(x.row, x.key, x.flags).image_attention
 
 
 def _softmax(gate: str) -> Rival:

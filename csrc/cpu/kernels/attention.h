@@ -96,7 +96,7 @@ class AttentionTask {
         job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
     const bool tiled = tiles_.serve(n);
     // A share of the memory for the softmax, which would leave the bus idle.
-    const int64_t later = ahead.lines() * (tiled ? 3 : 1) / 4;
+    const int64_t later = tiled ? ahead.lines() * 2 / 3 : ahead.lines() / 2;
     if (tiled) {
       tiles_.score(block, ahead.lines() - later, ahead);
     } else {

@@ -65,12 +65,14 @@ void pack_queries(const T* const* q, int rows, int64_t d, typename Dot<T>::Query
   for (int tile = 0; tile < tile_count(rows); ++tile) {
     const int first = first_of_tile(tile, rows), last = first_of_tile(tile + 1, rows);
     for (int64_t c = 0; c < d; c += kStep) {
-      const int64_t end = c + kStep < d ? c + kStep : d;
+      const int64_t n = c + kStep < d ? kStep : d - c;
       for (int r = first; r < last; ++r, out += kStep) {
-        for (int64_t i = c; i < end; ++i) {
-          from_float(to_float(q[r][i]), out + i - c);
+        if constexpr (std::is_same_v<T, typename Dot<T>::Query>) {
+          memcpy(out, q[r] + c, sizeof(T) * static_cast<size_t>(n));
+          memset(out + n, 0, sizeof(T) * static_cast<size_t>(kStep - n));
+        } else {
+          store(out, n == kStep ? load(q[r] + c) : load_partial(q[r] + c, static_cast<int>(n)));
         }
-        memset(out + end - c, 0, sizeof(*out) * static_cast<size_t>(c + kStep - end));
       }
     }
   }
