@@ -87,12 +87,14 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const Block
   if (!kImage) {
     image.put_nothing();
   }
+  float plain[2], of_image[2];
+  reduce2x2(z, z_weighted, z_image, s_image, plain, of_image);
   SoftmaxState block;
   block.m = m;
-  block.z = reduce_add(z);
-  block.z_weighted = kWeighted ? reduce_add(z_weighted) : block.z;
-  block.z_image = kImage ? reduce_add(z_image) : 0.0f;
-  block.s_image = kImage ? reduce_add(s_image) : 0.0f;
+  block.z = plain[0];
+  block.z_weighted = plain[kWeighted ? 1 : 0];
+  block.z_image = of_image[0];
+  block.s_image = of_image[1];
   return block;
 }
 

@@ -107,10 +107,12 @@ class SoftmaxTask {
         z_image = z_image + p_image;
         s_image = fma(p_image, max_keep_second(splat(-200.0f), distance), s_image);
       }
-      state_.z += reduce_add(z);
-      state_.z_weighted += reduce_add(z_weighted);
-      state_.z_image += reduce_add(z_image);
-      state_.s_image += reduce_add(s_image);
+      float plain[2], of_image[2];
+      reduce2x2(z, z_weighted, z_image, s_image, plain, of_image);
+      state_.z += plain[0];
+      state_.z_weighted += plain[1];
+      state_.z_image += of_image[0];
+      state_.s_image += of_image[1];
     }
   }
 
