@@ -25,8 +25,8 @@ class Rival:
     make
         Returns the callable; an ImportError or ValueError from it is why there is none.
     computes
-        ``"dynamic"``, ``"static"``, ``"plain"`` attention, ``"rows"``, ``"softmax"`` or
-        ``"plain softmax"``: what :func:`check` holds it against.
+        ``"dynamic"``, ``"static"``, ``"plain"`` attention, ``"rows"``, ``"softmax"``,
+        ``"plain softmax"`` or ``"squares"`` of K and V: what :func:`check` holds it against.
     devices
         Where it runs.
     host_reads
@@ -92,6 +92,7 @@ def _softmax(gate: str) -> Rival:
 
 _CPU, _CUDA = ("cpu",), ("cuda",)
 LOOP = "per-head loop"
+READ = "K and V read, no attention"
 TUNED = "PyTorch VRGA, tuned"
 STORED = "PyTorch VRGA, weights stored"
 DYNAMIC, STATIC, OFF = "vrga dynamic", "vrga static", "vrga off"
@@ -119,6 +120,7 @@ DECODE: dict[str, Rival] = {
     STORED: Rival(_plain(peers.stored_as_written), "dynamic"),
     TUNED: Rival(_plain(peers.stored_tuned), "dynamic"),
     LOOP: Rival(_plain(loop.decode_attention), "dynamic", host_reads=True),
+    READ: Rival(_plain(peers.read_only), "squares", _CPU),
 }
 ROW_STATISTICS: dict[str, Rival] = {
     ROWS: Rival(_plain(_rows), "rows", moves="K"),
@@ -156,6 +158,9 @@ def check(rival: Rival, x: Inputs, result: Tensor) -> float:
 
 
 def _expected(computes: str, x: Inputs) -> Tensor:
+    if computes == "squares":
+        words = torch.stack([x.key, x.value]).view(torch.float32)
+        return words.double().square().sum()
     q, k, v, scores = (t.double() for t in (x.query, x.key, x.value, x.scores))
     if computes == "plain softmax":
         return torch.softmax(scores, -1)
