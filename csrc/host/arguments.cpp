@@ -158,6 +158,30 @@ std::optional<Tensor> check_mask(const std::optional<Tensor>& attn_mask, const T
   return mask;
 }
 
+Tensor new_empty(const Tensor& first, std::initializer_list<int64_t> sizes,
+                 std::optional<ScalarType> dtype) {
+  constexpr size_t kMaxDims = 4;
+  const auto dims = static_cast<int64_t>(sizes.size());
+  STD_TORCH_CHECK(sizes.size() <= kMaxDims, "new_empty: wanted at most 4 dimensions, got ", dims);
+  std::array<int64_t, kMaxDims> strides{};
+  int64_t stride = 1;
+  for (int64_t i = dims - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= sizes.begin()[i] > 1 ? sizes.begin()[i] : 1;
+  }
+  int32_t element = 0, device = 0, index = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(first.get(), &element));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(first.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(first.get(), &index));
+  if (dtype) {
+    element = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  }
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes.begin(), strides.data(), element, device, index, &made));
+  return Tensor(made);
+}
+
 void check_heads_divide(int64_t h_q, int64_t h_kv) {
   STD_TORCH_CHECK(h_kv > 0 && h_q % h_kv == 0, "key: wanted a number of heads that divides ", h_q,
                   ", got ", h_kv);

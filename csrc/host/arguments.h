@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
 #include <initializer_list>
@@ -24,6 +25,11 @@ DType kernel_dtype(const char* name, const Tensor& t);
 
 // Kernels read rows of contiguous elements; all other strides are free.
 Tensor contiguous_rows(const Tensor& t);
+
+// Uninitialised and contiguous, on the device of `first` and of its dtype unless another is given.
+// Not the stable ABI's new_empty: its boxed call costs as much as the rest of an operation's.
+Tensor new_empty(const Tensor& first, std::initializer_list<int64_t> sizes,
+                 std::optional<torch::headeronly::ScalarType> dtype = std::nullopt);
 
 void check_heads_divide(int64_t h_q, int64_t h_kv);
 float checked_softcap(double softcap);

@@ -1,6 +1,5 @@
 #include "host/checks.h"
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "host/arguments.h"
@@ -38,9 +37,8 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
   call.key_flags = check_flags(key_flags, query, p.b, p.s_kv);
   call.heads = check_heads(heads, query, p.b, p.h_q);
   call.mask = check_mask(attn_mask, query, {p.b, p.h_q, p.s_q, p.s_kv}, p.mask);
-  call.output = torch::stable::new_empty(query, {p.b, p.h_q, p.s_q, p.d_v});
-  call.statistics =
-      torch::stable::new_empty(query, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
+  call.output = new_empty(query, {p.b, p.h_q, p.s_q, p.d_v});
+  call.statistics = new_empty(query, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
 
   p.q = call.query.const_data_ptr();
   p.k = call.key.const_data_ptr();
@@ -89,10 +87,8 @@ RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
   call.key_flags = check_flags(key_flags, query, p.b, p.s_kv);
   call.mask = check_mask(attn_mask, query, {p.b, p.h_q, 1, p.s_kv}, p.mask);
   p.n_flags = call.key_flags.size(1);
-  call.image_attention =
-      torch::stable::new_empty(query, {p.b, p.h_q, p.n_flags}, ScalarType::Float);
-  call.statistics =
-      torch::stable::new_empty(query, {p.b, p.h_q, kRowStatistics}, ScalarType::Float);
+  call.image_attention = new_empty(query, {p.b, p.h_q, p.n_flags}, ScalarType::Float);
+  call.statistics = new_empty(query, {p.b, p.h_q, kRowStatistics}, ScalarType::Float);
 
   p.q = call.query.const_data_ptr();
   p.k = call.key.const_data_ptr();
@@ -124,9 +120,8 @@ SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
   call.scores = contiguous_rows(scores);
   call.key_flags = check_flags(key_flags, scores, p.b, p.s_kv);
   call.heads = check_heads(heads, scores, p.b, p.h_q);
-  call.probabilities = torch::stable::new_empty(scores, {p.b, p.h_q, p.s_q, p.s_kv});
-  call.statistics =
-      torch::stable::new_empty(scores, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
+  call.probabilities = new_empty(scores, {p.b, p.h_q, p.s_q, p.s_kv});
+  call.statistics = new_empty(scores, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
 
   p.scores = call.scores.const_data_ptr();
   p.key_flags = call.key_flags.const_data_ptr<uint8_t>();

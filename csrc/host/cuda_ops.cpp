@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cuda/launch.h"
+#include "host/arguments.h"
 #include "host/checks.h"
 #include "host/cuda_device.h"
 
@@ -21,8 +22,8 @@ struct Scratch {
   Tensor sums, states;
 
   Scratch(const Tensor& like, const gpu::CallPlan& plan)
-      : sums(torch::stable::new_empty(like, {plan.partial_sums}, ScalarType::Float)),
-        states(torch::stable::new_empty(like, {32 * plan.partial_states}, ScalarType::Byte)) {}
+      : sums(new_empty(like, {plan.partial_sums}, ScalarType::Float)),
+        states(new_empty(like, {32 * plan.partial_states}, ScalarType::Byte)) {}
 
   gpu::Workspace workspace() const {
     return {sums.mutable_data_ptr<float>(), states.mutable_data_ptr()};
