@@ -34,7 +34,7 @@ bool may_use_amx_bf16() {
 
 struct Level {
   const char* name;
-  KernelTable kernels;
+  const KernelTable* kernels;
   bool runs_here;
 };
 
@@ -43,7 +43,7 @@ struct Levels {
   int count = 0;
 
   Levels() {
-    level[count++] = {"generic", generic_kernels(), true};
+    level[count++] = {"generic", &kGenericKernels, true};
 #if VRGA_X86
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -51,11 +51,11 @@ struct Levels {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    level[count++] = {"avx2", avx2_kernels(), avx2};
-    level[count++] = {"avx512", avx512_kernels(), avx512};
+    level[count++] = {"avx2", &kAvx2Kernels, avx2};
+    level[count++] = {"avx512", &kAvx512Kernels, avx512};
     const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    level[count++] = {"avx512_bf16", avx512_bf16_kernels(), avx512_bf16};
-    level[count++] = {"amx_bf16", amx_bf16_kernels(), avx512_bf16 && may_use_amx_bf16()};
+    level[count++] = {"avx512_bf16", &kAvx512Bf16Kernels, avx512_bf16};
+    level[count++] = {"amx_bf16", &kAmxBf16Kernels, avx512_bf16 && may_use_amx_bf16()};
 #endif
   }
 
@@ -135,7 +135,7 @@ void set_simd_level(const char* name) {
 }
 
 const KernelTable& kernels() {
-  return current_level().kernels;
+  return *current_level().kernels;
 }
 
 }  // namespace vrga::cpu

@@ -11,12 +11,12 @@
 
 namespace vrga::cpu {
 
-KernelTable generic_kernels();
+extern const KernelTable kGenericKernels;
 #if VRGA_X86
-KernelTable avx2_kernels();
-KernelTable avx512_kernels();
-KernelTable avx512_bf16_kernels();
-KernelTable amx_bf16_kernels();
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAvx512Bf16Kernels;
+extern const KernelTable kAmxBf16Kernels;
 #endif
 
 // Ascending. Names: "generic", "avx2", "avx512", "avx512_bf16", "amx_bf16".

@@ -37,9 +37,7 @@
 
 namespace vrga::cpu {
 
-KernelTable amx_bf16_kernels() {
-  return amx_bf16::kernel_table();
-}
+constinit const KernelTable kAmxBf16Kernels = amx_bf16::kKernels;
 
 }  // namespace vrga::cpu
 

@@ -25,9 +25,7 @@
 
 namespace vrga::cpu {
 
-KernelTable avx2_kernels() {
-  return avx2::kernel_table();
-}
+constinit const KernelTable kAvx2Kernels = avx2::kKernels;
 
 }  // namespace vrga::cpu
 

@@ -33,9 +33,7 @@
 
 namespace vrga::cpu {
 
-KernelTable avx512_kernels() {
-  return avx512::kernel_table();
-}
+constinit const KernelTable kAvx512Kernels = avx512::kKernels;
 
 }  // namespace vrga::cpu
 

@@ -34,9 +34,7 @@
 
 namespace vrga::cpu {
 
-KernelTable avx512_bf16_kernels() {
-  return avx512_bf16::kernel_table();
-}
+constinit const KernelTable kAvx512Bf16Kernels = avx512_bf16::kKernels;
 
 }  // namespace vrga::cpu
 

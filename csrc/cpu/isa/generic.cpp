@@ -9,8 +9,6 @@
 
 namespace vrga::cpu {
 
-KernelTable generic_kernels() {
-  return generic::kernel_table();
-}
+constinit const KernelTable kGenericKernels = generic::kKernels;
 
 }  // namespace vrga::cpu

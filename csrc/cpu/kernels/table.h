@@ -8,10 +8,11 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-inline KernelTable kernel_table() {
-  return {{attention_task<float>, attention_task<BFloat16>, attention_task<Half>},
-          {attention_merge<float>, attention_merge<BFloat16>, attention_merge<Half>},
-          {softmax_task<float>, softmax_task<BFloat16>, softmax_task<Half>}};
-}
+// Data, not a function: a function would be compiled for the instruction set as well, and reading
+// the table of one that this machine lacks has to be harmless.
+constexpr KernelTable kKernels = {
+    {attention_task<float>, attention_task<BFloat16>, attention_task<Half>},
+    {attention_merge<float>, attention_merge<BFloat16>, attention_merge<Half>},
+    {softmax_task<float>, softmax_task<BFloat16>, softmax_task<Half>}};
 
 }  // namespace vrga::cpu::VRGA_ISA
