@@ -19,7 +19,7 @@ ALLOWED = {
     "_checks": set(),
     "_library": {"_build_info", "_checks"},
     "ops": {"reference", "_checks", "_library"},
-    "build_info": {"ops", "_build_info"},
+    "build_facts": {"ops", "_build_info"},
     "selection": {"config"},
     "region": {"selection"},
     "captures": {"region", "selection"},
@@ -72,4 +72,15 @@ def test_only_the_adapter_and_the_demo_import_transformers():
 
 def test_the_operations_import_without_transformers():
     code = "import sys, vrga_ext, vrga_ext.ops; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_public_names_stay_what_they_are():
+    """A module of the same name would take the place of a function once it has been imported."""
+    code = (
+        "import vrga_ext\n"
+        "first = {name: getattr(vrga_ext, name) for name in vrga_ext.__all__}\n"
+        "assert all(getattr(vrga_ext, name) is value for name, value in first.items())\n"
+        "assert vrga_ext.build_info() == vrga_ext.build_info()\n"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,7 +19,7 @@ __path__ = extend_path(__path__, __name__)
 if TYPE_CHECKING:
     from vrga_ext.adapter import Region, VRGAHandle, VRGAWarning, disable, enable
     from vrga_ext.adapter.recording import Recording, capture
-    from vrga_ext.build_info import build_info
+    from vrga_ext.build_facts import build_info
     from vrga_ext.captures import Capture
 
 __all__ = [
@@ -40,7 +40,7 @@ _LAZY = dict.fromkeys(
 )
 _LAZY |= dict.fromkeys(("Recording", "capture"), "vrga_ext.adapter.recording")
 _LAZY["Capture"] = "vrga_ext.captures"
-_LAZY["build_info"] = "vrga_ext.build_info"
+_LAZY["build_info"] = "vrga_ext.build_facts"
 
 
 def __getattr__(name: str) -> Any:

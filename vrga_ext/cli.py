@@ -18,7 +18,7 @@ app = typer.Typer(
 @app.command()
 def info() -> None:
     """Say what was compiled and what of it runs here."""
-    from vrga_ext.build_info import build_info
+    from vrga_ext.build_facts import build_info
 
     typer.echo(build_info())
 

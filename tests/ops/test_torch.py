@@ -195,7 +195,7 @@ def test_an_unknown_level_is_refused():
 
 
 def test_build_info():
-    from vrga_ext.build_info import build_info
+    from vrga_ext.build_facts import build_info
 
     info = build_info()
     assert info.simd in info.simd_compiled
