@@ -70,12 +70,12 @@ def flex_attention(case: Case) -> Run:
     return run
 
 
-def flashinfer(case: Case) -> Run:
-    """Single-sample decode on tensor cores."""
+def flashinfer_single(case: Case) -> Run:
+    """FlashInfer's decode of one sample, on tensor cores."""
     import flashinfer  # type: ignore[import-not-found]
 
     if case.shape.batch > 1:
-        raise ValueError("its batched decode needs a paged cache; measured at B=1 only")
+        raise ValueError("for one sample only")
 
     def run(x: Inputs) -> Tensor:
         output: Tensor = flashinfer.single_decode_with_kv_cache(
@@ -86,12 +86,55 @@ def flashinfer(case: Case) -> Run:
     return run
 
 
+_PAGE = 16  # keys of a page of FlashInfer's batched decode
+
+
+def flashinfer_paged(tensor_cores: bool) -> Callable[[Case], Run]:
+    """FlashInfer's batched decode, planned once per shape, on pages that are views of K and V."""
+
+    def make(case: Case) -> Run:
+        import flashinfer
+
+        s = case.shape
+        if s.keys % _PAGE:
+            raise ValueError(f"keys: wanted whole pages of {_PAGE}")
+        per_sample, per_head = s.heads_kv * s.keys // _PAGE, s.keys // _PAGE
+        pages = torch.arange(s.batch)[:, None] * per_sample + torch.arange(per_head)
+        ends = torch.arange(s.batch + 1) * per_head
+        last = torch.full((s.batch,), _PAGE)
+        workspace = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            workspace, "HND", use_tensor_cores=tensor_cores
+        )
+        lists = [t.flatten().to("cuda", torch.int32) for t in (ends, pages, last)]
+        dtype = getattr(torch, case.dtype)
+        wrapper.plan(*lists, s.heads, s.heads_kv, s.dim, _PAGE, q_data_type=dtype)
+
+        def paged(cache: Tensor) -> Tensor:
+            size = (s.batch * per_sample - per_sample + per_head, s.heads_kv, _PAGE, s.dim)
+            return cache.as_strided(size, (_PAGE * s.dim, s.keys * s.dim, s.dim, 1))
+
+        def run(x: Inputs) -> Tensor:
+            output: Tensor = wrapper.run(x.row, (paged(x.key), paged(x.value)))
+            return output[:, :, None]
+
+        return run
+
+    return make
+
+
 def flash_attention_3(case: Case) -> Run:
     """Decode with a plan made once per shape."""
-    from flash_attn_interface import (  # type: ignore[import-not-found]
-        flash_attn_with_kvcache,
-        get_scheduler_metadata,
-    )
+    try:
+        from flash_attn_interface import (  # type: ignore[import-not-found]
+            flash_attn_with_kvcache,
+            get_scheduler_metadata,
+        )
+    except ImportError:
+        from fa3_fwd_interface import (  # type: ignore[import-not-found]
+            flash_attn_with_kvcache,
+            get_scheduler_metadata,
+        )
 
     s = case.shape
     lengths = torch.full((s.batch,), s.keys, dtype=torch.int32, device="cuda")

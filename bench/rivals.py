@@ -115,7 +115,9 @@ DECODE: dict[str, Rival] = {
         _plain(peers.sdpa_packed("EFFICIENT", bias=True)), "static", _CUDA
     ),
     "FlexAttention, bias": Rival(peers.flex_attention, "static"),
-    "FlashInfer": Rival(peers.flashinfer, "plain", _CUDA),
+    "FlashInfer single": Rival(peers.flashinfer_single, "plain", _CUDA),
+    "FlashInfer paged": Rival(peers.flashinfer_paged(False), "plain", _CUDA),
+    "FlashInfer paged, tensor cores": Rival(peers.flashinfer_paged(True), "plain", _CUDA),
     "FlashAttention-3": Rival(peers.flash_attention_3, "plain", _CUDA),
     STORED: Rival(_plain(peers.stored_as_written), "dynamic"),
     TUNED: Rival(_plain(peers.stored_tuned), "dynamic"),

@@ -1,17 +1,19 @@
 #include "launch.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 #include "vrga/merge_splits.cuh"
 #include "vrga/plain_split.cuh"
 #include "vrga/softmax_rows.cuh"
+#include "vrga/split_policy.h"
 
 namespace vrga::gpu {
 
 template <class T, int kDim>
 void launch_tensor_split(const SplitParams& params, const CallPlan& plan, bool decode,
-                         Stream stream);  // instantiations/
+                         const Device& device, Stream stream);  // instantiations/
 
 namespace {
 
@@ -30,39 +32,41 @@ void with_scalar(DType dtype, F&& f) {
 }
 
 template <class T>
-void launch_tensor(const SplitParams& params, const CallPlan& plan, bool decode, Stream stream) {
+void launch_tensor(const SplitParams& params, const CallPlan& plan, bool decode,
+                   const Device& device, Stream stream) {
   switch (params.decode.d) {
     case 64:
-      return launch_tensor_split<T, 64>(params, plan, decode, stream);
+      return launch_tensor_split<T, 64>(params, plan, decode, device, stream);
     case 80:
-      return launch_tensor_split<T, 80>(params, plan, decode, stream);
+      return launch_tensor_split<T, 80>(params, plan, decode, device, stream);
     case 96:
-      return launch_tensor_split<T, 96>(params, plan, decode, stream);
+      return launch_tensor_split<T, 96>(params, plan, decode, device, stream);
     case 128:
-      return launch_tensor_split<T, 128>(params, plan, decode, stream);
+      return launch_tensor_split<T, 128>(params, plan, decode, device, stream);
     case 256:
-      return launch_tensor_split<T, 256>(params, plan, decode, stream);
+      return launch_tensor_split<T, 256>(params, plan, decode, device, stream);
     default:
       throw std::invalid_argument("head dim: tensor cores serve 64, 80, 96, 128 and 256, got " +
                                   std::to_string(params.decode.d));
   }
 }
 
-void launch_split(const SplitParams& params, const CallPlan& plan, bool decode, Stream stream) {
+void launch_split(const SplitParams& params, const CallPlan& plan, bool decode,
+                  const Device& device, Stream stream) {
   if (plan.path == Path::kTensor) {
     if (params.decode.dtype == DType::kBFloat16) {
-      return launch_tensor<BFloat16>(params, plan, decode, stream);
+      return launch_tensor<BFloat16>(params, plan, decode, device, stream);
     }
-    return launch_tensor<Float16>(params, plan, decode, stream);
+    return launch_tensor<Float16>(params, plan, decode, device, stream);
   }
   with_scalar(params.decode.dtype, [&](auto scalar) {
     using T = decltype(scalar);
     if (decode) {
       launch(plain_split<T, true>, "decode_attention", plan.blocks, kPlainThreads,
-             plain_shared_bytes(plan.pitch), false, stream, params);
+             plain_shared_bytes(plan.pitch), device.overlaps_launches, stream, params);
     } else {
       launch(plain_split<T, false>, "row_statistics", plan.blocks, kPlainThreads,
-             plain_shared_bytes(plan.pitch), false, stream, params);
+             plain_shared_bytes(plan.pitch), device.overlaps_launches, stream, params);
     }
   });
 }
@@ -74,9 +78,15 @@ SplitParams split_params(const DecodeParams& params, const CallPlan& plan,
   p.partial_sums = workspace.partial_sums;
   p.partial_states = static_cast<PartialState*>(workspace.partial_states);
   p.splits = plan.splits;
-  p.row_blocks = plan.row_blocks;
+  p.group = static_cast<int32_t>(params.h_q / params.h_kv);
   p.pitch = plan.pitch;
-  p.weighted = plan.weighted;
+  p.stored_planes = plan.stored_planes;
+  p.planes = plan.planes;
+  p.by_row_blocks = Divisor(plan.row_blocks);
+  p.by_splits = Divisor(plan.splits);
+  p.by_h_kv = Divisor(params.h_kv);
+  p.by_h_q = Divisor(params.h_q);
+  p.by_s_q = Divisor(params.s_q);
   return p;
 }
 
@@ -96,14 +106,15 @@ void launch_decode(const DecodeParams& params, const CallPlan& plan, const Works
   }
   const auto stream = static_cast<Stream>(handle);
   const SplitParams p = split_params(params, plan, workspace);
-  launch_split(p, plan, true, stream);
+  launch_split(p, plan, true, device, stream);
   if (plan.splits == 1) {
     return;
   }
   with_scalar(params.dtype, [&](auto scalar) {
-    launch(merge_decode<decltype(scalar)>, "decode_attention merge",
-           params.b * params.h_q * params.s_q, kMergeThreads,
-           merge_shared_bytes(plan.pitch, plan.splits), device.overlaps_launches, stream, p);
+    using T = decltype(scalar);
+    const auto merge = plan.pitch <= kMergeColumns ? merge_decode<T, 1> : merge_decode<T, 2>;
+    launch(merge, "decode_attention merge", params.b * params.h_q * params.s_q, kMergeThreads,
+           merge_shared_bytes(plan.pitch), device.overlaps_launches, stream, p);
   });
 }
 
@@ -116,13 +127,14 @@ void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
   const auto stream = static_cast<Stream>(handle);
   SplitParams p = split_params(as_decode(params), plan, workspace);
   p.image_attention = params.image_attention;
-  launch_split(p, plan, false, stream);
-  const int64_t chunks = params.n_flags > 0 ? (params.n_flags + kRowChunk - 1) / kRowChunk : 1;
+  const int64_t chunks = std::max<int64_t>(1, ceil_div(params.n_flags, kRowChunk));
+  p.by_chunks = Divisor(chunks);
+  launch_split(p, plan, false, device, stream);
   launch(merge_row_statistics, "row_statistics merge", params.b * params.h_q * chunks,
-         kMergeThreads, 2 * sizeof(float), device.overlaps_launches, stream, p);
+         kMergeThreads, 0, device.overlaps_launches, stream, p);
 }
 
-void launch_softmax(const SoftmaxParams& params, StreamHandle handle) {
+void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle handle) {
   const int64_t rows = params.b * params.h_q * params.s_q;
   if (rows == 0) {
     return;
@@ -130,7 +142,7 @@ void launch_softmax(const SoftmaxParams& params, StreamHandle handle) {
   const auto stream = static_cast<Stream>(handle);
   with_scalar(params.dtype, [&](auto scalar) {
     launch(softmax_rows<decltype(scalar)>, "reweighted_softmax", rows, kSoftmaxThreads,
-           kSoftmaxWarps * sizeof(SoftmaxState), false, stream, params);
+           kSoftmaxWarps * sizeof(SoftmaxState), device.overlaps_launches, stream, params);
   });
 }
 

@@ -18,6 +18,6 @@ void launch_decode(const DecodeParams& params, const CallPlan& plan, const Works
                    const Device& device, StreamHandle stream);
 void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
                  const Workspace& workspace, const Device& device, StreamHandle stream);
-void launch_softmax(const SoftmaxParams& params, StreamHandle stream);
+void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle stream);
 
 }  // namespace vrga::gpu

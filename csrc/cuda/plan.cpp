@@ -14,11 +14,11 @@ constexpr int64_t kPlainMinKeys = 256;
 constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int64_t kMaxSplits = 1024;
 
-// fp16 keeps p and w p in [6e-8, 65504]. Beyond these weights one of them would lose its digits (or
-// all of w p, where the kept keys lie far below the removed ones), so the plain path takes the
-// call.
+// fp16 keeps p (at most 2^8) and w p in [6e-8, 65504]. Beyond these weights one of them would lose
+// its digits (or all of w p, where the kept keys lie far below the removed ones), so the plain path
+// takes the call.
 constexpr float kHalfMinWeight = 1.0f / 256.0f;
-constexpr float kHalfMaxWeight = 16384.0f;
+constexpr float kHalfMaxWeight = 128.0f;
 
 bool half_holds(const GateParams& gate) {
   const float lowest = std::min(gate.focus_weight, gate.image_weight);
@@ -26,9 +26,20 @@ bool half_holds(const GateParams& gate) {
   return lowest >= kHalfMinWeight && highest <= kHalfMaxWeight;
 }
 
-bool rows_aligned(const void* data, int64_t stride_b, int64_t stride_h, int64_t stride_s) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride_b % 8 == 0 && stride_h % 8 == 0 &&
-         stride_s % 8 == 0;
+// Every row starts at a multiple of `bytes`; elements have two.
+bool rows_aligned(int64_t bytes, const void* data, int64_t stride_b, int64_t stride_h,
+                  int64_t stride_s) {
+  const auto aligned = [&](int64_t stride) { return 2 * stride % bytes == 0; };
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0 &&
+         aligned(stride_b) && aligned(stride_h) && aligned(stride_s);
+}
+
+// Whether a head's gate follows from the mask of heads alone. The exception to a static gate, no
+// weighted mass left, needs a weight that removes keys.
+bool gate_is_known(const GateParams& gate) {
+  constexpr float kLeavesMass = 1e-3f;
+  return gate.kind == GateKind::kStatic && gate.focus_weight >= kLeavesMass &&
+         gate.image_weight >= kLeavesMass;
 }
 
 bool tensor_dim(int64_t d) {
@@ -37,14 +48,16 @@ bool tensor_dim(int64_t d) {
 
 bool tensor_path(const DecodeParams& p, bool with_values) {
   if (p.dtype == DType::kFloat32 || !tensor_dim(p.d) ||
-      !rows_aligned(p.k, p.stride_k_b, p.stride_k_h, p.stride_k_s)) {
+      !rows_aligned(4, p.q, p.stride_q_b, p.stride_q_h, p.stride_q_s) ||
+      !rows_aligned(16, p.k, p.stride_k_b, p.stride_k_h, p.stride_k_s)) {
     return false;
   }
   if (!with_values) {
     return true;
   }
   const bool weights_fit = p.dtype != DType::kFloat16 || p.n_flags == 0 || half_holds(p.gate);
-  return weights_fit && p.d_v == p.d && rows_aligned(p.v, p.stride_v_b, p.stride_v_h, p.stride_v_s);
+  return weights_fit && p.d_v == p.d &&
+         rows_aligned(16, p.v, p.stride_v_b, p.stride_v_h, p.stride_v_s);
 }
 
 CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
@@ -56,8 +69,10 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
   plan.row_slots = tensor && decode && rows > 8 && p.d <= 128 ? 2 : 1;
   plan.rows_per_block = tensor ? 8 * plan.row_slots : 4;
   plan.row_blocks = static_cast<int32_t>(ceil_div(rows, plan.rows_per_block));
-  plan.weighted =
-      decode && p.n_flags > 0 && (p.gate.focus_weight != 1.0f || p.gate.image_weight != 1.0f);
+  if (decode && p.n_flags > 0 && (p.gate.focus_weight != 1.0f || p.gate.image_weight != 1.0f)) {
+    plan.planes = gate_is_known(p.gate) ? Planes::kByGate : Planes::kBoth;
+  }
+  plan.stored_planes = plan.planes == Planes::kBoth ? 2 : 1;
 
   // One wave of blocks and no second, fuller or emptier one: as many splits as fit into it.
   const int64_t items = p.b * p.h_kv * plan.row_blocks;
@@ -74,7 +89,7 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
   }
   if (!decode || plan.splits > 1) {
     plan.partial_states = partials;
-    plan.partial_sums = partials * 2 * plan.pitch;
+    plan.partial_sums = partials * plan.stored_planes * plan.pitch;
   }
   return plan;
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "vrga/params.h"
+#include "vrga/split_params.h"
 
 namespace vrga::gpu {
 
@@ -27,8 +28,9 @@ struct CallPlan {
   int32_t rows_per_block = 1;  // query rows of one kv head
   int32_t row_blocks = 1;
   int32_t splits = 1;
-  int32_t pitch = 0;           // floats per row of partial sums
-  bool weighted = false;       // some key may have w != 1
+  int32_t pitch = 0;  // floats per row of partial sums
+  Planes planes = Planes::kPlain;
+  int32_t stored_planes = 1;
   int64_t blocks = 0;          // of the split kernel
   int64_t partial_sums = 0;    // floats of workspace; 0 with one split
   int64_t partial_states = 0;  // 32-byte records of workspace

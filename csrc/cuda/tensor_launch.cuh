@@ -9,10 +9,11 @@ namespace vrga::gpu {
 
 template <class T, int kDim>
 void launch_tensor_split(const SplitParams& params, const CallPlan& plan, bool decode,
-                         Stream stream) {
+                         const Device& device, Stream stream) {
   using Narrow = TensorShape<kDim, 1>;
   const auto run = [&](auto kernel, const char* name, int shared_bytes) {
-    launch(kernel, name, plan.blocks, kTensorThreads, shared_bytes, false, stream, params);
+    launch(kernel, name, plan.blocks, kTensorThreads, shared_bytes, device.overlaps_launches,
+           stream, params);
   };
   if (!decode) {
     run(tensor_split<T, kDim, 1, false>, "row_statistics", Narrow::kSharedBytes);

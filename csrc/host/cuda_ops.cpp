@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> reweighted_softmax(Tensor scores, Tensor key_flags,
   const CudaScope scope(scores);
   SoftmaxCall call = check_softmax(scores, key_flags, heads,
                                    {gate, focus_weight, image_weight, min_ratio, entropy_factor});
-  gpu::launch_softmax(call.params, scope.stream());
+  gpu::launch_softmax(call.params, scope.device(), scope.stream());
   return {call.probabilities, call.statistics};
 }
 

@@ -27,10 +27,6 @@ inline int block_index() {
   return static_cast<int>(simt::block_index());
 }
 
-inline int opaque(int value) {
-  return value;
-}
-
 inline void sync_block() {
   simt::block_barrier();
 }

@@ -197,7 +197,7 @@ void run(const Case& c) {
   sp.stride_s_b = c.h_q * c.s_q * c.s_kv;
   sp.stride_flags_b = c.n_flags;
   sp.gate = p.gate;
-  vrga::gpu::launch_softmax(sp, nullptr);
+  vrga::gpu::launch_softmax(sp, device, nullptr);
   for (int64_t r = 0; r < rows; ++r) {
     std::vector<double> rounded(c.s_kv);
     for (int64_t j = 0; j < c.s_kv; ++j) {

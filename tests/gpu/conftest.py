@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +21,8 @@ def to_gpu(argument: Any) -> Any:
     return flat.cuda().as_strided(*layout)
 
 
-@pytest.fixture
-def threads() -> None:
-    """Torch's number of CPU threads means nothing here."""
-
-
-@pytest.fixture
-def simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """In place of the instruction sets of the CPU kernels."""
+def route_to_gpu(patch: pytest.MonkeyPatch) -> None:
+    """Operations on CPU tensors run on the GPU while ``patch`` lives."""
     from vrga_ext import _library
 
     def route(name: str):
@@ -42,6 +35,17 @@ def simd(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     for name in OPERATIONS:
         replacement = route(name)
-        monkeypatch.setattr(torch.ops.vrga_ext, name, replacement)
-        monkeypatch.setattr(_library, name, replacement.default)
+        patch.setattr(torch.ops.vrga_ext, name, replacement)
+        patch.setattr(_library, name, replacement.default)
+
+
+@pytest.fixture
+def threads() -> None:
+    """Torch's number of CPU threads means nothing here."""
+
+
+@pytest.fixture
+def simd(monkeypatch: pytest.MonkeyPatch) -> str:
+    """In place of the instruction sets of the CPU kernels."""
+    route_to_gpu(monkeypatch)
     return "cuda"

@@ -80,7 +80,7 @@ VRGA_KERNEL barriers(const VRGA_GRID_CONSTANT Params p) {
   sync_block();
   own(p.out)[1] = words[kThreads - 1 - thread_index()];
   for (int i = 2; i < kWords; ++i) {
-    own(p.out)[i] = opaque(i);
+    own(p.out)[i] = i;
   }
 }
 

@@ -97,7 +97,7 @@ void attention_merge(const AttentionJob& job, int64_t item, float* factors) {
     out[2] = statistics.joint_entropy;
     if (job.has_values) {
       const bool enabled = p.heads == nullptr || p.heads[head];
-      const GateDecision gate = resolve<Nats>(p.gate, enabled, total, statistics);
+      const GateDecision gate = resolve<Nats>(p.gate, enabled, total, total.z, statistics);
       out[3] = gate.open ? 1.0f : 0.0f;
       write_output(job, item, row, gate, factors, static_cast<T*>(p.out) + at * p.d_v);
     } else {

@@ -40,7 +40,7 @@ class SoftmaxTask {
       exponentiate_row();
       const HeadStatistics statistics = head_statistics<Nats>(state_);
       const bool enabled = p_.heads == nullptr || p_.heads[b_ * p_.h_q + head];
-      const GateDecision gate = resolve<Nats>(p_.gate, enabled, state_, statistics);
+      const GateDecision gate = resolve<Nats>(p_.gate, enabled, state_, state_.z, statistics);
       float* out = p_.statistics + at * kDecodeStatistics;
       out[0] = statistics.image_ratio;
       out[1] = statistics.image_entropy;

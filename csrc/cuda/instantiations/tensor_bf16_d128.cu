@@ -2,4 +2,4 @@
 
 template void vrga::gpu::launch_tensor_split<vrga::gpu::BFloat16, 128>(const SplitParams&,
                                                                        const CallPlan&, bool,
-                                                                       Stream);
+                                                                       const Device&, Stream);

@@ -1,4 +1,5 @@
 #include "../tensor_launch.cuh"
 
 template void vrga::gpu::launch_tensor_split<vrga::gpu::Float16, 64>(const SplitParams&,
-                                                                     const CallPlan&, bool, Stream);
+                                                                     const CallPlan&, bool,
+                                                                     const Device&, Stream);

@@ -8,19 +8,22 @@
 
 namespace vrga::gpu {
 
+// Of a row whose block writes the result itself.
 struct RowResult {
-  int64_t row;       // of [B, Hq, Sq]; negative: no such row
-  float normaliser;  // splits = 1
-  int32_t plane;     // splits = 1: which sum is the result
-  int32_t has_weighted;
+  float normaliser;
+  int32_t plane;  // which sum is the result
 };
 
-// Shared memory of the result phase, in floats' order: states, factors, results.
+// Shared memory of the result phase.
 template <int kWarps, int kRows>
 struct ResultScratch {
-  PartialState states[kWarps * kRows];  // written by the warps
-  float factors[kWarps * kRows];
+  PartialState states[kWarps * kRows];  // written by the warps, all of a row with the same m
   RowResult results[kRows];
+};
+
+template <int kCount>
+struct alignas(4 * kCount) Vector {
+  float value[kCount];
 };
 
 VRGA_DEVICE void write_statistics(float* statistics, const HeadStatistics& values, int gate) {
@@ -32,75 +35,100 @@ VRGA_DEVICE void write_statistics(float* statistics, const HeadStatistics& value
   }
 }
 
-VRGA_DEVICE bool head_enabled(const bool* heads, int64_t head) {
-  return heads == nullptr || heads[head];
+// A block that writes the result itself, rather than a partial one.
+VRGA_DEVICE bool writes_result(const SplitParams& p) {
+  return p.decode.out != nullptr && p.splits == 1;
 }
 
-// After the warps have written `states` and a block barrier. A barrier must follow.
+VRGA_DEVICE bool row_enabled(const SplitParams& p, const BlockPlace& place, const RowPlace& row) {
+  return head_enabled(p.decode.heads, place.b * p.decode.h_q + row.h);
+}
+
+// peaks: shared [kWarps, kRows], written by the warps before a block barrier.
 template <int kWarps, int kRows>
-VRGA_DEVICE void combine_states(const SplitParams& p, const BlockPlace& place,
-                                ResultScratch<kWarps, kRows>& scratch) {
-  const int r = thread_index();
-  if (r >= kRows) {
-    return;
-  }
-  RowResult& result = scratch.results[r];
-  const RowPlace row = row_of(p.decode, place, place.row_block * kRows + r);
-  result.row = row.valid ? row.row : -1;
-  if (!row.valid) {
-    return;
-  }
-  PartialState merged = scratch.states[r];
-  for (int w = 1; w < kWarps; ++w) {
-    const PartialState& other = scratch.states[w * kRows + r];
-    merge<Bits>(merged.softmax, other.softmax);
-    merged.has_weighted |= other.has_weighted;
-  }
+VRGA_DEVICE float block_peak(const float* peaks, int row) {
+  float highest = negative_infinity();
+  VRGA_UNROLL
   for (int w = 0; w < kWarps; ++w) {
-    const float m = scratch.states[w * kRows + r].softmax.m;
-    scratch.factors[w * kRows + r] = decay<Bits>(m, merged.softmax.m);
+    highest = fmaxf(highest, peaks[w * kRows + row]);
   }
-  result.has_weighted = merged.has_weighted;
-  if (p.decode.out == nullptr || p.splits > 1) {
-    p.partial_states[row.row * p.splits + place.split] = merged;
-    return;
-  }
-  const HeadStatistics statistics = head_statistics<Bits>(merged.softmax);
-  const GateDecision decision =
-      resolve<Bits>(p.decode.gate, head_enabled(p.decode.heads, place.b * p.decode.h_q + row.h),
-                    merged.softmax, statistics);
-  result.normaliser = decision.normaliser;
-  result.plane = decision.open && merged.has_weighted ? 1 : 0;
-  write_statistics(p.decode.statistics + row.row * kDecodeStatistics, statistics, decision.open);
+  return highest;
 }
 
-// Adds the warps' sums in warp order and writes planes [first_plane, first_plane + planes).
-// sums: shared [kWarps, planes, kRows, row_stride].
-template <class T, int kWarps, int kRows>
+// Adds the warps' states of each row, in warp order: the row's partial result, or its statistics
+// and gate. After a block barrier; ends with one if writes_result.
+template <int kWarps, int kRows>
+VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
+                               ResultScratch<kWarps, kRows>& scratch) {
+  const int r = thread_index();
+  const RowPlace row = row_of(p, place, place.row_block * kRows + r);
+  if (r < kRows && row.valid) {
+    PartialState merged = scratch.states[r];
+    VRGA_UNROLL
+    for (int w = 1; w < kWarps; ++w) {
+      add(merged.row, scratch.states[w * kRows + r].row);
+    }
+    if (writes_result(p)) {
+      const HeadStatistics statistics = head_statistics<Bits>(merged.row);
+      const GateDecision decision = resolve<Bits>(p.decode.gate, row_enabled(p, place, row),
+                                                  merged.row, merged.row.z_output, statistics);
+      scratch.results[r] = {decision.normaliser,
+                            decision.open && p.planes != Planes::kPlain ? 1 : 0};
+      write_statistics(p.decode.statistics + row.row * kDecodeStatistics, statistics,
+                       decision.open);
+    } else {
+      p.partial_states[row.row * p.splits + place.split] = merged;
+    }
+  }
+  if (writes_result(p)) {
+    sync_block();
+  }
+}
+
+// Adds the warps' sums in warp order and writes what is wanted of the planes [first_plane,
+// first_plane + kPlanes). sums: shared [kWarps, kPlanes, kRows, row_stride]. After finish_states.
+template <class T, int kPlanes, int kWarps, int kRows>
 VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
                             const ResultScratch<kWarps, kRows>& scratch, const float* sums,
-                            int row_stride, int columns, int first_plane, int planes) {
-  const int threads = kWarps * kWarpSize;
-  for (int i = thread_index(); i < planes * kRows * columns; i += threads) {
-    const int column = i % columns, r = i / columns % kRows, plane = i / columns / kRows;
-    const RowResult& result = scratch.results[r];
-    const bool direct = p.splits == 1;
-    if (result.row < 0 || (direct ? result.plane != first_plane + plane
-                                  : first_plane + plane == 1 && result.has_weighted == 0)) {
+                            int row_stride, int columns, int first_plane) {
+  constexpr int kWidth = 4;  // columns per thread
+  const int vectors = (columns + kWidth - 1) / kWidth;
+  const bool direct = writes_result(p);
+  for (int i = thread_index(); i < kRows * vectors; i += kWarps * kWarpSize) {
+    const int column = i % vectors * kWidth, r = i / vectors;
+    const RowPlace row = row_of(p, place, place.row_block * kRows + r);
+    if (!row.valid) {
       continue;
     }
-    float sum = 0.0f;
+    const bool enabled = p.planes == Planes::kByGate && row_enabled(p, place, row);
     VRGA_UNROLL
-    for (int w = 0; w < kWarps; ++w) {
-      sum += scratch.factors[w * kRows + r] *
-             sums[((w * planes + plane) * kRows + r) * row_stride + column];
-    }
-    if (direct) {
-      static_cast<T*>(p.decode.out)[result.row * p.decode.d_v + column] =
-          narrow<T>(sum * result.normaliser);
-    } else {
-      const int64_t partial = (result.row * p.splits + place.split) * 2 + first_plane + plane;
-      p.partial_sums[partial * p.pitch + column] = sum;
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      const int stored = stored_plane(p.planes, enabled, first_plane + plane);
+      if (direct ? scratch.results[r].plane != first_plane + plane : stored < 0) {
+        continue;
+      }
+      Vector<kWidth> sum = {};
+      VRGA_UNROLL
+      for (int w = 0; w < kWarps; ++w) {
+        const auto& own = *reinterpret_cast<const Vector<kWidth>*>(
+            sums + ((w * kPlanes + plane) * kRows + r) * row_stride + column);
+        VRGA_UNROLL
+        for (int c = 0; c < kWidth; ++c) {
+          sum.value[c] += own.value[c];
+        }
+      }
+      if (!direct) {
+        const int64_t partial = (row.row * p.splits + place.split) * p.stored_planes + stored;
+        *reinterpret_cast<Vector<kWidth>*>(p.partial_sums + partial * p.pitch + column) = sum;
+        continue;
+      }
+      auto* out = static_cast<T*>(p.decode.out) + row.row * p.decode.d_v;
+      VRGA_UNROLL
+      for (int c = 0; c < kWidth; ++c) {
+        if (column + c < columns) {
+          out[column + c] = narrow<T>(sum.value[c] * scratch.results[r].normaliser);
+        }
+      }
     }
   }
 }

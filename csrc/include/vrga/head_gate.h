@@ -57,15 +57,16 @@ struct GateDecision {
 };
 
 // A row without an attended key is closed and outputs 0. A row whose whole mass the weights remove
-// stays as it was.
+// stays as it was. `z`: what the plain sums are divided by, state.z or the same with rounded terms.
 template <class Unit>
 VRGA_HOST_DEVICE GateDecision resolve(const GateParams& gate, bool head_enabled,
-                                      const SoftmaxState& state, const HeadStatistics& statistics) {
+                                      const SoftmaxState& state, float z,
+                                      const HeadStatistics& statistics) {
   if (state.attended == 0) {
     return {false, 0.0f};
   }
   const bool open = gate_opens(gate, head_enabled, statistics) && state.z_weighted != 0.0f;
-  return {open, 1.0f / (open ? state.z_weighted : state.z)};
+  return {open, 1.0f / (open ? state.z_weighted : z)};
 }
 
 VRGA_HOST_DEVICE float key_weight(const GateParams& gate, uint8_t flags) {

@@ -10,6 +10,11 @@ VRGA_DEVICE int64_t mask_offset(const MaskView& mask, int64_t b, const RowPlace&
   return b * mask.stride_b + row.h * mask.stride_h + row.s * mask.stride_s;
 }
 
+// All rows of a sample have the same mask.
+VRGA_DEVICE bool one_mask_row(const DecodeParams& p) {
+  return p.mask.stride_h == 0 && (p.mask.stride_s == 0 || p.s_q == 1);
+}
+
 struct KeyMask {
   bool attended;
   float bias_bits;  // additive mask times log2(e)
@@ -71,13 +76,13 @@ VRGA_DEVICE TileList list_tiles(const SplitParams& p, const BlockPlace& place, u
     return {marks, false, place.split, p.splits, count};
   }
   const TileList list{marks, true, place.split, p.splits, count};
-  const bool shared_row = decode.mask.stride_h == 0 && decode.mask.stride_s == 0;
+  const bool shared_row = one_mask_row(decode);
   for (int i = warp_index(); i < count && i < TileList::kMarked; i += kWarps) {
     bool attended = false;
     for (int key = lane_index(); key < kTileKeys; key += kWarpSize) {
       const int64_t index = int64_t{list.tile(i)} * kTileKeys + key;
       for (int r = 0; r < (shared_row ? 1 : kRows) && index < decode.s_kv && !attended; ++r) {
-        const RowPlace row = row_of(decode, place, place.row_block * kRows + r);
+        const RowPlace row = row_of(p, place, place.row_block * kRows + r);
         attended = row.valid &&
                    read_mask(decode.mask, mask_offset(decode.mask, place.b, row), index).attended;
       }

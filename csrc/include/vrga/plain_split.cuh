@@ -21,9 +21,11 @@ struct PlainShared {
   float query[kPlainRows][kPlainMaxDim];
   float probabilities[kPlainWarps][2][kPlainRows][kWarpSize];  // p and w p
   ResultScratch<kPlainWarps, kPlainRows> scratch;
+  float peaks[kPlainWarps * kPlainRows];
   uint8_t marks[TileList::kMarked];
   // and [kPlainWarps, 2, kPlainRows, pitch] floats
 };
+static_assert(sizeof(PlainShared) % 16 == 0);
 
 inline int plain_shared_bytes(int pitch) {
   return static_cast<int>(sizeof(PlainShared)) + kPlainWarps * 2 * kPlainRows * pitch * 4;
@@ -63,9 +65,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   auto& shared = *reinterpret_cast<PlainShared*>(memory);
   auto* sum_rows = reinterpret_cast<float*>(memory + sizeof(PlainShared));
 
+  wait_for_previous_kernel();
+  allow_next_kernel();
   for (int i = thread_index(); i < kPlainRows * kPlainMaxDim; i += kPlainThreads) {
     const int r = i / kPlainMaxDim, d = i % kPlainMaxDim;
-    const RowPlace row = row_of(decode, place, place.row_block * kPlainRows + r);
+    const RowPlace row = row_of(p, place, place.row_block * kPlainRows + r);
     const auto* source = static_cast<const T*>(decode.q) + place.b * decode.stride_q_b +
                          row.h * decode.stride_q_h + row.s * decode.stride_q_s;
     shared.query[r][d] = row.valid && d < dim ? widen(source[d]) : 0.0f;
@@ -73,7 +77,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   RowPlace rows[kPlainRows];
   VRGA_UNROLL
   for (int r = 0; r < kPlainRows; ++r) {
-    rows[r] = row_of(decode, place, place.row_block * kPlainRows + r);
+    rows[r] = row_of(p, place, place.row_block * kPlainRows + r);
   }
   const TileList list = list_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, shared.marks);
   sync_block();
@@ -83,8 +87,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   const auto* v = static_cast<const T*>(decode.v) + place.b * decode.stride_v_b +
                   place.h_kv * decode.stride_v_h;
   const ScoreScale scale = score_scale(decode);
-  SoftmaxState state[kPlainRows];
-  bool has_weighted = false;
+  RowState state[kPlainRows];
   float sums[2][kPlainRows][kColumns] = {};
 
   for (int i = list.skip(0); i < list.count; i = list.skip(i + 1)) {
@@ -108,7 +111,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     const uint8_t flags = key < decode.s_kv ? read_flags(decode, place.b, key) : 0;
     const bool image[1] = {(flags & kFlagImage) != 0};
     const bool has_image = any_in_warp(image[0]);
-    const bool weighted = any_in_warp(p.weighted && flags != 0);
+    const bool weighted = any_in_warp(p.planes != Planes::kPlain && flags != 0);
     const float weights[1] = {weighted ? key_weight(decode.gate, flags) : 1.0f};
 
     float dots[kPlainRows] = {};
@@ -132,13 +135,14 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
           p.image_attention[rows[r].row * decode.n_flags + key] = keys[r].x[0];
         }
       }
-      add_keys<Bits>(state[r], keys[r], scale, image, has_image, weights, weighted);
+      add_keys<Bits>(state[r], keys[r], scale, image, has_image);
+      state[r].z_output += keys[r].p[0];
+      state[r].z_weighted += weights[0] * keys[r].p[0];
       if constexpr (kDecode) {
         shared.probabilities[warp][0][r][lane] = keys[r].p[0];
         shared.probabilities[warp][1][r][lane] = weights[0] * keys[r].p[0];
       }
     }
-    has_weighted = has_weighted || weighted;
     if constexpr (kDecode) {
       sync_warp();
       // Keys that no row attends to are passed over: 0 * NaN would not be 0.
@@ -166,29 +170,35 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
       sync_warp();
     }
   }
-  allow_next_kernel();
 
   VRGA_UNROLL
   for (int r = 0; r < kPlainRows; ++r) {
+    if (lane == 0) {
+      shared.peaks[warp * kPlainRows + r] = state[r].m;
+    }
+  }
+  sync_block();
+  VRGA_UNROLL
+  for (int r = 0; r < kPlainRows; ++r) {
+    const float factor =
+        rebase<Bits>(state[r], block_peak<kPlainWarps, kPlainRows>(shared.peaks, r));
     add_across_lanes(state[r], 1, kWarpSize);
     if (lane == 0) {
-      shared.scratch.states[warp * kPlainRows + r] = {state[r], has_weighted ? 1 : 0};
+      shared.scratch.states[warp * kPlainRows + r] = {state[r]};
     }
     VRGA_UNROLL
     for (int i = 0; kDecode && i < 2 * kColumns; ++i) {
       const int plane = i / kColumns, column = lane + i % kColumns * kWarpSize;
       if (column < columns) {
         sum_rows[((warp * 2 + plane) * kPlainRows + r) * p.pitch + column] =
-            sums[plane][r][i % kColumns];
+            factor * sums[plane][r][i % kColumns];
       }
     }
   }
   sync_block();
-  combine_states<kPlainWarps, kPlainRows>(p, place, shared.scratch);
+  finish_states(p, place, shared.scratch);
   if constexpr (kDecode) {
-    sync_block();
-    store_sums<T, kPlainWarps, kPlainRows>(p, place, shared.scratch, sum_rows, p.pitch, columns, 0,
-                                           2);
+    store_sums<T, 2>(p, place, shared.scratch, sum_rows, p.pitch, columns, 0);
   }
 }
 

@@ -3,7 +3,6 @@
 // shared array or a launch of its own.
 //
 //   thread_index  block_index  sync_block  sync_warp         a thread's place, barriers
-//   opaque                                                   a hint for register use
 //   shuffle_xor  ballot  any_in_warp                         warp-wide exchange (all 32 lanes)
 //   copy_async  copy_async_commit  copy_async_wait           16 bytes, global to shared (cp.async)
 //   load_matrices                                            four 8x8 matrices (ldmatrix)
@@ -56,13 +55,6 @@ VRGA_DEVICE int thread_index() {
 }
 VRGA_DEVICE int block_index() {
   return static_cast<int>(blockIdx.x);
-}
-
-// The same value, which the compiler cannot see through: what is computed from it stays where it is
-// written, instead of moving out of the loop and occupying registers.
-VRGA_DEVICE int opaque(int value) {
-  asm volatile("" : "+r"(value));
-  return value;
 }
 
 VRGA_DEVICE void sync_block() {
@@ -229,6 +221,12 @@ constexpr int kWarpSize = 32;
 
 VRGA_DEVICE float widen(float value) {
   return value;
+}
+// low + high of a packed pair.
+template <class T>
+VRGA_DEVICE float unpacked_sum(uint32_t word) {
+  return widen(T{static_cast<uint16_t>(word & 0xffffu)}) +
+         widen(T{static_cast<uint16_t>(word >> 16)});
 }
 VRGA_DEVICE int lane_index() {
   return thread_index() % kWarpSize;

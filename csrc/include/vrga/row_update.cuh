@@ -6,7 +6,7 @@
 
 #include "vrga/head_gate.h"
 #include "vrga/primitives.cuh"
-#include "vrga/softmax_state.h"
+#include "vrga/split_params.h"
 
 namespace vrga::gpu {
 
@@ -55,43 +55,53 @@ VRGA_DEVICE float exponential(Nats, float x) {
   return expf(x);
 }
 
-// The sums of a thread's own keys; `state.m` is already at or above every score of the group.
-// `image` and `weights`: bit or weight of key i; has_image, has_weights say whether any matters.
+// exp(x) = 0 below it, in bits and in nats.
+constexpr float kLowestDifference = -256.0f;
+
+// The sums of a thread's own keys, z_weighted excepted; `state.m` is already at or above every
+// score of the group, or not far below. `image`: bit of key i; has_image says whether any matters.
 template <class Unit, int kKeys>
 VRGA_DEVICE void add_keys(SoftmaxState& state, KeyGroup<kKeys>& keys, const ScoreScale& scale,
-                          const bool (&image)[kKeys], bool has_image, const float (&weights)[kKeys],
-                          bool has_weights) {
+                          const bool (&image)[kKeys], bool has_image) {
   // Without a finite score yet, any finite reference gives p = 0 or NaN, as it should.
   const float reference = state.m == negative_infinity() ? 0.0f : state.m;
-  float sum = 0.0f, weighted = 0.0f;
+  float sum = 0.0f;
   VRGA_UNROLL
   for (int i = 0; i < kKeys; ++i) {
     // One fused multiply-add: the product is not rounded before the difference is taken.
     const float difference = fmaf(keys.x[i], scale.multiplier, keys.bias[i] - reference);
     keys.p[i] = keys.attended[i] ? exponential(Unit{}, difference) : 0.0f;
     sum += keys.p[i];
-    weighted += has_weights ? weights[i] * keys.p[i] : 0.0f;
     state.attended += keys.attended[i];
     if (has_image && keys.attended[i] && image[i]) {
       state.z_image += keys.p[i];
-      state.s_image += keys.p[i] != 0.0f ? keys.p[i] * difference : 0.0f;
+      // Of no effect but where p = 0: 0 * -inf would not be 0.
+      state.s_image = fmaf(keys.p[i], fmaxf(difference, kLowestDifference), state.s_image);
       ++state.image;
     }
   }
   state.z += sum;
-  state.z_weighted += has_weights ? weighted : sum;
+}
+
+VRGA_DEVICE void exchange(SoftmaxState& other, const SoftmaxState& state, int distance) {
+  other.z = shuffle_xor(state.z, distance);
+  other.z_weighted = shuffle_xor(state.z_weighted, distance);
+  other.z_image = shuffle_xor(state.z_image, distance);
+  other.s_image = shuffle_xor(state.s_image, distance);
+  other.attended = shuffle_xor(state.attended, distance);
+  other.image = shuffle_xor(state.image, distance);
+}
+VRGA_DEVICE void exchange(RowState& other, const RowState& state, int distance) {
+  exchange(static_cast<SoftmaxState&>(other), static_cast<const SoftmaxState&>(state), distance);
+  other.z_output = shuffle_xor(state.z_output, distance);
 }
 
 // The sums of lanes `first`, 2 * first, ... below `last` apart are added; all share one m.
-VRGA_DEVICE void add_across_lanes(SoftmaxState& state, int first, int last) {
+template <class State>
+VRGA_DEVICE void add_across_lanes(State& state, int first, int last) {
   for (int distance = first; distance < last; distance *= 2) {
-    SoftmaxState other;
-    other.z = shuffle_xor(state.z, distance);
-    other.z_weighted = shuffle_xor(state.z_weighted, distance);
-    other.z_image = shuffle_xor(state.z_image, distance);
-    other.s_image = shuffle_xor(state.s_image, distance);
-    other.attended = shuffle_xor(state.attended, distance);
-    other.image = shuffle_xor(state.image, distance);
+    State other;
+    exchange(other, state, distance);
     add(state, other);
   }
 }
@@ -101,20 +111,6 @@ VRGA_DEVICE float max_across_lanes(float value, int first, int last) {
     value = fmaxf(value, shuffle_xor(value, distance));
   }
   return value;
-}
-
-// 16 flags of a warp's keys as bit masks.
-struct FlagBits {
-  uint32_t image, focus;
-
-  VRGA_DEVICE_MEMBER uint8_t flags(int key) const {
-    return static_cast<uint8_t>((image >> key & 1u) * kFlagImage +
-                                (focus >> key & 1u) * kFlagFocus);
-  }
-};
-
-VRGA_DEVICE FlagBits collect_flags(uint8_t own) {
-  return {ballot((own & kFlagImage) != 0), ballot((own & kFlagFocus) != 0)};
 }
 
 }  // namespace vrga::gpu

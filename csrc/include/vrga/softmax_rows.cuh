@@ -76,6 +76,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
   VRGA_SHARED(shared);
   auto* states = reinterpret_cast<SoftmaxState*>(shared);
 
+  wait_for_previous_kernel();
+  allow_next_kernel();
   SoftmaxState state;
   for (int64_t first = int64_t{thread_index()} * kKeys; first < p.s_kv;
        first += int64_t{kSoftmaxThreads} * kKeys) {
@@ -96,7 +98,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
     if (peak > state.m) {
       rebase<Nats>(state, peak);
     }
-    add_keys<Nats>(state, keys, scale, image, true, weights, true);
+    add_keys<Nats>(state, keys, scale, image, true);
+    VRGA_UNROLL
+    for (int i = 0; i < kKeys; ++i) {
+      state.z_weighted += weights[i] * keys.p[i];
+    }
   }
   rebase<Nats>(state, max_across_lanes(state.m, 1, kWarpSize));
   add_across_lanes(state, 1, kWarpSize);
@@ -111,7 +117,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
 
   const HeadStatistics statistics = head_statistics<Nats>(state);
   const GateDecision decision =
-      resolve<Nats>(p.gate, head_enabled(p.heads, head), state, statistics);
+      resolve<Nats>(p.gate, head_enabled(p.heads, head), state, state.z, statistics);
   if (thread_index() == 0) {
     write_statistics(p.statistics + row * kDecodeStatistics, statistics, decision.open);
   }

@@ -8,9 +8,16 @@
 // tile for the weighted sums.
 #pragma once
 
+#include <type_traits>
+
+#include "vrga/tensor_keys.cuh"
 #include "vrga/tensor_tile.cuh"
 
 namespace vrga::gpu {
+
+// How far in bits a score may exceed the reference m of its row before m moves: the sums are scaled
+// a few times at the start and hardly ever after that. p <= 2^8 then.
+constexpr float kPeakSlack = 8.0f;
 
 // kDecode: output and statistics. Otherwise row statistics: no V, and the dot products of image
 // keys.
@@ -24,12 +31,15 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   const int lane = lane_index(), warp = warp_index();
 
   VRGA_SHARED(shared);
-  unsigned char* ring = shared + warp * Shape::kSlots * Shape::kSlotBytes;
+  const int ring = Shape::kRingOffset + warp * Shape::kSlots * Shape::kSlotBytes;
   auto* mask_rows = reinterpret_cast<int64_t*>(shared + Shape::kRowsOffset);
-  if (thread_index() < Shape::kRows) {
-    const RowPlace row = row_of(decode, place, place.row_block * Shape::kRows + thread_index());
+  const KeyReader reader(decode, place.b);
+  if (reader.mask_per_row && thread_index() < Shape::kRows) {
+    const RowPlace row = row_of(p, place, place.row_block * Shape::kRows + thread_index());
     mask_rows[thread_index()] = mask_offset(decode.mask, place.b, row);
   }
+  wait_for_previous_kernel();
+  allow_next_kernel();
   const TileList list =
       list_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, shared + Shape::kMarksOffset);
 
@@ -41,22 +51,23 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   const auto first_key = [&](int i) { return list.tile(i) * kTensorTile + warp * kWarpKeys; };
 
   // The producer runs kSlots - 1 copies ahead of the consumer, through K and V of tile after tile.
+  const CopyLane<kDim> copy;
   int load_tile = list.skip(0);
   bool load_value = false;
   const auto start_copy = [&](int slot) {
     if (load_tile < list.count) {
-      unsigned char* target = ring + slot * Shape::kSlotBytes;
+      unsigned char* target = shared + ring + slot * Shape::kSlotBytes;
       if (load_value) {
-        copy_keys<kDim>(target, v, decode.stride_v_s, first_key(load_tile), s_kv);
+        copy.start(target, v, decode.stride_v_s, first_key(load_tile), s_kv);
       } else {
-        copy_keys<kDim>(target, k, decode.stride_k_s, first_key(load_tile), s_kv);
+        copy.start(target, k, decode.stride_k_s, first_key(load_tile), s_kv);
       }
       load_tile = !kDecode || load_value ? list.skip(load_tile + 1) : load_tile;
       load_value = kDecode && !load_value;
     }
     copy_async_commit();  // empty at the end, so that the count of groups stays right
   };
-  VRGA_UNROLL
+  VRGA_NO_UNROLL
   for (int slot = 0; slot < Shape::kSlots - 1; ++slot) {
     start_copy(slot);
   }
@@ -66,177 +77,211 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     copy_async_wait<Shape::kSlots - 2>();
     sync_warp();
     start_copy(slot == 0 ? Shape::kSlots - 1 : slot - 1);
-    unsigned char* current = ring + slot * Shape::kSlotBytes;
+    const int current = ring + slot * Shape::kSlotBytes;
     slot = slot == Shape::kSlots - 1 ? 0 : slot + 1;
     return current;
   };
 
   QueryFragments<kDim, kRowSlots> query;
-  query.load(p, place, shared + Shape::kQueryOffset);
+  query.load(p, place, shared);
   const ScoreScale scale = score_scale(decode);
-  const bool has_mask = decode.mask.kind != MaskKind::kNone;
   int64_t result_row[kRowSlots];
   bool row_valid[kRowSlots];
   VRGA_UNROLL
   for (int s = 0; s < kRowSlots; ++s) {
-    const RowPlace row = row_of(decode, place, place.row_block * Shape::kRows + lane / 4 + 8 * s);
+    const RowPlace row = row_of(p, place, place.row_block * Shape::kRows + lane / 4 + 8 * s);
     result_row[s] = row.row;
     row_valid[s] = row.valid;
   }
-  const auto load_flags = [&](int i) -> uint8_t {
-    return i < list.count && lane < kWarpKeys ? read_flags(decode, place.b, first_key(i) + lane)
-                                              : 0;
-  };
+  // Keys 2t, 2t + 1, 2t + 8, 2t + 9 of lanes 4g + t.
+  const auto own_key = [&](int e) { return 2 * (lane % 4) + e % 2 + e / 2 * 8; };
 
-  SoftmaxState state[kRowSlots];
-  bool has_weighted = false;
+  RowState state[kRowSlots];
   float sums[kTiles][kDim / 8][4] = {};
-  int i = list.skip(0);
-  uint8_t next_flags = load_flags(i);
-  while (i < list.count) {
-    const int key_0 = first_key(i);
-    i = list.skip(i + 1);
-    const FlagBits flags = collect_flags(next_flags);
-    next_flags = load_flags(i);
-    KeyGroup<4> keys[kRowSlots];
+  KeyGroup<4> keys[kRowSlots];
+  uint32_t probabilities[kTiles][4];
+
+  // Scores become probabilities and statistics. Full: every row attends to all 16 keys, without a
+  // bias. Weighted: some key may have w != 1.
+  const auto update = [&](auto full, auto weighted, const KeyBits& bits, int key_0) {
+    constexpr bool kFull = decltype(full)::value, kWeighted = decltype(weighted)::value;
+    bool grew = false;
+    float peak[kRowSlots];
     VRGA_UNROLL
     for (int s = 0; s < kRowSlots; ++s) {
       VRGA_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const int key = key_0 + 2 * (lane % 4) + e % 2 + e / 2 * 8;
-        keys[s].attended[e] = row_valid[s] && key < s_kv;
-        keys[s].bias[e] = 0.0f;
-        if (has_mask && keys[s].attended[e]) {
-          const KeyMask mask = read_mask(decode.mask, mask_rows[lane / 4 + 8 * s], key);
-          keys[s].attended[e] = mask.attended;
-          keys[s].bias[e] = mask.bias_bits;
+        if (kFull) {
+          keys[s].attended[e] = true;
+          keys[s].bias[e] = 0.0f;
+        }
+      }
+      peak[s] = keys[s].peak(scale);
+      grew = grew || peak[s] > state[s].m + kPeakSlack;
+    }
+    if (any_in_warp(grew)) {
+      VRGA_UNROLL
+      for (int s = 0; s < kRowSlots; ++s) {
+        const float factor =
+            rebase<Bits>(state[s], fmaxf(state[s].m, max_across_lanes(peak[s], 1, 4)));
+        VRGA_UNROLL
+        for (int n = 0; kDecode && n < kDim / 8; ++n) {
+          VRGA_UNROLL
+          for (int c = 0; c < 2; ++c) {
+            sums[0][n][2 * s + c] *= factor;
+            // Rows 8-15: the weighted sums of the same row, or another row in both tiles.
+            sums[kTiles - 1][n][kRowSlots == 1 ? 2 + c : 2 * s + c] *= factor;
+          }
         }
       }
     }
-    const uint32_t used = has_mask                    ? used_keys(keys)
-                          : key_0 + kWarpKeys <= s_kv ? 0xffffu
-                          : key_0 < s_kv              ? (1u << (s_kv - key_0)) - 1u
-                                                      : 0u;
+    bool image[4];
+    float weights[4];
+    VRGA_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      image[e] = (bits.image >> own_key(e) & 1u) != 0;
+      weights[e] = kWeighted ? bits.weight(decode.gate, own_key(e)) : 1.0f;
+    }
+    VRGA_UNROLL
+    for (int s = 0; s < kRowSlots; ++s) {
+      if constexpr (!kDecode) {
+        VRGA_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          if (row_valid[s] && keys[s].attended[e] && image[e]) {
+            p.image_attention[result_row[s] * decode.n_flags + key_0 + own_key(e)] = keys[s].x[e];
+          }
+        }
+      }
+      add_keys<Bits>(state[s], keys[s], scale, image, bits.image != 0);
+    }
+    VRGA_UNROLL
+    for (int half = 0; kDecode && half < 2; ++half) {
+      VRGA_UNROLL
+      for (int s = 0; s < kRowSlots; ++s) {
+        const float p0 = keys[s].p[2 * half], p1 = keys[s].p[2 * half + 1];
+        const uint32_t plain = pack<T>(p0, p1);
+        state[s].z_output += unpacked_sum<T>(plain);
+        uint32_t other = plain;
+        if (kWeighted) {
+          other = pack<T>(weights[2 * half] * p0, weights[2 * half + 1] * p1);
+        }
+        state[s].z_weighted += unpacked_sum<T>(other);
+        probabilities[0][2 * half + s] = plain;
+        probabilities[kTiles - 1][2 * half + (kRowSlots == 1 ? 1 : s)] = other;
+      }
+    }
+  };
 
-    const unsigned char* key_slot = next_slot();
-    const bool weighted = p.weighted && (flags.image | flags.focus) != 0;
-    if (used != 0) {
-      float dots[2][4] = {};
-      multiply_keys<T>(dots, key_slot, query);
-      bool grew = false;
-      float peak[kRowSlots];
+  int i = list.skip(0);
+  const auto read_ahead = [&] { return i < list.count ? reader.read(first_key(i)) : RawKey{}; };
+  RawKey ahead = read_ahead();
+  while (i < list.count) {
+    const int key_0 = first_key(i);
+    i = list.skip(i + 1);
+    const KeyBits bits(ahead);
+    ahead = read_ahead();
+    uint32_t used = bits.attended;
+    const bool full = used == kAllKeys && !reader.mask_per_row;
+    if (!full) {
       VRGA_UNROLL
       for (int s = 0; s < kRowSlots; ++s) {
         VRGA_UNROLL
         for (int e = 0; e < 4; ++e) {
-          keys[s].x[e] = scale.prepare(dots[e / 2][2 * s + e % 2]);
-        }
-        peak[s] = fmaxf(state[s].m, max_across_lanes(keys[s].peak(scale), 1, 4));
-        grew = grew || peak[s] > state[s].m;
-      }
-      if (any_in_warp(grew)) {
-        VRGA_UNROLL
-        for (int s = 0; s < kRowSlots; ++s) {
-          const float factor = rebase<Bits>(state[s], peak[s]);
-          VRGA_UNROLL
-          for (int n = 0; kDecode && n < kDim / 8; ++n) {
-            VRGA_UNROLL
-            for (int c = 0; c < 2; ++c) {
-              sums[0][n][2 * s + c] *= factor;
-              // Rows 8-15: the weighted sums of the same row, or another row in both tiles.
-              sums[kTiles - 1][n][kRowSlots == 1 ? 2 + c : 2 * s + c] *= factor;
-            }
+          keys[s].attended[e] = (bits.attended >> own_key(e) & 1u) != 0;
+          keys[s].bias[e] = 0.0f;
+          if (reader.mask_per_row && keys[s].attended[e]) {
+            const KeyMask mask =
+                read_mask(decode.mask, mask_rows[lane / 4 + 8 * s], key_0 + own_key(e));
+            keys[s].attended[e] = row_valid[s] && mask.attended;
+            keys[s].bias[e] = mask.bias_bits;
           }
         }
       }
-      bool image[4];
-      float weights[4];
+      used = reader.mask_per_row ? used_keys(keys) : used;
+    }
+
+    const int key_slot = next_slot();
+    if (used == 0) {
+      if (kDecode) {
+        next_slot();
+      }
+      continue;
+    }
+    float dots[2][4] = {};
+    multiply_keys<T>(dots, shared, key_slot, query);
+    VRGA_UNROLL
+    for (int s = 0; s < kRowSlots; ++s) {
       VRGA_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const uint8_t own = flags.flags(2 * (lane % 4) + e % 2 + e / 2 * 8);
-        image[e] = (own & kFlagImage) != 0;
-        weights[e] = weighted ? key_weight(decode.gate, own) : 1.0f;
+        keys[s].x[e] = scale.prepare(dots[e / 2][2 * s + e % 2]);
       }
-      VRGA_UNROLL
-      for (int s = 0; s < kRowSlots; ++s) {
-        if constexpr (!kDecode) {
-          VRGA_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            if (keys[s].attended[e] && image[e]) {
-              p.image_attention[result_row[s] * decode.n_flags + key_0 + 2 * (lane % 4) + e % 2 +
-                                e / 2 * 8] = keys[s].x[e];
-            }
-          }
-        }
-        add_keys<Bits>(state[s], keys[s], scale, image, flags.image != 0, weights, weighted);
+    }
+    const bool weighted = kDecode && p.planes != Planes::kPlain && bits.weighted(decode.gate) != 0;
+    if (!full) {
+      update(std::false_type{}, std::bool_constant<kDecode>{}, bits, key_0);
+    } else if (weighted) {
+      update(std::true_type{}, std::bool_constant<kDecode>{}, bits, key_0);
+    } else {
+      update(std::true_type{}, std::false_type{}, bits, key_0);
+    }
+    if constexpr (kDecode) {
+      const int value_slot = next_slot();
+      if (used != kAllKeys) {
+        clear_unused<kDim>(shared + value_slot, used);
       }
-      has_weighted = has_weighted || weighted;
-      if constexpr (kDecode) {
-        uint32_t probabilities[kTiles][4];
-        VRGA_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          VRGA_UNROLL
-          for (int s = 0; s < 2; ++s) {
-            const KeyGroup<4>& own = keys[kRowSlots == 1 ? 0 : s];
-            const float p0 = own.p[2 * half], p1 = own.p[2 * half + 1];
-            const uint32_t plain = pack<T>(p0, p1);
-            const uint32_t other = pack<T>(weights[2 * half] * p0, weights[2 * half + 1] * p1);
-            probabilities[0][2 * half + s] = kRowSlots == 1 && s == 1 ? other : plain;
-            if (kRowSlots == 2) {
-              probabilities[kTiles - 1][2 * half + s] = other;
-            }
-          }
-        }
-        unsigned char* value_slot = next_slot();
-        if (has_mask && used != 0xffffu) {
-          clear_unused<kDim>(value_slot, used);
-        }
-        multiply_values<T, kDim, kTiles>(sums, value_slot, probabilities, p.weighted ? kTiles : 1);
-      }
-    } else if (kDecode) {
-      next_slot();
+      multiply_values<T, kDim, kTiles>(sums, shared, value_slot, probabilities,
+                                       p.planes == Planes::kPlain ? 1 : kTiles);
     }
   }
   copy_async_wait<0>();
-  allow_next_kernel();
 
-  // Results. The ring is free once every warp is here.
+  // Results: the states and sums of all warps for one reference per row.
+  auto* peaks = reinterpret_cast<float*>(shared + Shape::kPeaksOffset);
+  VRGA_UNROLL
+  for (int s = 0; s < kRowSlots; ++s) {
+    if (lane % 4 == 0) {
+      peaks[warp * Shape::kRows + lane / 4 + 8 * s] = state[s].m;
+    }
+  }
   sync_block();
-  auto& scratch = *reinterpret_cast<typename Shape::Scratch*>(shared + Shape::kSumBytes);
-  auto* sum_rows = reinterpret_cast<float*>(shared);
+  auto* sum_rows = reinterpret_cast<float*>(shared + Shape::kRingOffset);
+  auto& scratch =
+      *reinterpret_cast<typename Shape::Scratch*>(shared + Shape::kRingOffset + Shape::kSumBytes);
+  float factor[kRowSlots] = {};
+  VRGA_UNROLL
+  for (int s = 0; s < kRowSlots; ++s) {
+    const int row = lane / 4 + 8 * s;
+    factor[s] = rebase<Bits>(state[s], block_peak<kTensorWarps, Shape::kRows>(peaks, row));
+    add_across_lanes(state[s], 1, 4);
+    if (lane % 4 == 0) {
+      scratch.states[warp * Shape::kRows + row] = {state[s]};
+    }
+  }
   const auto spill_sums = [&](const float (&tile)[kDim / 8][4]) {
     VRGA_UNROLL
     for (int n = 0; n < kDim / 8; ++n) {
       VRGA_UNROLL
-      for (int c = 0; c < 4; ++c) {
-        sum_rows[(warp * 16 + lane / 4 + c / 2 * 8) * Shape::kSumStride + 8 * n + 2 * (lane % 4) +
-                 c % 2] = tile[n][c];
+      for (int half = 0; half < 2; ++half) {
+        const int row = warp * 16 + lane / 4 + 8 * half, column = 8 * n + 2 * (lane % 4);
+        const float scale = factor[kRowSlots == 1 ? 0 : half];
+        auto* pair = reinterpret_cast<Vector<2>*>(sum_rows + row * Shape::kSumStride + column);
+        *pair = {{scale * tile[n][2 * half], scale * tile[n][2 * half + 1]}};
       }
     }
   };
-  VRGA_UNROLL
-  for (int s = 0; s < kRowSlots; ++s) {
-    add_across_lanes(state[s], 1, 4);
-    if (lane % 4 == 0) {
-      scratch.states[warp * Shape::kRows + lane / 4 + 8 * s] = {state[s], has_weighted ? 1 : 0};
-    }
-  }
   if constexpr (kDecode) {
     spill_sums(sums[0]);
   }
   sync_block();
-  combine_states<kTensorWarps, Shape::kRows>(p, place, scratch);
+  finish_states(p, place, scratch);
   if constexpr (kDecode) {
-    sync_block();
-    store_sums<T, kTensorWarps, Shape::kRows>(p, place, scratch, sum_rows, Shape::kSumStride, kDim,
-                                              0, kRowSlots == 1 ? 2 : 1);
+    store_sums<T, kRowSlots == 1 ? 2 : 1>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 0);
     if constexpr (kRowSlots == 2) {
-      if (p.weighted) {
+      if (p.planes != Planes::kPlain) {
         sync_block();
         spill_sums(sums[1]);
         sync_block();
-        store_sums<T, kTensorWarps, Shape::kRows>(p, place, scratch, sum_rows, Shape::kSumStride,
-                                                  kDim, 1, 1);
+        store_sums<T, 1>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 1);
       }
     }
   }
