@@ -130,8 +130,8 @@ void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
   const int64_t chunks = std::max<int64_t>(1, ceil_div(params.n_flags, kRowChunk));
   p.by_chunks = Divisor(chunks);
   launch_split(p, plan, false, device, stream);
-  launch(merge_row_statistics, "row_statistics merge", params.b * params.h_q * chunks,
-         kMergeThreads, 0, device.overlaps_launches, stream, p);
+  launch(merge_row_statistics, "row_statistics merge", params.b * params.h_q * chunks, kRowThreads,
+         0, device.overlaps_launches, stream, p);
 }
 
 void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle handle) {

@@ -7,11 +7,12 @@
 namespace vrga::gpu {
 namespace {
 
-constexpr int64_t kTensorTileKeys = 64;
 constexpr int64_t kPlainTileKeys = 128;
 constexpr int64_t kTensorMinKeys = 128;  // per split
 constexpr int64_t kPlainMinKeys = 256;
-constexpr int kBlocksPerMultiprocessor = 2;
+// Blocks per multiprocessor: what fits, by registers and shared memory.
+constexpr int kDecodeBlocks = 2;
+constexpr int kRowBlocks = 4;  // D <= 128
 constexpr int64_t kMaxSplits = 1024;
 
 // fp16 keeps p (at most 2^8) and w p in [6e-8, 65504]. Beyond these weights one of them would lose
@@ -76,9 +77,10 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
 
   // One wave of blocks and no second, fuller or emptier one: as many splits as fit into it.
   const int64_t items = p.b * p.h_kv * plan.row_blocks;
-  const int64_t wave = int64_t{device.multiprocessors} * kBlocksPerMultiprocessor;
+  const int blocks = tensor && !decode && p.d <= 128 ? kRowBlocks : kDecodeBlocks;
+  const int64_t wave = int64_t{device.multiprocessors} * blocks;
   const int64_t per_item = items > 0 ? std::max<int64_t>(1, wave / items) : 1;
-  const int64_t splits = plan_splits(items, p.s_kv, tensor ? kTensorTileKeys : kPlainTileKeys,
+  const int64_t splits = plan_splits(items, p.s_kv, tensor ? kTensorTile : kPlainTileKeys,
                                      tensor ? kTensorMinKeys : kPlainMinKeys, items * per_item)
                              .splits;
   plan.splits = static_cast<int32_t>(std::min(splits, kMaxSplits));

@@ -48,6 +48,21 @@ inline uint32_t ballot(bool predicate) {
   return simt::warp_instruction(simt::WarpOp::kBallot, operands).words[0];
 }
 
+inline int32_t sum_in_warp(int32_t value) {
+  for (int distance = 1; distance < simt::kWarpLanes; distance *= 2) {
+    value += static_cast<int32_t>(shuffle_xor_bits(static_cast<uint32_t>(value), distance));
+  }
+  return value;
+}
+inline int32_t max_in_warp(int32_t value) {
+  for (int distance = 1; distance < simt::kWarpLanes; distance *= 2) {
+    const auto other =
+        static_cast<int32_t>(shuffle_xor_bits(static_cast<uint32_t>(value), distance));
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 inline uint32_t float_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

@@ -2,6 +2,7 @@
 // for the device and by g++ for the emulator, the two outputs have to agree: see primitives.py.
 #include "vrga/primitives.cuh"
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -79,9 +80,13 @@ VRGA_KERNEL barriers(const VRGA_GRID_CONSTANT Params p) {
   own(p.out)[0] = words[thread_index() ^ 1];
   sync_block();
   own(p.out)[1] = words[kThreads - 1 - thread_index()];
-  for (int i = 2; i < kWords; ++i) {
-    own(p.out)[i] = i;
-  }
+  const auto number = static_cast<int32_t>(own(p.in)[1]);
+  own(p.out)[2] = sum_in_warp(number >> 8);
+  own(p.out)[3] = max_in_warp(number);
+  own(p.out)[4] = float_bits(max_in_warp(static_cast<float>(number)));
+  own(p.out)[5] = float_bits(max_in_warp(-1.0f - static_cast<float>(lane_index())));
+  own(p.out)[6] = float_bits(max_in_warp(number == 0 ? 0.0f : -INFINITY));
+  own(p.out)[7] = 0;
 }
 
 // Two groups: the first is used while the second is under way; odd threads copy zeros.

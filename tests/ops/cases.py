@@ -15,6 +15,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 # How far fp32 arithmetic may move a statistic, relative to 1 + its size.
 STATISTICS_TOLERANCE = 1e-5
+FLOAT32_ULPS = 3.0
 # Gate decisions are compared where the reference is farther than this from its thresholds; at most
 # this share of the rows may be closer.
 GATE_MARGIN = 1e-4
@@ -155,10 +156,11 @@ def max_error(actual: Tensor, expected: Tensor) -> float:
 def check_accuracy(actual: Tensor, torch_run: Tensor, expected: Tensor) -> None:
     """At most twice the error of plain PyTorch in the same dtype, plus a quarter of an ulp.
 
-    Of fp32 three ulps: how PyTorch rounds depends on the processor, and it may be lucky.
+    Of fp32 ``FLOAT32_ULPS``: how PyTorch rounds depends on the processor, and it may be lucky.
     """
     scale = expected.nan_to_num(0.0).abs().max().item() if expected.numel() else 0.0
-    floor = (3.0 if actual.dtype == torch.float32 else 0.25) * torch.finfo(actual.dtype).eps * scale
+    ulps = FLOAT32_ULPS if actual.dtype == torch.float32 else 0.25
+    floor = ulps * torch.finfo(actual.dtype).eps * scale
     allowed = 2.0 * max_error(torch_run, expected) + floor
     error = max_error(actual, expected)
     assert error <= allowed, f"error {error:.3g} of at most {allowed:.3g}"

@@ -41,7 +41,7 @@ VRGA_DEVICE bool writes_result(const SplitParams& p) {
 }
 
 VRGA_DEVICE bool row_enabled(const SplitParams& p, const BlockPlace& place, const RowPlace& row) {
-  return head_enabled(p.decode.heads, place.b * p.decode.h_q + row.h);
+  return head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
 }
 
 // peaks: shared [kWarps, kRows], written by the warps before a block barrier.
@@ -87,18 +87,20 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
 
 // Adds the warps' sums in warp order and writes what is wanted of the planes [first_plane,
 // first_plane + kPlanes). sums: shared [kWarps, kPlanes, kRows, row_stride]. After finish_states.
-template <class T, int kPlanes, int kWarps, int kRows>
+// kColumns: D if the kernel knows it, else 0 and `columns`.
+template <class T, int kPlanes, int kColumns, int kWarps, int kRows>
 VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
                             const ResultScratch<kWarps, kRows>& scratch, const float* sums,
                             int row_stride, int columns, int first_plane) {
-  constexpr int kWidth = 4;  // columns per thread
-  const int vectors = (columns + kWidth - 1) / kWidth;
+  constexpr int kThreads = kWarps * kWarpSize, kWidth = 4;  // columns per thread
+  constexpr int kUnrolled = kRows * kColumns / kWidth / kThreads;
+  const int vectors = ((kColumns > 0 ? kColumns : columns) + kWidth - 1) / kWidth;
   const bool direct = writes_result(p);
-  for (int i = thread_index(); i < kRows * vectors; i += kWarps * kWarpSize) {
+  const auto store = [&](int i) {
     const int column = i % vectors * kWidth, r = i / vectors;
     const RowPlace row = row_of(p, place, place.row_block * kRows + r);
     if (!row.valid) {
-      continue;
+      return;
     }
     const bool enabled = p.planes == Planes::kByGate && row_enabled(p, place, row);
     VRGA_UNROLL
@@ -118,11 +120,12 @@ VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
         }
       }
       if (!direct) {
-        const int64_t partial = (row.row * p.splits + place.split) * p.stored_planes + stored;
-        *reinterpret_cast<Vector<kWidth>*>(p.partial_sums + partial * p.pitch + column) = sum;
+        const int partial = (row.row * p.splits + place.split) * p.stored_planes + stored;
+        *reinterpret_cast<Vector<kWidth>*>(p.partial_sums + int64_t{partial} * p.pitch + column) =
+            sum;
         continue;
       }
-      auto* out = static_cast<T*>(p.decode.out) + row.row * p.decode.d_v;
+      auto* out = static_cast<T*>(p.decode.out) + int64_t{row.row} * static_cast<int>(p.decode.d_v);
       VRGA_UNROLL
       for (int c = 0; c < kWidth; ++c) {
         if (column + c < columns) {
@@ -130,6 +133,13 @@ VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
         }
       }
     }
+  };
+  VRGA_UNROLL
+  for (int i = 0; i < kUnrolled; ++i) {
+    store(thread_index() + i * kThreads);
+  }
+  for (int i = thread_index() + kUnrolled * kThreads; i < kRows * vectors; i += kThreads) {
+    store(i);
   }
 }
 

@@ -8,12 +8,13 @@
 
 namespace vrga::gpu {
 
-constexpr int kMergeWarps = 4;
-constexpr int kMergeThreads = kMergeWarps * kWarpSize;
+constexpr int kSumWarps = 4;  // of merge_decode, which has one more for the gate
+constexpr int kMergeThreads = (kSumWarps + 1) * kWarpSize;
 constexpr int kMergeWidth = 4;  // columns per lane
 constexpr int kMergeColumns = kMergeWidth * kWarpSize;
-constexpr int kKeysPerThread = 8;  // of merge_row_statistics
-constexpr int kRowChunk = kKeysPerThread * kMergeThreads;
+constexpr int kRowThreads = 128;  // of merge_row_statistics
+constexpr int kRowKeys = 16;      // image keys per thread
+constexpr int kRowChunk = kRowKeys * kRowThreads;
 
 // The states of a row's splits, merged by one warp: `load` starts, `merged` ends it. Every lane
 // returns the same state.
@@ -36,8 +37,14 @@ struct StateMerge {
       rebase<Bits>(other, m);
       add(own, other);
     }
-    rebase<Bits>(own, max_across_lanes(own.m, 1, kWarpSize));
-    add_across_lanes(own, 1, kWarpSize);
+    rebase<Bits>(own, max_in_warp(own.m));
+    for (float* sum : {&own.z, &own.z_weighted, &own.z_image, &own.s_image, &own.z_output}) {
+      for (int distance = 1; distance < kWarpSize; distance *= 2) {
+        *sum += shuffle_xor(*sum, distance);
+      }
+    }
+    own.attended = sum_in_warp(own.attended);
+    own.image = sum_in_warp(own.image);
     return own;
   }
 
@@ -60,175 +67,197 @@ struct StateMerge {
   }
 };
 
-// Dynamic shared memory: [kMergeWarps, pitch] sums.
+// Dynamic shared memory: sums [kSumWarps, 2, pitch], then a RowResult.
 inline int merge_shared_bytes(int pitch) {
-  return kMergeWarps * pitch * 4;
+  return kSumWarps * 2 * pitch * 4 + static_cast<int>(sizeof(RowResult));
 }
 
-// What one lane needs of some splits of a row, every kMergeWarps-th one. Loaded before the gate is
-// known, so that the loads pass the time in which it is computed.
+// The splits first, first + kSumWarps, ... of a row, one warp: both sums of p v, in ascending
+// order.
 template <int kParts>
-struct PartialBatch {
-  static constexpr int kSplits = 8 / kParts;
-  static constexpr int kStep = kSplits * kMergeWarps;
-  float m[kSplits];
-  Vector<kMergeWidth> sums[2][kSplits][kParts];  // by stored plane
+struct SplitSums {
+  static constexpr int kAtOnce = 8 / kParts;  // splits whose loads are under way together
+  Vector<kMergeWidth> sums[2][kParts] = {};   // by stored plane
 
-  // Splits and columns beyond the last one repeat it; they are not used.
-  VRGA_DEVICE_MEMBER void load(const SplitParams& p, const PartialState* states,
-                               const float* partials, int first) {
-    VRGA_UNROLL
-    for (int j = 0; j < kSplits; ++j) {
-      const int wanted = first + j * kMergeWarps;
-      const int split = wanted < p.splits ? wanted : p.splits - 1;
-      m[j] = states[split].row.m;
-      const float* source = partials + split * p.stored_planes * p.pitch;
+  VRGA_DEVICE_MEMBER void add(const SplitParams& p, int row, int first) {
+    const PartialState* states = p.partial_states + row * p.splits;
+    const float* partials = p.partial_sums + int64_t{row * p.splits * p.stored_planes} * p.pitch;
+    float peak = negative_infinity();
+    for (int i = lane_index(); i < p.splits; i += kWarpSize) {
+      peak = fmaxf(peak, states[i].row.m);
+    }
+    VRGA_NO_UNROLL
+    for (int start = first; start < p.splits; start += kAtOnce * kSumWarps) {
+      float m[kAtOnce];
+      Vector<kMergeWidth> partial[2][kAtOnce][kParts];
       VRGA_UNROLL
-      for (int part = 0; part < kParts; ++part) {
-        const int own = kMergeWidth * (lane_index() + part * kWarpSize);
-        const int column = own < p.pitch ? own : 0;
+      for (int j = 0; j < kAtOnce; ++j) {
+        // Splits, columns and planes beyond the last one repeat another; they are not used.
+        const int wanted = start + j * kSumWarps;
+        const int split = wanted < p.splits ? wanted : start;
+        m[j] = states[split].row.m;
+        const float* source = partials + split * p.stored_planes * p.pitch;
         VRGA_UNROLL
-        for (int plane = 0; plane < 2; ++plane) {
-          const int skipped = plane == 0 ? 0 : (p.stored_planes - 1) * p.pitch;
-          sums[plane][j][part] =
-              *reinterpret_cast<const Vector<kMergeWidth>*>(source + skipped + column);
+        for (int part = 0; part < kParts; ++part) {
+          const int own = kMergeWidth * (lane_index() + part * kWarpSize);
+          const int column = own < p.pitch ? own : 0;
+          VRGA_UNROLL
+          for (int plane = 0; plane < 2; ++plane) {
+            const int skipped = plane == 0 ? 0 : (p.stored_planes - 1) * p.pitch;
+            partial[plane][j][part] =
+                *reinterpret_cast<const Vector<kMergeWidth>*>(source + skipped + column);
+          }
         }
       }
-    }
-  }
-
-  VRGA_DEVICE_MEMBER void add_to(Vector<kMergeWidth> (&total)[kParts], int first, int splits,
-                                 float peak, bool second) const {
-    VRGA_UNROLL
-    for (int j = 0; j < kSplits; ++j) {
-      if (first + j * kMergeWarps < splits) {
-        const float factor = decay<Bits>(m[j], peak);
-        VRGA_UNROLL
-        for (int i = 0; i < kParts * kMergeWidth; ++i) {
-          const int part = i / kMergeWidth, c = i % kMergeWidth;
-          const float own = second ? sums[1][j][part].value[c] : sums[0][j][part].value[c];
-          total[part].value[c] = fmaf(factor, own, total[part].value[c]);
+      sync_warp();  // no load moves down across it, to where its result is used
+      if (start == first) {
+        peak = max_in_warp(peak);
+        // Where no split saw a finite score all sums are 0, or NaN.
+        peak = peak == negative_infinity() ? 0.0f : peak;
+      }
+      VRGA_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (start + j * kSumWarps < p.splits) {
+          const float factor = exp2_fast(m[j] - peak);
+          VRGA_UNROLL
+          for (int i = 0; i < 2 * kParts * kMergeWidth; ++i) {
+            const int plane = i / (kParts * kMergeWidth), part = i / kMergeWidth % kParts;
+            float& sum = sums[plane][part].value[i % kMergeWidth];
+            sum = fmaf(factor, partial[plane][j][part].value[i % kMergeWidth], sum);
+          }
         }
       }
     }
   }
 };
 
-// One block per row of [B, Hq, Sq]; at most kParts * kMergeColumns columns. Every warp merges the
-// states by itself, so that none waits for another before it adds sums.
+// One block per row of [B, Hq, Sq]; at most kParts * kMergeColumns columns. The last warp finds the
+// gate while the others add both sums.
 template <class T, int kParts>
-VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
+VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
     merge_decode(const VRGA_GRID_CONSTANT SplitParams p) {
-  const int64_t row = block_index();
-  const int head_row = p.by_s_q.quotient(block_index());  // b * Hq + h
-  const int lane = lane_index(), warp = warp_index();
+  const int row = block_index(), warp = warp_index();
   const DecodeParams& decode = p.decode;
 
   VRGA_SHARED(shared);
   auto* warp_sums = reinterpret_cast<float*>(shared);
+  auto& result = *reinterpret_cast<RowResult*>(shared + kSumWarps * 2 * p.pitch * 4);
 
   wait_for_previous_kernel();
   allow_next_kernel();
-  PartialBatch<kParts> batch;
-  const PartialState* states = p.partial_states + row * p.splits;
-  const float* partials = p.partial_sums + row * p.splits * p.stored_planes * p.pitch;
-  StateMerge split_states{states, p.splits, {}};
-  split_states.load();
-  batch.load(p, states, partials, warp);
-  sync_warp();  // no load moves down across it, to where its result is used
-  const RowState state = split_states.merged();
-  const HeadStatistics statistics = head_statistics<Bits>(state);
-  const GateDecision decision = resolve<Bits>(decode.gate, head_enabled(decode.heads, head_row),
-                                              state, state.z_output, statistics);
-  if (thread_index() == 0) {
-    write_statistics(decode.statistics + row * kDecodeStatistics, statistics, decision.open);
-  }
-
-  // Each warp adds every fourth split; then the warps' sums in warp order.
-  const bool second = p.planes == Planes::kBoth && decision.open;
-  Vector<kMergeWidth> sums[kParts] = {};
-  batch.add_to(sums, warp, p.splits, state.m, second);
-  VRGA_NO_UNROLL
-  for (int first = warp + PartialBatch<kParts>::kStep; first < p.splits;
-       first += PartialBatch<kParts>::kStep) {
-    batch.load(p, states, partials, first);
-    batch.add_to(sums, first, p.splits, state.m, second);
-  }
-  VRGA_UNROLL
-  for (int part = 0; part < kParts; ++part) {
-    const int column = kMergeWidth * (lane + part * kWarpSize);
-    if (column < p.pitch) {
-      *reinterpret_cast<Vector<kMergeWidth>*>(warp_sums + warp * p.pitch + column) = sums[part];
+  if (warp == kSumWarps) {
+    StateMerge splits{p.partial_states + row * p.splits, p.splits, {}};
+    splits.load();
+    const bool enabled = head_enabled(decode.heads, p.by_s_q.quotient(row));  // of b * Hq + h
+    const RowState state = splits.merged();
+    const HeadStatistics statistics = head_statistics<Bits>(state);
+    const GateDecision decision =
+        resolve<Bits>(decode.gate, enabled, state, state.z_output, statistics);
+    if (lane_index() == 0) {
+      result = {decision.normaliser, p.planes == Planes::kBoth && decision.open ? 1 : 0};
+      write_statistics(decode.statistics + int64_t{row} * kDecodeStatistics, statistics,
+                       decision.open);
+    }
+  } else {
+    SplitSums<kParts> own;
+    own.add(p, row, warp);
+    VRGA_UNROLL
+    for (int i = 0; i < 2 * kParts; ++i) {
+      const int plane = i / kParts, part = i % kParts;
+      const int column = kMergeWidth * (lane_index() + part * kWarpSize);
+      if (column < p.pitch) {
+        auto* target = warp_sums + (warp * 2 + plane) * p.pitch + column;
+        *reinterpret_cast<Vector<kMergeWidth>*>(target) = own.sums[plane][part];
+      }
     }
   }
   sync_block();
-  for (int column = thread_index(); column < decode.d_v; column += kMergeThreads) {
+  const int columns = static_cast<int>(decode.d_v);
+  VRGA_NO_UNROLL
+  for (int column = thread_index(); column < columns; column += kMergeThreads) {
     float sum = 0.0f;
     VRGA_UNROLL
-    for (int w = 0; w < kMergeWarps; ++w) {
-      sum += warp_sums[w * p.pitch + column];
+    for (int w = 0; w < kSumWarps; ++w) {
+      sum += warp_sums[(w * 2 + result.plane) * p.pitch + column];
     }
-    static_cast<T*>(decode.out)[row * decode.d_v + column] = narrow<T>(sum * decision.normaliser);
+    static_cast<T*>(decode.out)[int64_t{row} * columns + column] =
+        narrow<T>(sum * result.normaliser);
   }
-}
-
-// 2^x to about one rounding; below the smallest normal float 0, NaN stays NaN. Here an exact
-// exponential costs no time.
-VRGA_DEVICE float exp2_exact(float x) {
-  const float whole = rintf(x), part = x - whole;
-  // Taylor's series in part * ln 2; at |part| = 1/2 the first term left out is 3e-9.
-  float value = 1.525273380e-5f;
-  value = fmaf(value, part, 1.540353039e-4f);
-  value = fmaf(value, part, 1.333355815e-3f);
-  value = fmaf(value, part, 9.618129108e-3f);
-  value = fmaf(value, part, 5.550410866e-2f);
-  value = fmaf(value, part, 2.402265070e-1f);
-  value = fmaf(value, part, 6.931471806e-1f);
-  value = fmaf(value, part, 1.0f);
-  const int exponent = static_cast<int>(fmaxf(whole, -126.0f));
-  return x < -126.0f ? 0.0f : value * bits_float(static_cast<uint32_t>(exponent + 127) << 23);
 }
 
 // The dot products of attended image keys become attention, all other keys 0. One block per row and
 // chunk of kRowChunk image keys; the first of a row writes its statistics.
-VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 4)
+VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
     merge_row_statistics(const VRGA_GRID_CONSTANT SplitParams p) {
   const DecodeParams& decode = p.decode;
-  const int row_index = p.by_chunks.quotient(block_index());
-  const int64_t row = row_index, chunk = p.by_chunks.remainder(block_index(), row_index);
+  const int row = p.by_chunks.quotient(block_index());
+  const int b = p.by_h_q.quotient(row);
+  const int first = p.by_chunks.remainder(block_index(), row) * kRowChunk + thread_index();
+  const int flagged = static_cast<int>(decode.n_flags);
 
   wait_for_previous_kernel();
   allow_next_kernel();
-  StateMerge split_states{p.partial_states + row * p.splits, p.splits, {}};
-  split_states.load();
-  const RowState state = split_states.merged();
-  if (chunk == 0 && thread_index() == 0) {
-    write_statistics(decode.statistics + row * kRowStatistics, head_statistics<Bits>(state), -1);
-  }
-  const int64_t b = p.by_h_q.quotient(row_index);
-  const RowPlace place{row - b * decode.h_q, 0, row, true};
-  const int64_t masked = mask_offset(decode.mask, b, place);
-  const ScoreScale scale = score_scale(decode);
-  const float normaliser = 1.0f / state.z;
-  float value[kKeysPerThread] = {};
-  const auto key_of = [&](int i) { return chunk * kRowChunk + i * kMergeThreads + thread_index(); };
-  float* attention = p.image_attention + row * decode.n_flags;
+  // Everything is under way before the first of it is used: loads that wait for one another would
+  // take longer than all the rest.
+  StateMerge splits{p.partial_states + row * p.splits, p.splits, {}};
+  splits.load();
+  const RowPlace place{p.by_h_q.remainder(row, b), 0, row, true};
+  const MaskView& mask = decode.mask;
+  const int64_t masked = mask_offset(mask, b, place) + first * mask.stride_k;
+  const auto* boolean =
+      mask.kind == MaskKind::kBool ? static_cast<const uint8_t*>(mask.data) + masked : nullptr;
+  const bool additive = mask.kind != MaskKind::kNone && mask.kind != MaskKind::kBool;
+  const uint8_t* flags = decode.key_flags + b * decode.stride_flags_b + first;
+  float* attention = p.image_attention + int64_t{row} * flagged + first;
+  uint8_t bytes[kRowKeys];
+  uint32_t image = 0;  // bit i: key first + i * kRowThreads, attended as far as `boolean` tells
   VRGA_UNROLL
-  for (int i = 0; i < kKeysPerThread; ++i) {
-    const int64_t key = key_of(i);
-    if ((read_flags(decode, b, key) & kFlagImage) != 0) {
-      const KeyMask mask = read_mask(decode.mask, masked, key);
-      if (mask.attended) {
-        value[i] = exp2_exact(fmaf(attention[key], scale.multiplier, mask.bias_bits - state.m)) *
-                   normaliser;
+  for (int i = 0; i < kRowKeys; ++i) {
+    bytes[i] = first + i * kRowThreads < flagged ? flags[i * kRowThreads] : 0;
+  }
+  VRGA_UNROLL
+  for (int i = 0; i < kRowKeys; ++i) {
+    image |= (bytes[i] & kFlagImage) != 0 ? 1u << i : 0u;
+  }
+  if (boolean != nullptr) {
+    VRGA_UNROLL
+    for (int i = 0; i < kRowKeys; ++i) {
+      bytes[i] = (image >> i & 1u) != 0 ? boolean[i * kRowThreads * mask.stride_k] : 0;
+    }
+    VRGA_UNROLL
+    for (int i = 0; i < kRowKeys; ++i) {
+      image &= bytes[i] != 0 ? ~0u : ~(1u << i);
+    }
+  }
+  float value[kRowKeys];
+  VRGA_UNROLL
+  for (int i = 0; i < kRowKeys; ++i) {
+    value[i] = (image >> i & 1u) != 0 && !additive ? attention[i * kRowThreads] : 0.0f;
+  }
+  sync_warp();  // no load moves down across it, to where its result is used
+  const RowState state = splits.merged();
+  const float multiplier = score_scale(decode).multiplier, normaliser = 1.0f / state.z;
+  if (!additive) {
+    VRGA_UNROLL
+    for (int i = 0; i < kRowKeys; ++i) {
+      if (first + i * kRowThreads < flagged) {
+        const float probability = exp2_fast(fmaf(value[i], multiplier, -state.m)) * normaliser;
+        attention[i * kRowThreads] = (image >> i & 1u) != 0 ? probability : 0.0f;
       }
     }
-  }
-  VRGA_UNROLL
-  for (int i = 0; i < kKeysPerThread; ++i) {
-    if (key_of(i) < decode.n_flags) {
-      attention[key_of(i)] = value[i];
+  } else {
+    VRGA_NO_UNROLL
+    for (int i = 0; i < kRowKeys && first + i * kRowThreads < flagged; ++i) {
+      const KeyMask own = read_mask(mask, masked, i * kRowThreads);
+      const float difference =
+          fmaf(attention[i * kRowThreads], multiplier, own.bias_bits - state.m);
+      const bool attended = (image >> i & 1u) != 0 && own.attended;
+      attention[i * kRowThreads] = attended ? exp2_fast(difference) * normaliser : 0.0f;
     }
+  }
+  if (first == 0) {
+    write_statistics(decode.statistics + int64_t{row} * kRowStatistics,
+                     head_statistics<Bits>(state), -1);
   }
 }
 

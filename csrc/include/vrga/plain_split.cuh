@@ -132,7 +132,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
       }
       if constexpr (!kDecode) {
         if (keys[r].attended[0] && image[0]) {
-          p.image_attention[rows[r].row * decode.n_flags + key] = keys[r].x[0];
+          p.image_attention[int64_t{rows[r].row} * decode.n_flags + key] = keys[r].x[0];
         }
       }
       add_keys<Bits>(state[r], keys[r], scale, image, has_image);
@@ -198,7 +198,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   sync_block();
   finish_states(p, place, shared.scratch);
   if constexpr (kDecode) {
-    store_sums<T, 2>(p, place, shared.scratch, sum_rows, p.pitch, columns, 0);
+    store_sums<T, 2, 0>(p, place, shared.scratch, sum_rows, p.pitch, columns, 0);
   }
 }
 

@@ -3,7 +3,7 @@
 // shared array or a launch of its own.
 //
 //   thread_index  block_index  sync_block  sync_warp         a thread's place, barriers
-//   shuffle_xor  ballot  any_in_warp                         warp-wide exchange (all 32 lanes)
+//   shuffle_xor  ballot  any_in_warp  sum_in_warp  max_in_warp   warp-wide (all 32 lanes)
 //   copy_async  copy_async_commit  copy_async_wait           16 bytes, global to shared (cp.async)
 //   load_matrices                                            four 8x8 matrices (ldmatrix)
 //   mma_m16n8k16                                             D = A B + C, fp32 sums
@@ -80,6 +80,13 @@ VRGA_DEVICE uint32_t shuffle_xor_bits(uint32_t value, int lane_mask) {
 }
 VRGA_DEVICE uint32_t ballot(bool predicate) {
   return __ballot_sync(0xffffffffu, predicate);
+}
+
+VRGA_DEVICE int32_t sum_in_warp(int32_t value) {
+  return __reduce_add_sync(0xffffffffu, value);
+}
+VRGA_DEVICE int32_t max_in_warp(int32_t value) {
+  return __reduce_max_sync(0xffffffffu, value);
 }
 
 VRGA_DEVICE uint32_t float_bits(float value) {
@@ -221,6 +228,12 @@ constexpr int kWarpSize = 32;
 
 VRGA_DEVICE float widen(float value) {
   return value;
+}
+// Not for NaN. Integers in the order of the floats that have their bits.
+VRGA_DEVICE float max_in_warp(float value) {
+  const auto ordered = [](int32_t bits) { return bits < 0 ? bits ^ 0x7fffffff : bits; };
+  const int32_t highest = max_in_warp(ordered(static_cast<int32_t>(float_bits(value))));
+  return bits_float(static_cast<uint32_t>(ordered(highest)));
 }
 // low + high of a packed pair.
 template <class T>

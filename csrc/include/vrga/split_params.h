@@ -82,6 +82,12 @@ struct SplitParams {
   Divisor by_chunks;  // of merge_row_statistics, per row
 };
 
+// Of a tensor kernel: each warp owns 16 keys of every tile. Eight warps in one block took longer
+// over a short key range.
+constexpr int kWarpKeys = 16;
+constexpr int kTensorWarps = 4;
+constexpr int kTensorTile = kTensorWarps * kWarpKeys;
+
 struct BlockPlace {
   int32_t b, h_kv, split, row_block;
 };
@@ -98,8 +104,9 @@ VRGA_HOST_DEVICE BlockPlace place_of(const SplitParams& p, int32_t block) {
   return place;
 }
 
+// Of fewer than 2^31 rows of [B, Hq, Sq], and of partial results.
 struct RowPlace {
-  int64_t h, s, row;  // query head, query position, row of [B, Hq, Sq]
+  int32_t h, s, row;  // query head, query position, row
   bool valid;
 };
 
@@ -110,7 +117,9 @@ VRGA_HOST_DEVICE RowPlace row_of(const SplitParams& p, const BlockPlace& place, 
   row.valid = head < p.group;
   row.h = place.h_kv * p.group + (row.valid ? head : 0);
   row.s = row.valid ? p.by_s_q.remainder(index, head) : 0;
-  row.row = (place.b * p.decode.h_q + row.h) * p.decode.s_q + row.s;
+  row.row =
+      (place.b * static_cast<int32_t>(p.decode.h_q) + row.h) * static_cast<int32_t>(p.decode.s_q) +
+      row.s;
   return row;
 }
 

@@ -85,7 +85,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   QueryFragments<kDim, kRowSlots> query;
   query.load(p, place, shared);
   const ScoreScale scale = score_scale(decode);
-  int64_t result_row[kRowSlots];
+  int result_row[kRowSlots];
   bool row_valid[kRowSlots];
   VRGA_UNROLL
   for (int s = 0; s < kRowSlots; ++s) {
@@ -148,7 +148,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
         VRGA_UNROLL
         for (int e = 0; e < 4; ++e) {
           if (row_valid[s] && keys[s].attended[e] && image[e]) {
-            p.image_attention[result_row[s] * decode.n_flags + key_0 + own_key(e)] = keys[s].x[e];
+            p.image_attention[int64_t{result_row[s]} * decode.n_flags + key_0 + own_key(e)] =
+                keys[s].x[e];
           }
         }
       }
@@ -275,13 +276,14 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   sync_block();
   finish_states(p, place, scratch);
   if constexpr (kDecode) {
-    store_sums<T, kRowSlots == 1 ? 2 : 1>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 0);
+    store_sums<T, kRowSlots == 1 ? 2 : 1, kDim>(p, place, scratch, sum_rows, Shape::kSumStride,
+                                                kDim, 0);
     if constexpr (kRowSlots == 2) {
       if (p.planes != Planes::kPlain) {
         sync_block();
         spill_sums(sums[1]);
         sync_block();
-        store_sums<T, 1>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 1);
+        store_sums<T, 1, kDim>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 1);
       }
     }
   }

@@ -8,10 +8,7 @@
 
 namespace vrga::gpu {
 
-constexpr int kTensorWarps = 4;
 constexpr int kTensorThreads = kTensorWarps * kWarpSize;
-constexpr int kWarpKeys = 16;
-constexpr int kTensorTile = kTensorWarps * kWarpKeys;
 
 // Ring slots per warp, each 16 keys of K or of V. 48 KB per block for D <= 128, so that two blocks
 // fit into the 100 KB of an SM of sm_86, sm_89 and sm_120; 64 KB for D = 256, where one fits. Twice
