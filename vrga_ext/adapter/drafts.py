@@ -75,13 +75,15 @@ def _cut_mask(mask: Any, tokens: int, count: int) -> tuple[Any, Any]:
     return mask[:, :, :count, :keys], mask[:, :, count:]
 
 
-def fit_masks(rest: dict[str, Any], tokens: int, layer_types: list[str], device: Any) -> None:
+def fit_masks(
+    rest: dict[str, Any], cache: Any, tokens: int, layer_types: list[str], device: Any
+) -> None:
     """Make the cache's windows and the masks that are made for kinds of layers fit each other.
 
     ``tokens`` is the number of drafts. A sliding window has lost columns meanwhile. None in such a
     dictionary says "causal" to a call without a past; the drafts have one.
     """
-    for layer in getattr(rest["past_key_values"], "layers", ()):
+    for layer in getattr(cache, "layers", ()):
         # Older releases keep what left a window, for a rollback, and count it as gone.
         recorded = getattr(layer, "record_past", False)
         if recorded and layer.keys.shape[-2] + tokens > layer.get_mask_sizes(tokens)[0]:
@@ -93,7 +95,7 @@ def fit_masks(rest: dict[str, Any], tokens: int, layer_types: list[str], device:
     for name, mask in masks.items():
         if name not in layer_types:
             continue
-        keys = rest["past_key_values"].get_mask_sizes(tokens, layer_types.index(name))[0]
+        keys = cache.get_mask_sizes(tokens, layer_types.index(name))[0]
         if mask is None:
             mask = torch.ones(keys, keys, dtype=torch.bool, device=device).tril()[None, None]
         fitted[name] = mask[:, :, -tokens:, -keys:]
