@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 from vrga_ext.adapter import drafts
@@ -91,12 +91,12 @@ def two_turns(family, **options):
     """
     model = family.model
     cache = DynamicCache(config=model.config)
-    turn = greedy(model, family.prompt(ROWS[0]), 3, past_key_values=cache)
+    turn = greedy(model, family.prompt(ROWS[0]), 3, **{CACHE: cache})
     ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 20, 7, 8]])], 1)
     follow = {"input_ids": ids[:, cache.get_seq_length() :], "attention_mask": torch.ones_like(ids)}
     if family.name != "llava":
         follow["mm_token_type_ids"] = torch.zeros_like(follow["input_ids"])
-    return logits(greedy(model, follow, 4, past_key_values=cache, **options))
+    return logits(greedy(model, follow, 4, **{CACHE: cache}, **options))
 
 
 def test_drafts_in_the_first_call_of_a_second_turn(family):
@@ -173,7 +173,7 @@ def test_cut_of_every_kind_of_argument():
         "visual_pos_masks": positions,
         "deepstack_visual_embeds": [torch.tensor([[1.0], [2.0], [3.0]])],
         "use_cache": True,
-        "past_key_values": object(),
+        CACHE: object(),
     }
     first, rest = drafts.cut(kwargs, 5, 3)
     for name in ("inputs_embeds", "cache_position", "visual_pos_masks"):
@@ -185,7 +185,7 @@ def test_cut_of_every_kind_of_argument():
     assert torch.equal(rest["attention_mask"], kwargs["attention_mask"])
     assert first["deepstack_visual_embeds"][0].tolist() == [[1.0], [2.0]]
     assert rest["deepstack_visual_embeds"][0].tolist() == [[3.0]]
-    assert first["past_key_values"] is rest["past_key_values"] is kwargs["past_key_values"]
+    assert first[CACHE] is rest[CACHE] is kwargs[CACHE]
     _, rest = drafts.cut(kwargs, 5, 4)
     assert rest["deepstack_visual_embeds"] is None
 
