@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
@@ -63,7 +64,11 @@ def test_rows_added_to_a_cache_are_said_once(family, said):
     assert all(torch.equal(run, plain) for run in runs)
 
 
-@pytest.mark.parametrize("cache", [((), ()), object()], ids=["tuple", "other"])
+@pytest.mark.parametrize(
+    "cache",
+    [((), ()), object(), PagedAttentionCache.__new__(PagedAttentionCache)],
+    ids=["tuple", "other", "paged"],
+)
 def test_caches_without_columns_are_refused(family, cache):
     inputs = family.prompt(ROWS[0])
     with (

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
@@ -82,6 +82,34 @@ def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implemen
     else:
         assert counted.calls[0] > prompt  # nothing is boosted, so nothing is cut
         assert torch.equal(logits(ours), logits(plain))
+
+
+@pytest.mark.parametrize("how", ["lookup", "assistant"])
+@pytest.mark.parametrize(
+    ("name", "attn_implementation"),
+    [*((name, "sdpa") for name in CORE), ("qwen3_vl", "sdpa"), ("gemma3", "sdpa")]
+    + [(name, "eager") for name in CORE],  # with a mask where sdpa needs none
+)
+def test_drafts_on_a_static_cache_equal_the_loop(name, how, attn_implementation):
+    """Its columns are there before there is something in them."""
+    family = build(name, attn_implementation=attn_implementation)
+    model, inputs = family.model, family.prompt(REPEATED)
+    options = LOOKUP if how == "lookup" else {"assistant_model": ready_assistant(model)}
+    options = options | {"cache_implementation": "static"}
+    try:
+        greedy(model, inputs, NEW, **options)
+    except (ValueError, IndexError) as error:
+        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
+    with vrga_ext.enable(model, **LOOSE):
+        tokens, expected = greedy_loop(model, inputs, NEW)
+        counted = Tokens(model)
+        ours = greedy(model, inputs, NEW, **options)
+        counted.hook.remove()
+    prompt = inputs["input_ids"].shape[1]
+    assert counted.calls[0] == prompt
+    assert counted.calls[1] > 1
+    assert torch.equal(ours.sequences[:, prompt:], tokens)
+    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
 
 
 def two_turns(family, **options):
@@ -196,6 +224,35 @@ def test_cut_of_a_full_mask():
     assert torch.equal(first["attention_mask"]["full_attention"], mask[:, :, :3, :5])
     assert torch.equal(rest["attention_mask"]["full_attention"], mask[:, :, 3:])
     assert first["attention_mask"]["other"] is None
+
+
+def test_cut_of_a_mask_over_a_static_cache():
+    """Which has columns for all tokens in both parts; a window may be shorter than the call."""
+    config = LlamaConfig(num_hidden_layers=2, hidden_size=4, num_attention_heads=1)
+    config.layer_types, config.sliding_window = ["full_attention", "sliding_attention"], 4
+    cache = StaticCache(config=config, max_cache_len=9)
+    masks = {
+        "full_attention": torch.arange(5 * 9).reshape(1, 1, 5, 9),
+        "sliding_attention": torch.arange(5 * 5).reshape(1, 1, 5, 5),
+    }
+    cut = drafts.cut({"attention_mask": masks}, 5, 3, cache, config.layer_types)
+    first, rest = (part["attention_mask"] for part in cut)
+    for name, keys in (("full_attention", 9), ("sliding_attention", 4)):
+        assert torch.equal(first[name], masks[name][:, :, :3, :keys])
+        assert torch.equal(rest[name], masks[name][:, :, 3:])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_none_in_masks_by_kind_of_layer_is_causal_after_the_prompt(static):
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=4, num_attention_heads=1)
+    kinds = {"config": config, "max_cache_len": 8} if static else {"config": config}
+    cache = (StaticCache if static else DynamicCache)(**kinds)
+    cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), 0)
+    rest = {"attention_mask": {"full_attention": None}}
+    drafts.fit_masks(rest, cache, 2, ["full_attention"], "cpu")
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    expected = torch.nn.functional.pad(mask, (0, 3 * static))[None, None]
+    assert torch.equal(rest["attention_mask"]["full_attention"], expected)
 
 
 @pytest.mark.parametrize(

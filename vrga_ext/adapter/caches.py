@@ -12,9 +12,11 @@ from typing import Any
 
 from torch import nn
 from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # The newest first: where it is known, asking for an older one is a deprecation warning.
 _NAMES = ("cache", "past_key_values")
+_INSTALLED = next(name for name in _NAMES if name in BaseModelOutputWithPast.__annotations__)
 
 
 class CacheArgument:
@@ -23,8 +25,8 @@ class CacheArgument:
     Parameters
     ----------
     module
-        A module of a transformers model; its class is asked what ``forward`` takes, since the
-        installed release does not tell how code from elsewhere calls its arguments.
+        A module of a transformers model. Its class is asked what ``forward`` takes, since code from
+        elsewhere may keep the old name; if it does not tell, the installed release does.
 
     Attributes
     ----------
@@ -34,7 +36,7 @@ class CacheArgument:
 
     def __init__(self, module: nn.Module) -> None:
         taken = inspect.signature(type(module).forward).parameters
-        self.name = next((name for name in _NAMES if name in taken), _NAMES[-1])
+        self.name = next((name for name in _NAMES if name in taken), _INSTALLED)
         # With both in a call, transformers takes the newer one. Where forward knows the old name
         # only, `cache` is something else: the paged cache of continuous batching.
         self._names = _NAMES[_NAMES.index(self.name) :]

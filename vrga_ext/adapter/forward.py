@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vrga_ext.adapter import drafts, grids, images
+from vrga_ext.adapter.attention import as_under_sdpa
 from vrga_ext.adapter.caches import CacheArgument, returned_cache
 from vrga_ext.adapter.obstacles import Obstacles
 from vrga_ext.adapter.prefill import PrefillPass
@@ -37,6 +38,7 @@ class ForwardHooks:
         self._finder = finder
         self._key = handle._key
         self._text_config = model.config.get_text_config(decoder=True)
+        self._layer_types = getattr(self._text_config, "layer_types", None) or []
         self._token_ids = images.image_token_ids(model.config)
         self._video_ids = grids.video_token_ids(model.config)
         self._merge = grids.merge_size(model.config)
@@ -125,7 +127,7 @@ class ForwardHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments:
         cache = self._decoder_cache.of(kwargs)
-        kwargs = _as_under_sdpa(kwargs, cache)
+        kwargs = as_under_sdpa(kwargs, cache)
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
         state = self._decode_state(cache, tokens)
         if state is not None:
@@ -191,7 +193,8 @@ class ForwardHooks:
         try:
             if args:
                 raise drafts.CannotCutError("a positional argument")
-            first, rest = drafts.cut(kwargs, tokens, count)
+            cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
+            first, rest = drafts.cut(kwargs, tokens, count, cache, layer_types)
         except drafts.CannotCutError as error:
             self._handle._notice(
                 f"VRGA is not applied to tokens that are drafted into the first forward call, "
@@ -203,7 +206,6 @@ class ForwardHooks:
         output = module(**first)
         cache = returned_cache(output)
         rest = self._decoder_cache.put(rest, cache)
-        layer_types = getattr(self._text_config, "layer_types", None) or []
         drafts.fit_masks(rest, cache, tokens - count, layer_types, output.last_hidden_state.device)
         prompt.read = output
         prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
@@ -285,22 +287,6 @@ class ForwardHooks:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if prompt.outer is None or prompt.outer.owner != self._key:
             self._handle.regions = regions
-
-
-def _as_under_sdpa(kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
-    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
-
-    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
-    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
-    sdpa by its name.
-    """
-    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
-    if not isinstance(keep, int) or keep == 0:
-        return kwargs
-    given = masks.values() if isinstance(masks, dict) else [masks]
-    causal = any(mask is None or mask.dim() == 2 for mask in given)
-    static = getattr(cache, "is_compileable", False)
-    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:
