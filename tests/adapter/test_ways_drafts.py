@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, StaticCache
+from transformers import DynamicCache, Lfm2Config, LlamaConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
@@ -240,6 +240,18 @@ def test_cut_of_a_mask_over_a_static_cache():
     for name, keys in (("full_attention", 9), ("sliding_attention", 4)):
         assert torch.equal(first[name], masks[name][:, :, :3, :keys])
         assert torch.equal(rest[name], masks[name][:, :, 3:])
+
+
+def test_layers_without_keys_have_no_windows_to_fit():
+    """A convolution keeps its past for a rollback, as a sliding window does."""
+    layer_types = ["conv", "full_attention"]
+    config = Lfm2Config(num_hidden_layers=2, layer_types=layer_types)
+    cache = DynamicCache(config=config)
+    cache.activate_past_recording()
+    cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), 1)
+    rest = {"attention_mask": {"full_attention": torch.ones(1, 1, 2, 5)}}
+    drafts.fit_masks(rest, cache, 2, layer_types, "cpu")
+    assert rest["attention_mask"]["full_attention"].shape == (1, 1, 2, 5)
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -100,7 +100,8 @@ def fit_masks(
     dictionary says "causal" to a call without a past; the drafts have one.
     """
     for layer in getattr(cache, "layers", ()):
-        # Older releases keep what left a window, for a rollback, and count it as gone.
+        # Older releases keep what left a window, for a rollback, and count it as gone. Convolutions
+        # keep something for it as well, but no keys.
         recorded = getattr(layer, "record_past", False) and hasattr(layer, "keys")
         if recorded and layer.keys.shape[-2] + tokens > layer.get_mask_sizes(tokens)[0]:
             layer.crop(0)
