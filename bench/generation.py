@@ -24,6 +24,7 @@ from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
 from bench.rivals import DYNAMIC, STATIC
 from bench.timing import WARM_UP, Sample, seconds_of
+from vrga_ext.adapter.caches import CacheArgument, returned_cache
 
 _OVERRIDES: dict[str, dict[str, Any]] = {
     ADAPTER: {"gamma": 0.0},
@@ -72,7 +73,7 @@ class Models:
         # The prompt itself is never reweighted; only the released way computes it differently.
         limit = _RELEASED_ERROR[case.dtype] if name == RELEASED else 0.0
         assert error <= limit, f"the prompt's logits differ by {error:.3g}, wanted {limit:.3g}"
-        self._caches[name] = output.past_key_values
+        self._caches[name] = returned_cache(output)
         extra = {"device": self._device, "error": error}
         if name in (STATIC, DYNAMIC):
             regions = handle.regions
@@ -83,9 +84,9 @@ class Models:
         return extra
 
     def _prefill(self, name: str) -> Any:
-        return self._models[name](
-            **self._inputs, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
-        )
+        model = self._models[name]
+        inputs = CacheArgument(model).put(self._inputs, DynamicCache())
+        return model(**inputs, use_cache=True, logits_to_keep=1)
 
 
 class Prefill(Models):
@@ -102,10 +103,9 @@ class DecodeStep(Models):
 
     def sample(self, name: str) -> Sample:
         """Seconds of a decode step."""
-        model, cache, token = self._models[name], self._caches[name], self._token
-        return lambda turn: seconds_of(
-            lambda: model(input_ids=token, past_key_values=cache, use_cache=True), self._device
-        )
+        model = self._models[name]
+        step = CacheArgument(model).put({"input_ids": self._token}, self._caches[name])
+        return lambda turn: seconds_of(lambda: model(**step, use_cache=True), self._device)
 
 
 class Generate(Models):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from tests.adapter.families import CACHE
+
 
 def greedy_loop(
     model: Any,
@@ -27,7 +29,7 @@ def greedy_loop(
     tokens, logits = [], []
     with torch.no_grad():
         for index in range(new_tokens):
-            output = model(**step, past_key_values=cache, use_cache=True)
+            output = model(**step, **{CACHE: cache}, use_cache=True)
             logits.append(output.logits[:, -1])
             greedy = logits[-1].argmax(-1, keepdim=True)
             tokens.append(greedy if forced is None else forced[None, index : index + 1])

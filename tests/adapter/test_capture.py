@@ -13,6 +13,7 @@ from transformers import StaticCache
 
 import vrga_ext
 from tests.adapter.families import (
+    CACHE,
     CORE,
     IMAGE,
     LOOSE,
@@ -293,10 +294,10 @@ def test_loops_turns_and_copies_of_a_cache():
     token = torch.tensor([[9]])
 
     def step(cache, ids):
-        return family.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return family.model(input_ids=ids, **{CACHE: cache}, use_cache=True)
 
     with vrga_ext.capture(family.model) as recording, torch.no_grad():
-        cache = family.model(**inputs, use_cache=True).past_key_values
+        cache = family.model(**inputs, use_cache=True)[CACHE]
         step(cache, token)
         other = copy.deepcopy(cache)
         step(cache, token + 1)
@@ -305,7 +306,7 @@ def test_loops_turns_and_copies_of_a_cache():
         both = recording.captures
         new = torch.tensor([[7, 8, 9]])
         mask = torch.ones(1, cache.get_seq_length() + 3, dtype=torch.long)
-        family.model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True)
+        family.model(input_ids=new, attention_mask=mask, **{CACHE: cache}, use_cache=True)
         step(cache, token)
     assert [c.generated.token_ids[0].tolist() for c in both] == [[9, 10], [9, 11, 12]]
     first, second = recording.last, recording.captures
@@ -465,10 +466,10 @@ def test_static_cache_in_a_loop(family):
     columns = inputs["input_ids"].shape[1]
     cache = StaticCache(config=family.model.config.get_text_config(), max_cache_len=columns + 4)
     with vrga_ext.capture(family.model, rows="all") as recording, torch.no_grad():
-        output = family.model(**inputs, past_key_values=cache, use_cache=True)
+        output = family.model(**inputs, **{CACHE: cache}, use_cache=True)
         for _ in range(2):
             token = output.logits[:, -1:].argmax(-1)
-            output = family.model(input_ids=token, past_key_values=cache, use_cache=True)
+            output = family.model(input_ids=token, **{CACHE: cache}, use_cache=True)
     capture = recording.last
     assert capture.attended[0].tolist() == [columns, columns + 1, columns + 2]
     ones = torch.ones(1, len(capture.layers), capture.gate.shape[2], 3)

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from transformers import StaticCache
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build
 
 LENGTH, STEPS = 48, 8
 
@@ -20,7 +20,7 @@ def decode(family, inputs, forward) -> torch.Tensor:
     batch, prompt = inputs["input_ids"].shape
     seen = torch.zeros(batch, 1, 1, LENGTH, dtype=torch.bool)
     seen[:, 0, 0, :prompt] = inputs["attention_mask"].bool()
-    logits = [model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]]
+    logits = [model(**inputs, **{CACHE: cache}, use_cache=True).logits[:, -1]]
     for step in range(STEPS):
         seen[..., prompt + step] = True
         shape = (batch, 1) if family.name == "llava" else (3, batch, 1)
@@ -28,7 +28,7 @@ def decode(family, inputs, forward) -> torch.Tensor:
             input_ids=logits[-1].argmax(-1, keepdim=True),
             attention_mask=seen,
             position_ids=torch.full(shape, prompt + step),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
         logits.append(output.logits[:, -1])

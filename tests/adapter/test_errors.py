@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAConfig, VRGAWarning
 
 ROW = ROWS[0]
@@ -242,12 +242,12 @@ def test_shared_configuration_is_refused(family):
 def test_new_tokens_without_a_mask_over_the_cache(family):
     with vrga_ext.enable(family.model, **LOOSE):
         cache = DynamicCache(config=family.model.config)
-        greedy(family.model, family.prompt(ROW), 3, past_key_values=cache)
+        greedy(family.model, family.prompt(ROW), 3, **{CACHE: cache})
         with (
             torch.no_grad(),
             pytest.raises(ValueError, match="attention_mask: wanted one over the 26 cached"),
         ):
-            family.model.generate(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+            family.model.generate(input_ids=torch.tensor([[5, 6]]), **{CACHE: cache})
 
 
 def test_continuous_batching_is_refused(family):

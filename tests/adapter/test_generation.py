@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import vrga_ext
 from tests.adapter.explicit import explicit_greedy
-from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
 
 NEW = 6
 
@@ -288,15 +288,15 @@ def test_positional_arguments_of_forward():
     inputs = family.prompt(*ROWS[:2])
     model = family.model
     with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
-        by_name = model(**inputs, past_key_values=DynamicCache(config=model.config))
+        by_name = model(**inputs, **{CACHE: DynamicCache(config=model.config)})
         expected = handle.regions
         token = by_name.logits[:, -1:].argmax(-1)
-        cache = copy.deepcopy(by_name.past_key_values)
+        cache = copy.deepcopy(by_name[CACHE])
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-        step = model(input_ids=token, attention_mask=mask, past_key_values=cache).logits
+        step = model(input_ids=token, attention_mask=mask, **{CACHE: cache}).logits
         values = (inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
         by_place = model(*values, None, DynamicCache(config=model.config))
-        place_step = model(token, None, mask, None, by_place.past_key_values).logits
+        place_step = model(token, None, mask, None, by_place[CACHE]).logits
     assert [torch.equal(a.efr, b.efr) for a, b in zip(expected, handle.regions, strict=True)]
     torch.testing.assert_close(place_step, step)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.families import LOOSE, ROWS, build
+from tests.adapter.families import CACHE, LOOSE, ROWS, build
 
 
 def step(model, inputs) -> torch.Tensor:
     """Logits of one decode step with gradients, after a prefill without."""
     with torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
-    return model(input_ids=torch.tensor([[9]]), past_key_values=cache).logits
+        cache = model(**inputs, use_cache=True)[CACHE]
+    return model(input_ids=torch.tensor([[9]]), **{CACHE: cache}).logits
 
 
 @pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])

@@ -7,7 +7,7 @@ import torch
 
 import vrga_ext
 from tests.adapter.explicit import explicit_greedy, language_attention
-from tests.adapter.families import LOOSE, build, greedy, greedy_or_skip, logits
+from tests.adapter.families import CACHE, LOOSE, build, greedy, greedy_or_skip, logits
 
 CONFIG = vrga_ext.VRGAConfig(**LOOSE)
 ROW = [5, 6, (4, 4), 7, 8, 9, 10, 11, 12]
@@ -154,14 +154,14 @@ def test_boolean_mask_under_eager_attention():
     for gamma in (None, 1e-6, 4.0):
         handle = None if gamma is None else vrga_ext.enable(model, **LOOSE | {"gamma": gamma})
         with torch.no_grad():
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = model(**inputs, use_cache=True)[CACHE]
             seen = torch.ones(1, 1, 1, cache.get_seq_length() + 1, dtype=torch.bool)
             seen[..., 3:5] = False
             step = model(
                 input_ids=torch.tensor([[7]]),
                 attention_mask=seen,
                 position_ids=torch.tensor([[cache.get_seq_length()]]),
-                past_key_values=cache,
+                **{CACHE: cache},
             )
         steps[gamma] = step.logits
         if handle is not None:

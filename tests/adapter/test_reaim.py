@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import selection
 from vrga_ext.adapter.state import state_of
 
@@ -22,7 +22,7 @@ def rows_of(model, cache, token, region):
     """Image rows {(layer, head): [n]} of one step under stored weights, before reweighting."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        output = model(input_ids=token, past_key_values=cache, output_attentions=True)
+        output = model(input_ids=token, **{CACHE: cache}, output_attentions=True)
     model.set_attn_implementation("sdpa")
     heads = (*region.visual_heads, *region.background_heads)
     return {
@@ -44,9 +44,9 @@ def test_aims_where_the_heads_look_at_that_step(family):
         greedy(family.model, inputs, 2)
         first = handle.regions[0]
     with torch.no_grad():
-        cache = family.model(**inputs, use_cache=True).past_key_values
+        cache = family.model(**inputs, use_cache=True)[CACHE]
         for token in written[0, width : width + EVERY]:
-            family.model(input_ids=token[None, None], past_key_values=cache)
+            family.model(input_ids=token[None, None], **{CACHE: cache})
     token = written[:, width + EVERY :][:, :1]
     rows = rows_of(family.model, cache, token, region)
 
@@ -80,11 +80,11 @@ def test_later_steps_use_the_new_tokens(family, gate):
         for step in range(2 * EVERY):
             steps.append(output.logits[:, -1])
             if step == EVERY + 1:  # the token at column width + EVERY has been read
-                state_of(output.past_key_values).aim(
+                state_of(output[CACHE]).aim(
                     regions, regions[0].layers, regions[0].image_ratio.shape[1]
                 )
             token = tokens[:, step : step + 1]
-            output = family.model(input_ids=token, past_key_values=output.past_key_values)
+            output = family.model(input_ids=token, **{CACHE: output[CACHE]})
     torch.testing.assert_close(logits(ours), torch.stack(steps), atol=1e-5, rtol=1e-5)
     moved = [not torch.equal(a.boosted, b.boosted) for a, b in zip(asked, regions, strict=True)]
     assert any(moved)

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
 
 NEW = 6
 
@@ -27,7 +27,7 @@ def test_manual_loop_equals_generate(family):
         steps, cache, step_inputs = [], DynamicCache(config=family.model.config), inputs
         with torch.no_grad():
             for _ in range(NEW):
-                output = family.model(**step_inputs, past_key_values=cache, use_cache=True)
+                output = family.model(**step_inputs, **{CACHE: cache}, use_cache=True)
                 steps.append(output.logits[:, -1])
                 token = steps[-1].argmax(-1, keepdim=True)
                 step_inputs = {"input_ids": token}
@@ -39,9 +39,7 @@ def test_cache_made_by_the_model_is_used(family):
     with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
         first = family.model(**inputs, use_cache=True)
         token = first.logits[:, -1].argmax(-1, keepdim=True)
-        second = family.model(
-            input_ids=token, past_key_values=first.past_key_values, use_cache=True
-        )
+        second = family.model(input_ids=token, **{CACHE: first[CACHE]}, use_cache=True)
         generated = greedy(family.model, inputs, 2)
     torch.testing.assert_close(second.logits[:, -1], logits(generated)[1], atol=1e-5, rtol=1e-5)
 
@@ -52,13 +50,13 @@ def test_second_turn_on_a_kept_cache(family):
     model = family.model
     with vrga_ext.enable(model, **LOOSE) as handle:
         cache = DynamicCache(config=model.config)
-        turn = greedy(model, inputs, NEW, past_key_values=cache, suppress_tokens=[IMAGE])
+        turn = greedy(model, inputs, NEW, **{CACHE: cache}, suppress_tokens=[IMAGE])
         first = handle.regions[0]
         ids = torch.cat([turn.sequences, torch.tensor([[20, 21, 22]])], 1)
         follow = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if family.name != "llava":
             follow["mm_token_type_ids"] = (ids == IMAGE).int()
-        greedy(model, follow, NEW, past_key_values=cache)
+        greedy(model, follow, NEW, **{CACHE: cache})
         second = handle.regions[0]
     assert second.question_end == ids.shape[1] - 1
     assert torch.equal(second.image_positions, first.image_positions)
@@ -74,15 +72,13 @@ def test_second_turn_with_new_tokens_only(family):
         results = []
         for only_new in (False, True):
             cache = DynamicCache(config=model.config)
-            turn = greedy(model, inputs, NEW, past_key_values=cache, suppress_tokens=[IMAGE])
+            turn = greedy(model, inputs, NEW, **{CACHE: cache}, suppress_tokens=[IMAGE])
             full = torch.cat([turn.sequences, torch.tensor([[20, 21, 22]])], 1)
             follow = {"input_ids": full[:, cache.get_seq_length() :] if only_new else full}
             follow["attention_mask"] = torch.ones_like(full)
             if family.name != "llava":
                 follow["mm_token_type_ids"] = (follow["input_ids"] == IMAGE).int()
-            results.append(
-                (logits(greedy(model, follow, 3, past_key_values=cache)), handle.regions)
-            )
+            results.append((logits(greedy(model, follow, 3, **{CACHE: cache})), handle.regions))
     (all_ids, first), (new_ids, second) = results
     torch.testing.assert_close(new_ids, all_ids)
     assert torch.equal(first[0].image_positions, second[0].image_positions)
@@ -103,9 +99,9 @@ def test_prefix_cache_by_deepcopy(family):
         region = handle.regions[0]
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(**prefix, past_key_values=cache, use_cache=True)
+            model(**prefix, **{CACHE: cache}, use_cache=True)
         for _ in range(2):
-            ours = greedy(model, rest, NEW, past_key_values=copy.deepcopy(cache))
+            ours = greedy(model, rest, NEW, **{CACHE: copy.deepcopy(cache)})
             torch.testing.assert_close(logits(ours), logits(expected), atol=1e-5, rtol=1e-5)
             assert torch.equal(handle.regions[0].boosted, region.boosted)
 
@@ -116,12 +112,12 @@ def test_repeated_cache(family):
     inputs = family.prompt(ROWS[0])
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
-        single = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+        token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
+        single = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         cache.batch_repeat_interleave(3)
         if family.name != "llava":
             model.model.rope_deltas = model.model.rope_deltas.repeat_interleave(3, 0)
-        repeated = model(input_ids=token.expand(3, 1), past_key_values=cache).logits
+        repeated = model(input_ids=token.expand(3, 1), **{CACHE: cache}).logits
     torch.testing.assert_close(repeated, single.expand_as(repeated), atol=1e-5, rtol=1e-5)
 
 
@@ -130,10 +126,10 @@ def test_cropped_cache_is_read_anew(family):
     model = family.model
     with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
         cache = DynamicCache(config=model.config)
-        model(**family.prompt(ROWS[0]), past_key_values=cache)
+        model(**family.prompt(ROWS[0]), **{CACHE: cache})
         cache.crop(-3)
         length = cache.get_seq_length()
-        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[9]]), **{CACHE: cache})
     assert handle.regions[0].question_end == length
 
 
@@ -144,10 +140,10 @@ def test_cache_of_another_model_is_read_anew(family):
     with torch.no_grad():
         with vrga_ext.enable(model, **LOOSE):
             cache = DynamicCache(config=model.config)
-            token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
-        plain = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+            token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
+        plain = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         with vrga_ext.enable(model, **LOOSE):
-            again = model(input_ids=token, past_key_values=cache).logits
+            again = model(input_ids=token, **{CACHE: cache}).logits
     assert torch.equal(again, plain)
 
 
@@ -159,9 +155,9 @@ def test_call_inside_generate_is_a_prompt_of_its_own(family):
 
     def run_other() -> list[torch.Tensor]:
         cache = DynamicCache(config=model.config)
-        first = model(**other, past_key_values=cache).logits[:, -1]
+        first = model(**other, **{CACHE: cache}).logits[:, -1]
         token = first.argmax(-1, keepdim=True)
-        return [first, model(input_ids=token, past_key_values=cache).logits[:, -1]]
+        return [first, model(input_ids=token, **{CACHE: cache}).logits[:, -1]]
 
     def contrast(ids, scores):
         deltas = getattr(model.model, "rope_deltas", None)
@@ -187,13 +183,13 @@ def test_pause_between_turns(family):
     with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
         cache = DynamicCache(config=model.config)
         with handle.pause():
-            token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
+            token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         assert handle.regions == []
-        step = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+        step = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         with handle.pause():
-            plain = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+            plain = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         assert torch.equal(step, plain)
-        model(input_ids=torch.tensor([[7, 8, 9]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[7, 8, 9]]), **{CACHE: cache})
     image = (inputs["input_ids"][0] == IMAGE).nonzero().flatten()
     assert torch.equal(handle.regions[0].image_positions, image)
     assert handle.regions[0].grid == (4, 4)

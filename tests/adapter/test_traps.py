@@ -9,9 +9,10 @@ import warnings
 import pytest
 import torch
 from transformers import DynamicCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import VRGAWarning
 
 
@@ -51,27 +52,31 @@ def test_rows_added_to_a_cache_are_said_once(family, said):
     end = inputs["input_ids"].shape[1] - 1
     with torch.no_grad(), vrga_ext.enable(model, **LOOSE, question_end=end):
         cache = DynamicCache(config=model.config)
-        token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
+        token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         cache.batch_select_indices(torch.tensor([0, 1, 1]))
         if getattr(model.model, "rope_deltas", None) is not None:
             model.model.rope_deltas = model.model.rope_deltas[[0, 1, 1]]
         step = {"input_ids": token[[0, 1, 1]]}
-        runs = [model(**step, past_key_values=copy.deepcopy(cache)).logits for _ in range(2)]
+        runs = [model(**step, **{CACHE: copy.deepcopy(cache)}).logits for _ in range(2)]
     assert said() == ["VRGA is not applied: rows were added to or taken out of the KV cache"]
     with torch.no_grad():
-        plain = model(**step, past_key_values=cache).logits
+        plain = model(**step, **{CACHE: cache}).logits
     assert all(torch.equal(run, plain) for run in runs)
 
 
-@pytest.mark.parametrize("cache", [((), ()), object()], ids=["tuple", "other"])
+@pytest.mark.parametrize(
+    "cache",
+    [((), ()), object(), PagedAttentionCache.__new__(PagedAttentionCache)],
+    ids=["tuple", "other", "paged"],
+)
 def test_caches_without_columns_are_refused(family, cache):
     inputs = family.prompt(ROWS[0])
     with (
         vrga_ext.enable(family.model, **LOOSE),
         torch.no_grad(),
-        pytest.raises(TypeError, match="past_key_values: wanted the cache of a decoder"),
+        pytest.raises(TypeError, match=f"{CACHE}: wanted the cache of a decoder"),
     ):
-        family.model(**inputs, past_key_values=cache)
+        family.model(**inputs, **{CACHE: cache})
 
 
 @pytest.mark.parametrize(

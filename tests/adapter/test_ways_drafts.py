@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Lfm2Config, LlamaConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 from vrga_ext.adapter import drafts
@@ -84,6 +84,34 @@ def test_drafts_in_the_first_call_equal_the_loop(name, how, gamma, attn_implemen
         assert torch.equal(logits(ours), logits(plain))
 
 
+@pytest.mark.parametrize("how", ["lookup", "assistant"])
+@pytest.mark.parametrize(
+    ("name", "attn_implementation"),
+    [*((name, "sdpa") for name in CORE), ("qwen3_vl", "sdpa"), ("gemma3", "sdpa")]
+    + [(name, "eager") for name in CORE],  # with a mask where sdpa needs none
+)
+def test_drafts_on_a_static_cache_equal_the_loop(name, how, attn_implementation):
+    """Its columns are there before there is something in them."""
+    family = build(name, attn_implementation=attn_implementation)
+    model, inputs = family.model, family.prompt(REPEATED)
+    options = LOOKUP if how == "lookup" else {"assistant_model": ready_assistant(model)}
+    options = options | {"cache_implementation": "static"}
+    try:
+        greedy(model, inputs, NEW, **options)
+    except (ValueError, IndexError) as error:
+        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
+    with vrga_ext.enable(model, **LOOSE):
+        tokens, expected = greedy_loop(model, inputs, NEW)
+        counted = Tokens(model)
+        ours = greedy(model, inputs, NEW, **options)
+        counted.hook.remove()
+    prompt = inputs["input_ids"].shape[1]
+    assert counted.calls[0] == prompt
+    assert counted.calls[1] > 1
+    assert torch.equal(ours.sequences[:, prompt:], tokens)
+    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
+
+
 def two_turns(family, **options):
     """Logits of a second turn, of which only its own tokens are given.
 
@@ -91,12 +119,12 @@ def two_turns(family, **options):
     """
     model = family.model
     cache = DynamicCache(config=model.config)
-    turn = greedy(model, family.prompt(ROWS[0]), 3, past_key_values=cache)
+    turn = greedy(model, family.prompt(ROWS[0]), 3, **{CACHE: cache})
     ids = torch.cat([turn.sequences, torch.tensor([[7, 8, 20, 7, 8]])], 1)
     follow = {"input_ids": ids[:, cache.get_seq_length() :], "attention_mask": torch.ones_like(ids)}
     if family.name != "llava":
         follow["mm_token_type_ids"] = torch.zeros_like(follow["input_ids"])
-    return logits(greedy(model, follow, 4, past_key_values=cache, **options))
+    return logits(greedy(model, follow, 4, **{CACHE: cache}, **options))
 
 
 def test_drafts_in_the_first_call_of_a_second_turn(family):
@@ -173,7 +201,7 @@ def test_cut_of_every_kind_of_argument():
         "visual_pos_masks": positions,
         "deepstack_visual_embeds": [torch.tensor([[1.0], [2.0], [3.0]])],
         "use_cache": True,
-        "past_key_values": object(),
+        CACHE: object(),
     }
     first, rest = drafts.cut(kwargs, 5, 3)
     for name in ("inputs_embeds", "cache_position", "visual_pos_masks"):
@@ -185,7 +213,7 @@ def test_cut_of_every_kind_of_argument():
     assert torch.equal(rest["attention_mask"], kwargs["attention_mask"])
     assert first["deepstack_visual_embeds"][0].tolist() == [[1.0], [2.0]]
     assert rest["deepstack_visual_embeds"][0].tolist() == [[3.0]]
-    assert first["past_key_values"] is rest["past_key_values"] is kwargs["past_key_values"]
+    assert first[CACHE] is rest[CACHE] is kwargs[CACHE]
     _, rest = drafts.cut(kwargs, 5, 4)
     assert rest["deepstack_visual_embeds"] is None
 
@@ -196,6 +224,47 @@ def test_cut_of_a_full_mask():
     assert torch.equal(first["attention_mask"]["full_attention"], mask[:, :, :3, :5])
     assert torch.equal(rest["attention_mask"]["full_attention"], mask[:, :, 3:])
     assert first["attention_mask"]["other"] is None
+
+
+def test_cut_of_a_mask_over_a_static_cache():
+    """Which has columns for all tokens in both parts; a window may be shorter than the call."""
+    config = LlamaConfig(num_hidden_layers=2, hidden_size=4, num_attention_heads=1)
+    config.layer_types, config.sliding_window = ["full_attention", "sliding_attention"], 4
+    cache = StaticCache(config=config, max_cache_len=9)
+    masks = {
+        "full_attention": torch.arange(5 * 9).reshape(1, 1, 5, 9),
+        "sliding_attention": torch.arange(5 * 5).reshape(1, 1, 5, 5),
+    }
+    cut = drafts.cut({"attention_mask": masks}, 5, 3, cache, config.layer_types)
+    first, rest = (part["attention_mask"] for part in cut)
+    for name, keys in (("full_attention", 9), ("sliding_attention", 4)):
+        assert torch.equal(first[name], masks[name][:, :, :3, :keys])
+        assert torch.equal(rest[name], masks[name][:, :, 3:])
+
+
+def test_layers_without_keys_have_no_windows_to_fit():
+    """A convolution keeps its past for a rollback, as a sliding window does."""
+    layer_types = ["conv", "full_attention"]
+    config = Lfm2Config(num_hidden_layers=2, layer_types=layer_types)
+    cache = DynamicCache(config=config)
+    cache.activate_past_recording()
+    cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), 1)
+    rest = {"attention_mask": {"full_attention": torch.ones(1, 1, 2, 5)}}
+    drafts.fit_masks(rest, cache, 2, layer_types, "cpu")
+    assert rest["attention_mask"]["full_attention"].shape == (1, 1, 2, 5)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_none_in_masks_by_kind_of_layer_is_causal_after_the_prompt(static):
+    config = LlamaConfig(num_hidden_layers=1, hidden_size=4, num_attention_heads=1)
+    kinds = {"config": config, "max_cache_len": 8} if static else {"config": config}
+    cache = (StaticCache if static else DynamicCache)(**kinds)
+    cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), 0)
+    rest = {"attention_mask": {"full_attention": None}}
+    drafts.fit_masks(rest, cache, 2, ["full_attention"], "cpu")
+    mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    expected = torch.nn.functional.pad(mask, (0, 3 * static))[None, None]
+    assert torch.equal(rest["attention_mask"]["full_attention"], expected)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, QuantizedCache, TextIteratorStreamer, TextStreamer
 
 import vrga_ext
-from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 
@@ -206,8 +206,8 @@ def test_tuples_instead_of_outputs(family):
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
         tokens, expected = greedy_loop(model, inputs, 2)
         cache = DynamicCache(config=model.config)
-        first = model(**inputs, past_key_values=cache, return_dict=False)
-        second = model(input_ids=tokens[:, :1], past_key_values=cache, return_dict=False)
+        first = model(**inputs, **{CACHE: cache}, return_dict=False)
+        second = model(input_ids=tokens[:, :1], **{CACHE: cache}, return_dict=False)
     assert isinstance(first, tuple)
     torch.testing.assert_close(second[0][:, -1], expected[1], atol=1e-5, rtol=1e-5)
 
@@ -239,7 +239,7 @@ def test_no_cache_by_the_text_configuration(family):
             pytest.warns(VRGAWarning, match="there is no KV cache"),
             torch.no_grad(),
         ):
-            assert family.model(**inputs).past_key_values is None
+            assert family.model(**inputs).get(CACHE) is None
     finally:
         text.use_cache = True
 
@@ -269,11 +269,11 @@ def test_contrastive_search_over_repeated_rows(family):
     inputs = family.prompt(ROWS[0])
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        first = model(**inputs, past_key_values=cache).logits[:, -1]
+        first = model(**inputs, **{CACHE: cache}).logits[:, -1]
         candidates = first.topk(3).indices[0]
         expected = [greedy_loop(model, inputs, 2, forced=c.expand(2))[1][1] for c in candidates]
         cache.batch_repeat_interleave(3)
-        tried = model(input_ids=candidates[:, None], past_key_values=cache).logits[:, -1]
+        tried = model(input_ids=candidates[:, None], **{CACHE: cache}).logits[:, -1]
     torch.testing.assert_close(tried, torch.cat(expected), atol=1e-5, rtol=1e-5)
 
 

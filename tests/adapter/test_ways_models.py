@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 
@@ -64,14 +64,14 @@ def test_training_mode_within_an_answer(family):
     model = family.model
     with vrga_ext.enable(model, **LOOSE, question_end=20), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        token = model(**family.prompt(ROWS[0]), past_key_values=cache).logits[:, -1:].argmax(-1)
-        boosted = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+        token = model(**family.prompt(ROWS[0]), **{CACHE: cache}).logits[:, -1:].argmax(-1)
+        boosted = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         model.train()
         with pytest.warns(VRGAWarning, match="training mode"):
-            ours = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+            ours = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
         model.eval()
     with torch.no_grad():
-        plain = model(input_ids=token, past_key_values=cache).logits
+        plain = model(input_ids=token, **{CACHE: cache}).logits
     assert torch.equal(ours, plain)
     assert not torch.equal(boosted, plain)
 
@@ -83,12 +83,12 @@ def test_attention_changed_within_an_answer(family):
     model = family.model
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
         cache = DynamicCache(config=model.config)
-        token = model(**family.prompt(ROWS[0]), past_key_values=cache).logits[:, -1:].argmax(-1)
+        token = model(**family.prompt(ROWS[0]), **{CACHE: cache}).logits[:, -1:].argmax(-1)
         model.set_attn_implementation("sdpa")
         with pytest.warns(VRGAWarning, match="changed to 'sdpa' after enable"):
-            ours = model(input_ids=token, past_key_values=copy.deepcopy(cache)).logits
+            ours = model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits
     with torch.no_grad():
-        plain = model(input_ids=token, past_key_values=cache).logits
+        plain = model(input_ids=token, **{CACHE: cache}).logits
     assert torch.equal(ours, plain)
 
 
@@ -113,9 +113,9 @@ def test_hooks_are_left_after_a_failed_prompt(family):
     with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
         _, expected = greedy_loop(model, inputs, 2)
         cache = DynamicCache(config=model.config)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         with pytest.raises((RuntimeError, ValueError)):  # too few pixels for the image
-            model(**inputs | {"pixel_values": inputs["pixel_values"][:0]}, past_key_values=cache)
+            model(**inputs | {"pixel_values": inputs["pixel_values"][:0]}, **{CACHE: cache})
         other = family.prompt(ROWS[1])
         greedy_loop(model, other, 2)
         assert handle.regions[0].question_end == other["input_ids"].shape[1] - 1
@@ -144,7 +144,7 @@ def test_two_models_at_once(family):
         steps = [inputs, inputs]
         for index in range(NEW):
             for which, model in enumerate(models):
-                output = model(**steps[which], past_key_values=caches[which])
+                output = model(**steps[which], **{CACHE: caches[which]})
                 torch.testing.assert_close(output.logits[:, -1], expected[which][1][index])
                 steps[which] = {"input_ids": expected[which][0][:, index : index + 1]}
 

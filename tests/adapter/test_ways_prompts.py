@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
 import vrga_ext
-from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
+from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 
@@ -87,9 +87,9 @@ def test_loop_from_embeddings(family):
         start = merged(family, inputs)
         cache, steps = DynamicCache(config=model.config), []
         with handle.image_mask(family.image_columns(inputs)):
-            steps.append(model(**start, past_key_values=cache).logits[:, -1])
+            steps.append(model(**start, **{CACHE: cache}).logits[:, -1])
             for index in range(2):  # decode steps are no prompts, inside the block or outside it
-                step = {"input_ids": tokens[:, index : index + 1], "past_key_values": cache}
+                step = {"input_ids": tokens[:, index : index + 1], CACHE: cache}
                 steps.append(model(**step).logits[:, -1])
     torch.testing.assert_close(torch.stack(steps), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(handle.regions[0].boosted, region.boosted)
@@ -164,15 +164,15 @@ def test_new_image_in_a_second_turn(qwen, loop):
     follow = qwen.prompt([20, (2, 3), 21, 22], seed=1)
     with vrga_ext.enable(model, **LOOSE) as handle:
         cache = DynamicCache(config=model.config)
-        greedy(model, qwen.prompt(ROWS[0]), 3, past_key_values=cache, suppress_tokens=[IMAGE])
+        greedy(model, qwen.prompt(ROWS[0]), 3, **{CACHE: cache}, suppress_tokens=[IMAGE])
         past = cache.get_seq_length()
         follow["attention_mask"] = torch.ones(1, past + follow["input_ids"].shape[1]).long()
         if loop == "generate":
-            greedy(model, follow, 2, past_key_values=cache)
+            greedy(model, follow, 2, **{CACHE: cache})
         else:
             del follow["attention_mask"]
             with torch.no_grad():
-                model(**follow, past_key_values=cache)
+                model(**follow, **{CACHE: cache})
         region = handle.regions[0]
     assert [span.grid for span in region.images] == [(4, 4), (2, 3)]
     assert region.image_positions[16:].tolist() == list(range(past + 2, past + 8))
@@ -249,8 +249,8 @@ def test_cache_of_an_encoder_decoder_is_refused(family):
     model = family.model
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     with vrga_ext.enable(model, **LOOSE), torch.no_grad():
-        with pytest.raises(TypeError, match=r"past_key_values: .* got EncoderDecoderCache"):
-            model(**family.prompt(ROWS[0]), past_key_values=cache)
-        with pytest.raises(TypeError, match=r"past_key_values: .* got tuple"):
-            model(**family.prompt(ROWS[0]), past_key_values=((torch.zeros(1), torch.zeros(1)),))
+        with pytest.raises(TypeError, match=f"{CACHE}: .* got EncoderDecoderCache"):
+            model(**family.prompt(ROWS[0]), **{CACHE: cache})
+        with pytest.raises(TypeError, match=f"{CACHE}: .* got tuple"):
+            model(**family.prompt(ROWS[0]), **{CACHE: ((torch.zeros(1), torch.zeros(1)),)})
         model(**family.prompt(ROWS[0]))  # and the model goes on

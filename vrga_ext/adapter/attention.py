@@ -34,7 +34,7 @@ _OBSTACLES = {
     "position_bias": "a position bias",
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
-    "cache": "a paged KV cache",
+    "cache": "a paged KV cache",  # since transformers 5.24 the decoder's, which is refused
 }
 # The same as a layer type, where only the mask shows the window.
 _WINDOWED_LAYERS = frozenset({"sliding_attention", "chunked_attention", "hybrid_sliding"})
@@ -51,6 +51,22 @@ def register() -> None:
     for base, name in IMPLEMENTATIONS.items():
         AttentionInterface.register(name, functions[base])
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+
+def as_under_sdpa(kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
+    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
+
+    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
+    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
+    sdpa by its name.
+    """
+    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
+    if not isinstance(keep, int) or keep == 0:
+        return kwargs
+    given = masks.values() if isinstance(masks, dict) else [masks]
+    causal = any(mask is None or mask.dim() == 2 for mask in given)
+    static = getattr(cache, "is_compileable", False)
+    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
 
 
 def vrga_attention(
@@ -70,6 +86,7 @@ def vrga_attention(
     if layer is None:
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
+    query, key, value = _as_under_autocast(query, key, value)
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     state = _gating_state(vrga)
     output, per_head = _operations(query, key, value).decode_attention(
@@ -154,6 +171,19 @@ def _operations(*tensors: Tensor) -> Any:
     """The native operations, which have no gradient, or the reference where one is wanted."""
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     return reference if wanted else ops
+
+
+def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Query, key and value in the dtype in which sdpa computes.
+
+    Under autocast they may differ, rotated queries and keys being float32; the operations, which
+    autocast does not know, want one.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def _gated_layer(

@@ -6,6 +6,7 @@ is not known before the prompt has been read, the drafts have to be a forward ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +31,17 @@ class CannotCutError(Exception):
     """An argument of the forward call that cannot be cut along its tokens."""
 
 
-def cut(kwargs: dict[str, Any], tokens: int, count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def cut(
+    kwargs: dict[str, Any],
+    tokens: int,
+    count: int,
+    cache: Any = None,
+    layer_types: Sequence[str] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of a decoder's forward call, cut after the first ``count`` of ``tokens``.
+
+    ``cache`` is the KV cache before the call, if there is one, ``layer_types`` the kinds of its
+    layers.
 
     Raises
     ------
@@ -41,7 +51,7 @@ def cut(kwargs: dict[str, Any], tokens: int, count: int) -> tuple[dict[str, Any]
     first, rest = dict(kwargs), dict(kwargs)
     for name, value in kwargs.items():
         if name == "attention_mask":
-            first[name], rest[name] = _cut_mask(value, tokens, count)
+            first[name], rest[name] = _cut_mask(value, tokens, count, cache, layer_types)
         elif name == "logits_to_keep":  # of the whole call; some decoders crop rows by it
             first[name] = rest[name] = 0
         elif name == "deepstack_visual_embeds":
@@ -57,45 +67,56 @@ def cut(kwargs: dict[str, Any], tokens: int, count: int) -> tuple[dict[str, Any]
     return first, rest
 
 
-def _cut_mask(mask: Any, tokens: int, count: int) -> tuple[Any, Any]:
+def _cut_mask(
+    mask: Any, tokens: int, count: int, cache: Any, layer_types: Sequence[str], layer: int = 0
+) -> tuple[Any, Any]:
     """A padding mask [B, K], a mask [B, H, S, K], or a dictionary of these and of None."""
     if isinstance(mask, dict):
-        parts = {name: _cut_mask(one, tokens, count) for name, one in mask.items()}
-        first, rest = ({name: part[i] for name, part in parts.items()} for i in (0, 1))
+        first, rest = {}, {}
+        for name, one in mask.items():
+            layer = layer_types.index(name) if name in layer_types else 0
+            first[name], rest[name] = _cut_mask(one, tokens, count, cache, layer_types, layer)
         return first, rest
     if mask is None:
         return None, None
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
         raise CannotCutError("attention_mask")
-    keys = mask.shape[-1] - (tokens - count)
+    unseen = tokens - count
     if mask.dim() == 2:
-        return mask[:, :keys], mask
+        return mask[:, : mask.shape[1] - unseen], mask
     if mask.shape[2] != tokens:
         raise CannotCutError("attention_mask")
-    return mask[:, :, :count, :keys], mask[:, :, count:]
+    if cache is not None:  # a static one has columns for what has not been seen
+        unseen = cache.get_mask_sizes(tokens, layer)[0] - cache.get_mask_sizes(count, layer)[0]
+    return mask[:, :, :count, : mask.shape[3] - unseen], mask[:, :, count:]
 
 
-def fit_masks(rest: dict[str, Any], tokens: int, layer_types: list[str], device: Any) -> None:
+def fit_masks(
+    rest: dict[str, Any], cache: Any, tokens: int, layer_types: Sequence[str], device: Any
+) -> None:
     """Make the cache's windows and the masks that are made for kinds of layers fit each other.
 
     ``tokens`` is the number of drafts. A sliding window has lost columns meanwhile. None in such a
     dictionary says "causal" to a call without a past; the drafts have one.
     """
-    for layer in getattr(rest["past_key_values"], "layers", ()):
-        # Older releases keep what left a window, for a rollback, and count it as gone.
-        recorded = getattr(layer, "record_past", False)
+    for layer in getattr(cache, "layers", ()):
+        # Older releases keep what left a window, for a rollback, and count it as gone. Convolutions
+        # keep something for it as well, but no keys.
+        recorded = getattr(layer, "record_past", False) and hasattr(layer, "keys")
         if recorded and layer.keys.shape[-2] + tokens > layer.get_mask_sizes(tokens)[0]:
             layer.crop(0)
     masks = rest.get("attention_mask")
     if not isinstance(masks, dict):
         return
-    fitted = {}
+    past, fitted = int(cache.get_seq_length()), {}
     for name, mask in masks.items():
         if name not in layer_types:
             continue
-        keys = rest["past_key_values"].get_mask_sizes(tokens, layer_types.index(name))[0]
+        keys, first = cache.get_mask_sizes(tokens, layer_types.index(name))
         if mask is None:
-            mask = torch.ones(keys, keys, dtype=torch.bool, device=device).tril()[None, None]
+            rows = torch.arange(past, past + tokens, device=device)
+            columns = torch.arange(first, first + keys, device=device)
+            mask = (columns <= rows[:, None])[None, None]
         fitted[name] = mask[:, :, -tokens:, -keys:]
     rest["attention_mask"] = masks | fitted
 

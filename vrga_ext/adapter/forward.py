@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from vrga_ext.adapter import drafts, grids, images
-from vrga_ext.adapter.obstacles import Obstacles, check_cache
+from vrga_ext.adapter.attention import as_under_sdpa
+from vrga_ext.adapter.caches import CacheArgument, returned_cache
+from vrga_ext.adapter.obstacles import Obstacles
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt, current_prompt, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
@@ -36,6 +38,7 @@ class ForwardHooks:
         self._finder = finder
         self._key = handle._key
         self._text_config = model.config.get_text_config(decoder=True)
+        self._layer_types = getattr(self._text_config, "layer_types", None) or []
         self._token_ids = images.image_token_ids(model.config)
         self._video_ids = grids.video_token_ids(model.config)
         self._merge = grids.merge_size(model.config)
@@ -45,6 +48,8 @@ class ForwardHooks:
         body = model.base_model
         self._body = model if body is self._decoder else body
         self._names = tuple(inspect.signature(type(self._body).forward).parameters)[1:]
+        self._body_cache = CacheArgument(self._body)
+        self._decoder_cache = CacheArgument(self._decoder)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def add(self) -> None:
@@ -84,7 +89,7 @@ class ForwardHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        state = self._decode_state(given.get("past_key_values"), _size(given)[1])
+        state = self._decode_state(self._body_cache.of(given), _size(given)[1])
         if state is None:
             self._enter(given)
         elif self._handle.recorders:
@@ -93,7 +98,7 @@ class ForwardHooks:
     @torch.compiler.disable
     def _enter(self, given: dict[str, Any]) -> None:
         """Find out which prompt a call reads; in a manual loop the call is the prompt."""
-        check_cache(given.get("past_key_values"))
+        self._body_cache.check(given)
         prompt = prompt_being_read(self._key)
         if prompt is None:
             prompt = Prompt(self._key, given, outer=current_prompt.get())
@@ -105,7 +110,7 @@ class ForwardHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        state = state_of(given.get("past_key_values"))
+        state = state_of(self._body_cache.of(given))
         if not torch.compiler.is_compiling() or state is None or state.prompt.entered:
             self._leave()
 
@@ -121,9 +126,10 @@ class ForwardHooks:
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Arguments:
-        kwargs = _as_under_sdpa(kwargs)
+        cache = self._decoder_cache.of(kwargs)
+        kwargs = as_under_sdpa(kwargs, cache)
         batch, tokens = _size({"input_ids": args[0]} | kwargs if args else kwargs)
-        state = self._decode_state(kwargs.get("past_key_values"), tokens)
+        state = self._decode_state(cache, tokens)
         if state is not None:
             with_vrga = self._with_state(args, kwargs, state, batch, tokens)
         else:
@@ -140,9 +146,9 @@ class ForwardHooks:
         tokens: int,
     ) -> Arguments | None:
         """The arguments of a call over prompt tokens, with the pass that records their rows."""
-        handle, cache = self._handle, kwargs.get("past_key_values")
+        handle, cache = self._handle, self._decoder_cache.of(kwargs)
         prompt = prompt_being_read(self._key)
-        if not self._obstacles.admit(prompt, kwargs, handle.paused):
+        if not self._obstacles.admit(prompt, kwargs, cache, handle.paused):
             return None
         assert prompt is not None
 
@@ -187,7 +193,8 @@ class ForwardHooks:
         try:
             if args:
                 raise drafts.CannotCutError("a positional argument")
-            first, rest = drafts.cut(kwargs, tokens, count)
+            cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
+            first, rest = drafts.cut(kwargs, tokens, count, cache, layer_types)
         except drafts.CannotCutError as error:
             self._handle._notice(
                 f"VRGA is not applied to tokens that are drafted into the first forward call, "
@@ -197,9 +204,9 @@ class ForwardHooks:
         call_ids = prompt.call_ids
         prompt.call_ids = drafts.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
-        rest["past_key_values"] = output.past_key_values
-        layer_types = getattr(self._text_config, "layer_types", None) or []
-        drafts.fit_masks(rest, tokens - count, layer_types, output.last_hidden_state.device)
+        cache = returned_cache(output)
+        rest = self._decoder_cache.put(rest, cache)
+        drafts.fit_masks(rest, cache, tokens - count, layer_types, output.last_hidden_state.device)
         prompt.read = output
         prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
         batch = output.last_hidden_state.shape[0]
@@ -225,7 +232,7 @@ class ForwardHooks:
             return None
         watched = None
         if handle.recorders:
-            past = int(kwargs["past_key_values"].get_seq_length())
+            past = int(self._decoder_cache.of(kwargs).get_seq_length())
             watched = self._watch(state, past, tokens)
         if watched is not None:
             return args, kwargs | {"vrga": watched}
@@ -241,12 +248,12 @@ class ForwardHooks:
     def _after_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        reading = kwargs.get("vrga")
+        reading, cache = kwargs.get("vrga"), self._decoder_cache.of(kwargs)
         if isinstance(reading, WatchedCall):
             reading.end()
         elif isinstance(reading, PrefillPass):
-            self._end_of(reading, kwargs.get("past_key_values"), output)
-        state = state_of(kwargs.get("past_key_values"))
+            self._end_of(reading, cache, output)
+        state = state_of(cache)
         if state is None or state.prompt.read is None:
             return None
         first, state.prompt.read = state.prompt.read, None
@@ -258,7 +265,7 @@ class ForwardHooks:
         handle, state = self._handle, reading.state
         reading.finish()
         if cache is None:  # the decoder made the cache
-            attach_state(output.past_key_values, state)
+            attach_state(returned_cache(output), state)
         for message in notices(reading.skipped):
             handle._notice(message)
         if reading.missed:
@@ -280,22 +287,6 @@ class ForwardHooks:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if prompt.outer is None or prompt.outer.owner != self._key:
             self._handle.regions = regions
-
-
-def _as_under_sdpa(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's arguments with which it does what it would do under the name ``sdpa``.
-
-    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
-    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
-    sdpa by its name.
-    """
-    keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")
-    if not isinstance(keep, int) or keep == 0:
-        return kwargs
-    given = masks.values() if isinstance(masks, dict) else [masks]
-    causal = any(mask is None or mask.dim() == 2 for mask in given)
-    static = getattr(kwargs.get("past_key_values"), "is_compileable", False)
-    return kwargs | {"logits_to_keep": 0} if causal and (keep > 1 or static) else kwargs
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from transformers import EncoderDecoderCache
 
 from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.prompt import Prompt
@@ -42,8 +41,10 @@ class Obstacles:
             return f"the attention implementation was changed to {got!r} after enable()"
         return None
 
-    def admit(self, prompt: Prompt | None, kwargs: dict[str, Any], silent: bool) -> bool:
-        """Whether a prompt can be analysed; ``kwargs`` are the decoder's."""
+    def admit(
+        self, prompt: Prompt | None, kwargs: dict[str, Any], cache: Any, silent: bool
+    ) -> bool:
+        """Whether a prompt can be analysed; ``kwargs`` and the KV cache are the decoder's."""
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self._text_config, "use_cache", True)
@@ -55,7 +56,7 @@ class Obstacles:
                 "without input_ids it is not known where the image is; pass them as well, or call "
                 "the model inside handle.image_mask(...)"
             )
-        elif why is None and kwargs.get("past_key_values") is None and not use_cache:
+        elif why is None and cache is None and not use_cache:
             why = "there is no KV cache (use_cache=False), so every step is a prefill"
         if silent:
             return why is None
@@ -88,20 +89,3 @@ class Obstacles:
         """Say so if there is an image in which no token was found."""
         if any(len(region.image_positions) and not len(region.boosted) for region in regions):
             self._notice("VRGA is not applied in some row: no token of its image stands out")
-
-
-def check_cache(cache: Any) -> None:
-    """Refuse caches whose columns are not the prompt's.
-
-    Raises
-    ------
-    TypeError
-        For the cache of an encoder-decoder, a paged cache, or the tuples of older releases.
-    """
-    if cache is None:
-        return
-    if isinstance(cache, EncoderDecoderCache) or not hasattr(cache, "get_seq_length"):
-        raise TypeError(
-            "past_key_values: wanted the cache of a decoder whose columns are the prompt's "
-            f"(DynamicCache, StaticCache, ...), got {type(cache).__name__}"
-        )

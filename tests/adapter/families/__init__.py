@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 
 from tests.adapter.families.base import (
+    CACHE,
     FAMILIES,
     IMAGE,
     LOOSE,
@@ -25,6 +26,7 @@ from tests.adapter.families.base import (
 )
 
 __all__ = [
+    "CACHE",
     "CORE",
     "FAMILIES",
     "IMAGE",

@@ -15,7 +15,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+# What the KV cache is called in a call and in an output; transformers 5.24 renamed it.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__annotations__ else "past_key_values"
 IMAGE, VIDEO, VISION_START, VISION_END, PAD = 100, 101, 102, 103, 0
 # Values of ``mm_token_type_ids``.
 TEXT_TYPE, IMAGE_TYPE, VIDEO_TYPE = 0, 1, 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tests.adapter.families import greedy, logits
+from tests.adapter.families import CACHE, greedy, logits
 from tests.adapter.modes.base import (
     GAMMA,
     MIXED,
@@ -61,7 +61,7 @@ def _two_turns(subject: Subject, gamma: float | None, *, by_hand: bool) -> Tenso
             manual_loop(model, inputs, cache, ANSWER)
         else:
             follow = [Follow(ANSWER, first)]
-            greedy(model, inputs, NEW, past_key_values=cache, logits_processor=follow)
+            greedy(model, inputs, NEW, **{CACHE: cache}, logits_processor=follow)
         if handle is not None:
             image = handle.regions[0].image_positions
             handle.question_end = second - 1
@@ -73,7 +73,7 @@ def _two_turns(subject: Subject, gamma: float | None, *, by_hand: bool) -> Tenso
                 name: torch.nn.functional.pad(tensor, (0, rest), value=int("mask" in name))
                 for name, tensor in media_free(inputs).items()
             }
-            turn = logits(greedy(model, follow_up | {"input_ids": ids}, NEW, past_key_values=cache))
+            turn = logits(greedy(model, follow_up | {"input_ids": ids}, NEW, **{CACHE: cache}))
         if handle is not None:
             assert torch.equal(handle.regions[0].image_positions, image)
             assert handle.regions[0].question_end == second - 1
@@ -101,11 +101,11 @@ def prefix_cache(subject: Subject) -> None:
         cache = DynamicCache(config=model.config)
         with subject.enabled(gamma, width - 4) as handle:
             with torch.no_grad():
-                model(**prefix, past_key_values=cache, use_cache=True)
+                model(**prefix, **{CACHE: cache}, use_cache=True)
             if handle is not None:
                 handle.question_end = width - 1
             return [
-                logits(greedy(model, tokens, NEW, past_key_values=copy.deepcopy(cache)))
+                logits(greedy(model, tokens, NEW, **{CACHE: copy.deepcopy(cache)}))
                 for _ in range(2)
             ]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tests.adapter.families import greedy
+from tests.adapter.families import CACHE, greedy
 from tests.adapter.modes.base import (
     GAMMA,
     MIXED,
@@ -42,7 +42,7 @@ def manual_loop(model: Any, inputs: dict[str, Tensor], cache: Any, tokens: Tenso
     steps = []
     with torch.no_grad():
         for step in range(NEW):
-            output = model(**inputs, past_key_values=cache, use_cache=True)
+            output = model(**inputs, **{CACHE: cache}, use_cache=True)
             steps.append(output.logits[:, -1])
             chosen = steps[-1].argmax(-1) if tokens is None else tokens[:, step]
             inputs = {"input_ids": chosen[:, None]}

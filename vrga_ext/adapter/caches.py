@@ -1,0 +1,87 @@
+"""The KV cache in the calls of a model's modules and in what they return, whatever it is called.
+
+transformers 5.24 renamed ``past_key_values`` to ``cache``, and takes the old name for some time. It
+renames inside ``forward``, so that hooks may meet either name. No other file knows the names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# The newest first: where it is known, asking for an older one is a deprecation warning.
+_NAMES = ("cache", "past_key_values")
+_INSTALLED = next(name for name in _NAMES if name in BaseModelOutputWithPast.__annotations__)
+
+
+class CacheArgument:
+    """The argument of a module's ``forward`` that is the KV cache.
+
+    Parameters
+    ----------
+    module
+        A module of a transformers model. Its class is asked what ``forward`` takes, since code from
+        elsewhere may keep the old name; if it does not tell, the installed release does.
+
+    Attributes
+    ----------
+    name : str
+        What ``forward`` calls it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        taken = inspect.signature(type(module).forward).parameters
+        self.name = next((name for name in _NAMES if name in taken), _INSTALLED)
+        # With both in a call, transformers takes the newer one. Where forward knows the old name
+        # only, `cache` is something else: the paged cache of continuous batching.
+        self._names = _NAMES[_NAMES.index(self.name) :]
+
+    def of(self, given: Mapping[str, Any]) -> Any:
+        """The cache among the arguments of a call, None where there is none."""
+        for name in self._names:
+            if name in given:
+                return given[name]
+        return None
+
+    def put(self, given: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+        """The arguments of a call with another cache."""
+        others = {name: value for name, value in given.items() if name not in self._names}
+        return others | {self.name: cache}
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuse a call with a cache whose columns are not the prompt's.
+
+        Raises
+        ------
+        TypeError
+            For the cache of an encoder-decoder, a paged cache, or the tuples of older releases.
+        """
+        cache = self.of(given)
+        if cache is None:
+            return
+        if isinstance(cache, EncoderDecoderCache) or not hasattr(cache, "get_seq_length"):
+            raise TypeError(
+                f"{self.name}: wanted the cache of a decoder whose columns are the prompt's "
+                f"(DynamicCache, StaticCache, ...), got {type(cache).__name__}"
+            )
+
+
+def returned_cache(output: Any) -> Any:
+    """The cache in the output of a module.
+
+    Raises
+    ------
+    TypeError
+        The output has none.
+    """
+    for name in _NAMES:
+        if hasattr(output, name):
+            return getattr(output, name)
+    raise TypeError(
+        f"wanted an output of transformers with the KV cache, got {type(output).__name__}"
+    )
