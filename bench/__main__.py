@@ -1,7 +1,8 @@
-"""``python -m bench report|compare``: pages from results, and regressions between two."""
+"""``python -m bench report|join|compare``: pages from results, and regressions between two."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from bench import compare as comparison
 from bench.plots import draw
 from bench.report import markdown
 from bench.results import Report
+from bench.results import join as join_results
 
 app = typer.Typer(
     help="Results of `pytest bench --benchmark-only --benchmark-json=RESULT.json`.",
@@ -44,6 +46,21 @@ def report(
     page = out / f"{result.stem}.md"
     page.write_text(markdown(loaded, picture.name if drawn else None))
     typer.echo(f"{page}\n{picture}" if drawn else str(page))
+
+
+@app.command()
+def join(
+    parts: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+) -> None:
+    """Join files of one machine: a suite that was run in parts."""
+    try:
+        joined = join_results(parts)
+    except ValueError as error:
+        typer.echo(f"bench: {error}", err=True)
+        raise typer.Exit(2) from error
+    out.write_text(json.dumps(joined, indent=1) + "\n")
+    typer.echo(f"{len(joined['benchmarks'])} results in {out}")
 
 
 @app.command()

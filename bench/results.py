@@ -60,6 +60,34 @@ class Report:
             ) from error
 
 
+def join(paths: Iterable[Path]) -> dict[str, Any]:
+    """One file's content from those of several runs on one machine with the same versions.
+
+    Raises
+    ------
+    ValueError
+        A file is none of ``pytest bench --benchmark-json``, the machines differ, or something was
+        measured twice.
+    """
+    joined: dict[str, Any] = {}
+    seen: dict[tuple[str, str, str], Path] = {}
+    for path in paths:
+        report, content = Report.load(path), json.loads(path.read_text())
+        for result in report.results:
+            if result.key in seen:
+                twice = ", ".join(result.key)
+                raise ValueError(f"{path}: {twice} was measured in {seen[result.key]} already")
+            seen[result.key] = path
+        if not joined:
+            joined = content
+        elif report.machine != joined["machine_info"]["vrga"]:
+            raise ValueError(f"{path}: another machine, or other versions, than the first file's")
+        else:
+            joined["benchmarks"] += content["benchmarks"]
+            joined["absent"] = joined.get("absent", {}) | dict(report.absent)
+    return joined
+
+
 Groups = dict[str, dict[str, dict[str, Result]]]
 
 

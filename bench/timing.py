@@ -71,11 +71,14 @@ def sample_of(
 
 
 def copy_sample(device: str) -> Sample:
-    """Seconds per byte moved (read or written) of a large copy."""
+    """Seconds per byte moved (read or written) of a large copy.
+
+    Not in a CUDA graph, where a copy may run on a copy engine: slower than the multiprocessors'.
+    """
     source = torch.zeros(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel()
-    sample = sample_of(target.copy_, [source], device)
+    sample = sample_of(target.copy_, [source], device, host_reads=True)
     return lambda turn: sample(turn) / moved
 
 

@@ -121,6 +121,22 @@ def test_report_without_anything_to_draw(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r.md"]
 
 
+def test_parts_of_a_suite_are_joined(tmp_path):
+    first = write(tmp_path / "first.json", decode(), {"a": "no a"})
+    second = write(tmp_path / "second.json", decode(case="another case"), {"b": "no b"})
+    out = tmp_path / "joined.json"
+    run = CliRunner().invoke(app, ["join", str(first), str(second), "--out", str(out)])
+    assert run.exit_code == 0, run.output
+    joined = Report.load(out)
+    assert joined.results == Report.load(first).results + Report.load(second).results
+    assert joined.absent == {"a": "no a", "b": "no b"}
+    elsewhere = write(tmp_path / "elsewhere.json", decode(case="a third"), torch="2.14.0")
+    for parts, message in (((first, first), "already"), ((first, elsewhere), "another machine")):
+        run = CliRunner().invoke(app, ["join", *map(str, parts), "--out", str(out)])
+        assert run.exit_code == 2
+        assert message in run.output
+
+
 @pytest.mark.parametrize(
     ("factor", "threshold", "code"), [(1.05, 0.1, 0), (1.2, 0.1, 1), (1.2, 0.3, 0), (0.5, 0.0, 0)]
 )

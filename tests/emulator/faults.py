@@ -13,7 +13,8 @@ from typing import NamedTuple
 from tests.emulator import build
 
 TENSOR, TILE = "tensor_split.cuh", "tensor_tile.cuh"
-ACCESS, RESULT = "key_access.cuh", "block_result.cuh"
+KEYS, ACCESS = "tensor_keys.cuh", "key_access.cuh"
+RESULT, MERGE = "block_result.cuh", "merge_splits.cuh"
 
 # The build notices a fault where the driver exits with an error: wrong numbers, NaN from poisoned
 # memory, a bank conflict, a check of the machine, or a report of the sanitizer.
@@ -39,15 +40,15 @@ FAULTS = [
         "no wait for asynchronous copies",
         "plain",
         TENSOR,
-        "copy_async_wait<kShallow - 2>();",
+        "copy_async_wait<Shape::kSlots - 2>();",
         "",
     ),
     Fault(
         "wait leaves one group too many",
         "plain",
         TENSOR,
-        "copy_async_wait<kDeep - 2>();",
-        "copy_async_wait<kDeep - 1>();",
+        "copy_async_wait<Shape::kSlots - 2>();",
+        "copy_async_wait<Shape::kSlots - 1>();",
     ),
     Fault(
         "no warp barrier after the wait",
@@ -60,7 +61,7 @@ FAULTS = [
         "ring slot refilled too early",
         "plain",
         TENSOR,
-        "start_copy(slot == 0 ? slots - 1 : slot - 1);",
+        "start_copy(slot == 0 ? Shape::kSlots - 1 : slot - 1);",
         "start_copy(slot);",
     ),
     Fault(
@@ -95,35 +96,35 @@ FAULTS = [
         "swizzle missing on one side",
         "plain",
         TILE,
-        "slot + swizzled<kDim / 8>(key, chunk) * 16",
-        "slot + (key * (kDim / 8) + chunk) * 16",
+        "Layout::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2)",
+        "((lane % 8 + lane / 16 * 8) * (kDim / 8) + lane / 8 % 2) * 16",
     ),
     Fault(
         "no swizzle: bank conflicts",
         "plain",
         TILE,
-        "((chunk ^ (row >> (3 - k))) & mask)",
-        "(chunk & mask)",
+        "return row >> (3 - kBits) & kMask;",
+        "return 0 * row;",
     ),
     Fault(
         "tail of the keys off by one in the scores",
         "plain",
-        TENSOR,
-        "row_valid[s] && key < s_kv",
-        "row_valid[s] && key <= s_kv",
+        KEYS,
+        "if (key < end) {",
+        "if (key <= end) {",
     ),
     Fault(
         "tail of the keys off by one in the load",
         "asan",
         TILE,
-        "const bool valid = first + row < s_kv;",
-        "const bool valid = first + row <= s_kv;",
+        "first + row + below < end",
+        "first + row + below <= end",
     ),
     Fault(
         "unused values multiplied by zero",
         "plain",
         TENSOR,
-        "clear_unused<kDim>(value_slot, used);",
+        "clear_unused<kDim>(shared + value_slot, used);",
         "",
     ),
     Fault(
@@ -137,15 +138,29 @@ FAULTS = [
         "half of a row's lanes left out of its maximum",
         "plain",
         TENSOR,
-        "max_across_lanes(keys[s].peak(scale), 1, 4)",
-        "max_across_lanes(keys[s].peak(scale), 1, 2)",
+        "max_across_lanes(peak[s], 1, 4)",
+        "max_across_lanes(peak[s], 1, 2)",
     ),
     Fault(
         "splits write to one place",
         "plain",
         RESULT,
-        "(result.row * p.splits + place.split) * 2",
-        "(result.row * p.splits) * 2",
+        "(row.row * p.splits + place.split) * p.stored_planes",
+        "(row.row * p.splits) * p.stored_planes",
+    ),
+    Fault(
+        "no barrier before the gate is read",
+        "tsan",
+        MERGE,
+        "sync_block();\n  const int columns",
+        "const int columns",
+    ),
+    Fault(
+        "sums of the wrong plane",
+        "plain",
+        MERGE,
+        "(w * 2 + result.plane)",
+        "(w * 2 + 1 - result.plane)",
     ),
 ]
 
