@@ -150,7 +150,7 @@ FAULTS = [
     ),
     Fault(
         "no barrier before the gate is read",
-        "tsan",
+        "plain",
         MERGE,
         "sync_block();\n  const int columns",
         "const int columns",
