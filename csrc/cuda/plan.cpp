@@ -10,9 +10,11 @@ namespace {
 constexpr int64_t kPlainTileKeys = 128;
 constexpr int64_t kTensorMinKeys = 128;  // per split
 constexpr int64_t kPlainMinKeys = 256;
-// Blocks per multiprocessor: what fits, by registers and shared memory.
-constexpr int kDecodeBlocks = 2;
-constexpr int kRowBlocks = 4;  // D <= 128
+constexpr int kBlocks = 2;  // per multiprocessor, by registers and shared memory
+// Row statistics, which need fewer registers: as many blocks as fit, of 512 keys or more; where
+// that leaves multiprocessors idle, smaller ones.
+constexpr int kRowBlocks = 4;
+constexpr int64_t kRowKeys = 512;
 constexpr int64_t kMaxSplits = 1024;
 
 // fp16 keeps p (at most 2^8) and w p in [6e-8, 65504]. Beyond these weights one of them would lose
@@ -77,12 +79,20 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
 
   // One wave of blocks and no second, fuller or emptier one: as many splits as fit into it.
   const int64_t items = p.b * p.h_kv * plan.row_blocks;
-  const int blocks = tensor && !decode && p.d <= 128 ? kRowBlocks : kDecodeBlocks;
-  const int64_t wave = int64_t{device.multiprocessors} * blocks;
-  const int64_t per_item = items > 0 ? std::max<int64_t>(1, wave / items) : 1;
-  const int64_t splits = plan_splits(items, p.s_kv, tensor ? kTensorTile : kPlainTileKeys,
-                                     tensor ? kTensorMinKeys : kPlainMinKeys, items * per_item)
-                             .splits;
+  const auto splits_of = [&](int blocks, int64_t min_keys) {
+    const int64_t wave = int64_t{device.multiprocessors} * blocks;
+    const int64_t per_item = items > 0 ? std::max<int64_t>(1, wave / items) : 1;
+    const int64_t tile = tensor ? kTensorTile : kPlainTileKeys;
+    return plan_splits(items, p.s_kv, tile, min_keys, items * per_item).splits;
+  };
+  int64_t splits = 1;
+  if (!tensor) {
+    splits = splits_of(kBlocks, kPlainMinKeys);
+  } else if (decode || p.d > 128) {
+    splits = splits_of(kBlocks, kTensorMinKeys);
+  } else {
+    splits = std::max(splits_of(kRowBlocks, kRowKeys), splits_of(1, kTensorMinKeys));
+  }
   plan.splits = static_cast<int32_t>(std::min(splits, kMaxSplits));
   plan.blocks = items * plan.splits;
   const int64_t partials = p.b * p.h_q * p.s_q * plan.splits;

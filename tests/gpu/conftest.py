@@ -49,6 +49,7 @@ def threads() -> None:
 @pytest.fixture
 def simd(monkeypatch: pytest.MonkeyPatch) -> str:
     """In place of the instruction sets of the CPU kernels."""
-    monkeypatch.setattr(cases, "FLOAT32_ULPS", 5.0)  # CUDA's tanhf has two ulps, the CPU's one
+    # Of CUDA's tanhf two ulps are right, and a soft-cap multiplies them to a score of 30.
+    monkeypatch.setattr(cases, "FLOAT32_ULPS", 10.0)
     route_to_gpu(monkeypatch)
     return "cuda"
