@@ -29,13 +29,14 @@ class Ahead {
 
   // Asks for the next lines, or as many as are left.
   VRGA_HOST_DEVICE void fetch(int lines) {
-    for (; lines > 0; --lines) {
-      if (in_row_ == 0 && !next_row()) {
-        return;
+    while (lines > 0 && (in_row_ > 0 || next_row())) {
+      const int now = in_row_ < lines ? static_cast<int>(in_row_) : lines;
+      in_row_ -= now;
+      lines -= now;
+      for (const uintptr_t end = at_ + static_cast<uintptr_t>(now) * kLineBytes; at_ < end;
+           at_ += kLineBytes) {
+        __builtin_prefetch(reinterpret_cast<const void*>(at_), 0, 1);
       }
-      --in_row_;
-      __builtin_prefetch(reinterpret_cast<const void*>(at_), 0, 1);
-      at_ += kLineBytes;
     }
   }
 

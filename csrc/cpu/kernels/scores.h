@@ -122,8 +122,8 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
                                 }
                                 at += R * D::kStep;
                               };
+    ahead.fetch(fetches);
     for (int64_t c = 0; c < whole; c += D::kStep) {
-      ahead.fetch(fetches);
       multiply(D::key(one + c), D::key(two + c));
     }
     if (rest > 0) {
@@ -158,7 +158,7 @@ void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
   const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~1;
   const int panel = fits < 2 ? 2 : fits;
-  const int64_t steps = tiles * ceil_div(block.n, 2) * (block.d / Dot<T>::kStep);
+  const int64_t steps = tiles * ceil_div(block.n, 2);
   const int per_step = pace(fetches, steps);
   for (int begin = 0; begin < block.n; begin += panel) {
     const int end = begin + panel < block.n ? begin + panel : block.n;

@@ -6,6 +6,8 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
+constexpr int kFetchKeys = 8;  // keys between two requests for memory
+
 template <class T>
 struct ValueBlock {
   const T* v;            // [kBlockKeys, Dv], row stride stride_v
@@ -39,7 +41,9 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
   for (int t = 0; t < count; ++t) {
     const int64_t j = kIndexed ? block.index[t] : t;
     const T* row = block.v + j * block.stride_v + c;
-    ahead.fetch(fetches);
+    if (t % kFetchKeys == 0) {
+      ahead.fetch(fetches);
+    }
     Vec value[C];
 #pragma GCC unroll 4
     for (int i = 0; i < C; ++i) {
@@ -102,7 +106,8 @@ VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int fi
 template <class T>
 int64_t value_steps(int rows, int n, int64_t d_v) {
   constexpr int64_t kWide = kPvVectors * kWidth;
-  return ceil_div(rows, kPvRows) * (d_v / kWide + ceil_div(d_v % kWide, kWidth)) * n;
+  const int64_t tiles = ceil_div(rows, kPvRows) * (d_v / kWide + ceil_div(d_v % kWide, kWidth));
+  return tiles * ceil_div(n, kFetchKeys);
 }
 
 // What a task does to its sums [rows, stride_sums] before they are merged: nothing here.

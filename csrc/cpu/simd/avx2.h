@@ -10,7 +10,7 @@ namespace vrga::cpu::VRGA_ISA {
 constexpr int kWidth = 8;
 constexpr int kQkRows = 6;  // 12 accumulators, 2 key vectors and 1 query vector: 15 of 16 registers
 constexpr int kPvRows = 4;
-constexpr int kPvVectors = 3;
+constexpr int kPvVectors = 2;
 
 struct Vec {
   __m256 v;
