@@ -205,6 +205,12 @@ void launch(void (*kernel)(Params), const char* name, int64_t grid, int threads,
                                static_cast<int>(shared_bytes)),
           "shared memory");
   }
+  // Code that the driver compiled from PTX older than sm_90 does not wait: no overlap for it.
+  if (overlap) {
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
+    overlap = attributes.ptxVersion >= 90;
+  }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
