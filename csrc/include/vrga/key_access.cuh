@@ -49,7 +49,9 @@ VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
 // The tiles of one split, in ascending order. A tile that no row of the block attends to is never
 // loaded: the unused end of a static cache costs its mask, not its keys.
 struct TileList {
-  static constexpr int kMarked = 896;  // tiles beyond that many are always loaded
+  // Tiles beyond that many are always loaded. 128 more, and two blocks of D = 128 no longer fit
+  // into the shared memory of a multiprocessor of sm_86, sm_89 and sm_120.
+  static constexpr int kMarked = 640;
 
   const uint8_t* marks;  // shared [kMarked]
   bool marked;           // otherwise every tile is loaded
