@@ -1,20 +1,21 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "vrga/split_policy.h"
 
 namespace vrga::gpu {
 namespace {
 
-constexpr int64_t kPlainTileKeys = 128;
 constexpr int64_t kTensorMinKeys = 128;  // per split
 constexpr int64_t kPlainMinKeys = 256;
 constexpr int kBlocks = 2;  // per multiprocessor, by registers and shared memory
-// Row statistics, which need fewer registers: as many blocks as fit, of 512 keys or more; where
-// that leaves multiprocessors idle, smaller ones.
-constexpr int kRowBlocks = 4;
-constexpr int64_t kRowKeys = 512;
+// Row statistics, which need fewer registers: as many blocks as fit (four on sm_90 and sm_100, by
+// shared memory two or three elsewhere), of 512 keys or more; where that leaves multiprocessors
+// idle, smaller ones.
+constexpr int kRowStatisticsBlocks = 4;
+constexpr int64_t kRowStatisticsMinKeys = 512;
 constexpr int64_t kMaxSplits = 1024;
 
 // fp16 keeps p (at most 2^8) and w p in [6e-8, 65504]. Beyond these weights one of them would lose
@@ -82,7 +83,7 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
   const auto splits_of = [&](int blocks, int64_t min_keys) {
     const int64_t wave = int64_t{device.multiprocessors} * blocks;
     const int64_t per_item = items > 0 ? std::max<int64_t>(1, wave / items) : 1;
-    const int64_t tile = tensor ? kTensorTile : kPlainTileKeys;
+    const int64_t tile = tensor ? kTensorTile : kPlainTile;
     return plan_splits(items, p.s_kv, tile, min_keys, items * per_item).splits;
   };
   int64_t splits = 1;
@@ -91,13 +92,14 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
   } else if (decode || p.d > 128) {
     splits = splits_of(kBlocks, kTensorMinKeys);
   } else {
-    splits = std::max(splits_of(kRowBlocks, kRowKeys), splits_of(1, kTensorMinKeys));
+    splits = std::max(splits_of(kRowStatisticsBlocks, kRowStatisticsMinKeys),
+                      splits_of(1, kTensorMinKeys));
   }
   plan.splits = static_cast<int32_t>(std::min(splits, kMaxSplits));
   plan.blocks = items * plan.splits;
   const int64_t partials = p.b * p.h_q * p.s_q * plan.splits;
   if (decode) {
-    plan.pitch = static_cast<int32_t>(ceil_div(p.d_v, 4) * 4);
+    plan.pitch = static_cast<int32_t>(ceil_div(std::max<int64_t>(1, p.d_v), 4) * 4);
   }
   if (!decode || plan.splits > 1) {
     plan.partial_states = partials;
@@ -109,14 +111,21 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
 }  // namespace
 
 const char* unsupported(const DecodeParams& p) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();  // kernels count in 32 bits
   if (p.d > kMaxHeadDim) {
     return "query: wanted a head dim of at most 256";
   }
-  return p.d_v > kMaxHeadDim ? "value: wanted a head dim of at most 256" : nullptr;
+  if (p.d_v > kMaxHeadDim) {
+    return "value: wanted a head dim of at most 256";
+  }
+  if (p.b * p.h_q * p.s_q > kMax) {
+    return "query: wanted fewer than 2^31 rows";
+  }
+  return p.s_kv > kMax ? "key: wanted fewer than 2^31 keys" : nullptr;
 }
 
 const char* unsupported(const RowStatisticsParams& p) {
-  return p.d > kMaxHeadDim ? "query: wanted a head dim of at most 256" : nullptr;
+  return unsupported(as_decode(p));
 }
 
 CallPlan plan_decode(const DecodeParams& params, const Device& device) {

@@ -16,7 +16,8 @@ struct Device {
 };
 
 enum class Path : int32_t {
-  kTensor,  // tensor cores: bf16, fp16; D in {64, 80, 96, 128, 256}; rows aligned to 16 bytes
+  kTensor,  // tensor cores: bf16, fp16; D in {64, 80, 96, 128, 256}; rows of K and V aligned to
+            // 16 bytes, of the query to 4
   kPlain,   // everything else up to D = 256
 };
 

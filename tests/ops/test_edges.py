@@ -10,6 +10,7 @@ from tests.ops.cases import (
     attention_case,
     check_accuracy,
     check_decode,
+    check_gate,
     check_statistics,
     max_error,
 )
@@ -17,6 +18,16 @@ from vrga_ext import ops, reference
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 
 NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("keys", [40, 600])
+def test_values_without_columns(simd, keys):
+    case = attention_case(keys=keys, dim_v=0)
+    result = ops.decode_attention(**case.arguments(torch.float32))
+    expected = reference.decode_attention(**case.arguments(torch.float64))
+    assert result.output.shape == (1, 8, 1, 0)
+    check_statistics(result.statistics, expected.statistics)
+    check_gate(result, expected, case.options)
 
 
 @pytest.mark.parametrize("gate", ["static", "dynamic"])

@@ -8,10 +8,10 @@
 
 namespace vrga::gpu {
 
-// Of a row whose block writes the result itself.
+// What the sums of a row become: the one named, times the normaliser.
 struct RowResult {
   float normaliser;
-  int32_t plane;  // which sum is the result
+  int32_t plane;
 };
 
 // Shared memory of the result phase.
@@ -74,7 +74,7 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
                                                   merged.row, merged.row.z_output, statistics);
       scratch.results[r] = {decision.normaliser,
                             decision.open && p.planes != Planes::kPlain ? 1 : 0};
-      write_statistics(p.decode.statistics + row.row * kDecodeStatistics, statistics,
+      write_statistics(p.decode.statistics + int64_t{row.row} * kDecodeStatistics, statistics,
                        decision.open);
     } else {
       p.partial_states[row.row * p.splits + place.split] = merged;

@@ -249,9 +249,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
     VRGA_NO_UNROLL
     for (int i = 0; i < kRowKeys && first + i * kRowThreads < flagged; ++i) {
       const KeyMask own = read_mask(mask, masked, i * kRowThreads);
-      const float difference =
-          fmaf(attention[i * kRowThreads], multiplier, own.bias_bits - state.m);
+      // Of other keys the split kernel wrote nothing.
       const bool attended = (image >> i & 1u) != 0 && own.attended;
+      const float dot = attended ? attention[i * kRowThreads] : 0.0f;
+      const float difference = fmaf(dot, multiplier, own.bias_bits - state.m);
       attention[i * kRowThreads] = attended ? exp2_fast(difference) * normaliser : 0.0f;
     }
   }

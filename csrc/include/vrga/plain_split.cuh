@@ -11,9 +11,7 @@
 
 namespace vrga::gpu {
 
-constexpr int kPlainWarps = 4;
-constexpr int kPlainThreads = kPlainWarps * kWarpSize;
-constexpr int kPlainTile = kPlainThreads;
+constexpr int kPlainThreads = kPlainTile;
 constexpr int kPlainRows = 4;
 constexpr int kPlainMaxDim = 256;
 

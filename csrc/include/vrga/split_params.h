@@ -65,7 +65,7 @@ enum class Planes : int32_t {
 // splits, split + 2 splits, ...: with a key range that is masked beyond the length of a growing
 // cache, every split still gets its share.
 struct SplitParams {
-  DecodeParams decode;  // row statistics: s_q = 1, and v, out, statistics are null
+  DecodeParams decode;  // row statistics: s_q = 1, and v and out are null
 
   // Row r of [B, Hq, Sq] is (b * Hq + h) * Sq + s.
   float* partial_sums = nullptr;           // [B * Hq * Sq, splits, stored_planes, pitch]
@@ -87,6 +87,10 @@ struct SplitParams {
 constexpr int kWarpKeys = 16;
 constexpr int kTensorWarps = 4;
 constexpr int kTensorTile = kTensorWarps * kWarpKeys;
+
+// Of a plain kernel: one key per thread.
+constexpr int kPlainWarps = 4;
+constexpr int kPlainTile = kPlainWarps * 32;
 
 struct BlockPlace {
   int32_t b, h_kv, split, row_block;

@@ -82,12 +82,12 @@ struct CopyLane {
 };
 
 // The A fragments of the query rows, loaded once; rows beyond the last are zero. In registers, or
-// where the sums leave no room for them (D = 256) in shared memory, [kDim / 16, 32, 2] words that
-// every warp reads.
+// where the sums leave no room for them (D = 256) in shared memory, [kDim / 16, 32,
+// 2 * kRowSlots] words that every warp reads.
 template <int kDim, int kRowSlots>
 struct QueryFragments {
   static constexpr bool kShared = kDim > 128;
-  static constexpr int kSharedBytes = kShared ? kDim / 16 * kWarpSize * 8 : 0;
+  static constexpr int kSharedBytes = kShared ? kDim / 16 * kWarpSize * 8 * kRowSlots : 0;
   struct alignas(8 * kRowSlots) Words {
     uint32_t word[2 * kRowSlots];  // two halves of eight columns, each with its row slots
   };
@@ -141,7 +141,8 @@ template <int kDim, int kRowSlots>
 struct TensorShape {
   static constexpr int kRows = 8 * kRowSlots;
   static constexpr int kSlotBytes = SlotLayout<kDim>::kBytes;
-  static constexpr int kSumStride = kDim + 8;  // 8 mod 32 banks: fragments store without conflicts
+  // 8 or 24 mod 32 banks: fragments store without conflicts.
+  static constexpr int kSumStride = kDim + 8;
   static constexpr int kSumBytes = kTensorWarps * 16 * kSumStride * 4;
   using Scratch = ResultScratch<kTensorWarps, kRows>;
   static constexpr int kResultBytes = kSumBytes + static_cast<int>(sizeof(Scratch));
