@@ -3,8 +3,8 @@
     python tests/cuda/ptxas_table.py [--architectures 80,90] [--files d128] [--jobs 2]
 
 Registers, spills, shared memory and blocks per multiprocessor, one line per kernel and
-architecture. Exit status 1 if a kernel spills, or if a kernel with D <= 128 does not fit twice into
-a multiprocessor. Needs nvcc and g++, neither a GPU nor torch.
+architecture. Exit status 1 if a kernel spills, or if fewer of its blocks fit into a multiprocessor
+than `csrc/cuda/plan.cpp` counts on. Needs nvcc and g++, neither a GPU nor torch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Kernel(NamedTuple):
 
     def fits(self) -> bool:
         wanted = 1 if "256" in self.name else 2
+        if wanted == 2 and self.name.endswith(", 1, false>") and self.architecture in (90, 100):
+            wanted = 4  # row statistics
         return self.spill_bytes == 0 and (self.blocks is None or self.blocks >= wanted)
 
 

@@ -35,6 +35,13 @@ def test_a_kernel_of_head_dim_128_fits_twice():
     assert one_block._replace(name="tensor_split<Float16, 256, 1, true>").fits()
 
 
+def test_row_statistics_fit_four_times_where_shared_memory_allows():
+    three = ptxas_table.Kernel(90, "tensor_split<Float16, 128, 1, false>", 128, 0, 55000, 3)
+    assert not three.fits()
+    assert three._replace(blocks=4).fits()
+    assert three._replace(architecture=86).fits()
+
+
 def test_no_kernel_spills():
     try:
         ptxas_table.find_nvcc()

@@ -219,6 +219,24 @@ void run(const Case& c) {
   }
 }
 
+void check_divisors() {
+  constexpr int64_t kLargest = 2147483647;
+  for (const int64_t d :
+       {1, 2, 3, 5, 7, 28, 64, 641, 6700417, 1 << 30, (1 << 30) + 1, 2147483647}) {
+    const vrga::gpu::Divisor divisor(d);
+    for (const int64_t n : {int64_t{0}, int64_t{1}, d - 1, d, d + 1, 5 * d - 1, 5 * d,
+                            kLargest / d * d - 1, kLargest / d * d, kLargest - 1, kLargest}) {
+      const auto own = static_cast<int32_t>(n);
+      if (n <= kLargest && (divisor.quotient(own) != n / d ||
+                            divisor.remainder(own, divisor.quotient(own)) != n % d)) {
+        std::fprintf(stderr, "%lld / %lld: got %d\n", static_cast<long long>(n),
+                     static_cast<long long>(d), divisor.quotient(own));
+        ++failures;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -231,6 +249,7 @@ int main(int argc, char** argv) {
     simt::set_seed(static_cast<uint64_t>(++index));
     run(c);
   }
+  check_divisors();
   const simt::Counters& counters = simt::counters();
   if (counters.matrix_wavefronts != counters.matrix_phases) {
     std::fprintf(stderr, "ldmatrix: %lld shared-memory accesses for %lld groups of rows\n",

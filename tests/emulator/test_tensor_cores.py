@@ -85,6 +85,23 @@ def test_weights_beyond_the_range_of_fp16(simd, weight):
     assert result.output.isfinite().all()
 
 
+@pytest.mark.parametrize("weight", [1 / 256, 128.0])
+@pytest.mark.parametrize("step", [2.0, 5.4, 5.6])
+def test_largest_weights_of_fp16_where_the_maximum_keeps_moving(simd, weight, step):
+    """Scores that rise by almost the 2^8 (e^5.55) by which p may exceed 1, and by just more."""
+    dtype = torch.float16
+    case = attention_case(
+        heads_kv=1, group=4, keys=640, dim=64, dtype=dtype, gate="static", focus_weight=weight
+    )
+    flags = torch.full((1, 640), IMAGE_FLAG, dtype=torch.uint8)
+    flags[:, ::2] |= FOCUS_FLAG
+    bias = (torch.arange(640) // 64 * step)[None, None, None]
+    query = case.tensors["query"] / 64
+    case.tensors |= {"attn_mask": bias, "key_flags": flags, "query": query}
+    result = check_decode(case, dtype)
+    assert result.output.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 def test_infinite_scores_and_values(simd, dtype):
     """Overflow shows where it happens and nowhere else."""

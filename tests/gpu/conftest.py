@@ -50,6 +50,6 @@ def threads() -> None:
 def simd(monkeypatch: pytest.MonkeyPatch) -> str:
     """In place of the instruction sets of the CPU kernels."""
     # Of CUDA's tanhf two ulps are right, and a soft-cap multiplies them to a score of 30.
-    monkeypatch.setattr(cases, "FLOAT32_ULPS", 10.0)
+    monkeypatch.setattr(cases, "SOFTCAP_ULPS", 10.0)
     route_to_gpu(monkeypatch)
     return "cuda"

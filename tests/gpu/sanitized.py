@@ -18,6 +18,7 @@ CASES = [
     {"dtype": torch.bfloat16, "dim": 96, "group": 8, "keys": 65, "softcap": 20.0},
     {"dtype": torch.bfloat16, "dim": 256, "group": 10, "keys": 300, "mask": "causal", "rows": 2},
     {"dtype": torch.float32, "dim": 33, "group": 5, "keys": 700, "mask": "heads"},
+    {"dtype": torch.bfloat16, "dim": 128, "group": 7, "keys": 700, "gate": "static"},
 ]
 
 
@@ -27,7 +28,7 @@ def main() -> None:
         made = attention_case(**options).arguments(dtype)
         case = {n: t.cuda() if isinstance(t, torch.Tensor) else t for n, t in made.items()}
         decode = ops.decode_attention(**case)
-        rows = {n: t for n, t in case.items() if n != "value"}
+        rows = {n: t for n, t in case.items() if n not in ("value", "gate")}
         rows["query"] = rows["query"][:, :, 0].contiguous()
         if "attn_mask" in rows and rows["attn_mask"].dim() >= 2:
             rows["attn_mask"] = rows["attn_mask"][..., :1, :]

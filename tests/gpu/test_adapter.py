@@ -62,8 +62,13 @@ def test_tokens_of_the_reference_through_tensor_cores(dtype, heads, monkeypatch)
     model, inputs = on_gpu(
         "llava", dtype, head_dim=64, num_attention_heads=heads, num_key_value_heads=2
     )
+    served = []
+    has_kernel = ops.has_kernel
+    monkeypatch.setattr(ops, "has_kernel", lambda *of: served.append(has_kernel(*of)) or served[-1])
     with vrga_ext.enable(model, **LOOSE):
         through_kernels = greedy(model, inputs, STEPS)
+    assert served
+    assert all(served)
     monkeypatch.setattr(ops, "has_kernel", lambda *_: False)
     with vrga_ext.enable(model, **LOOSE):
         through_reference = greedy(model, inputs, STEPS)
@@ -76,9 +81,14 @@ def test_compiled_static_cache(gate):
     """transformers compiles the decode step of a static cache, and captures it in a graph."""
     model, inputs = on_gpu("llava", head_dim=64)
     arguments = {"cache_implementation": "static"}
+    graphs = torch._dynamo.utils.counters["stats"]
     with vrga_ext.enable(model, **LOOSE, gate=gate):
+        torch._dynamo.reset()
+        graphs.clear()
         eager = greedy(model, inputs, STEPS, **arguments, disable_compile=True)
+        assert not graphs["unique_graphs"]
         compiled = greedy(model, inputs, STEPS, **arguments)
+        assert graphs["unique_graphs"]
         again = greedy(model, inputs, STEPS, **arguments)
     plain = greedy(model, inputs, STEPS, **arguments, disable_compile=True)
     assert torch.equal(compiled.sequences, eager.sequences)

@@ -55,6 +55,18 @@ def test_odd_alignment(simd):
     assert all(map(torch.equal, outputs(case), expected))
 
 
+@pytest.mark.parametrize("names", [("query",), ("key",), ("value",), ("query", "key", "value")])
+@pytest.mark.parametrize("elements", [1, 2, 4])
+def test_alignment_of_halves(simd, names, elements):
+    """Whole words of memory are wanted by some kernels: others serve what does not start at one."""
+    case = attention_case(keys=150, dtype=torch.bfloat16)
+    for name in names:
+        t = case.tensors[name]
+        shifted = torch.zeros(t.numel() + elements, dtype=t.dtype)[elements:].view(t.shape)
+        case.tensors[name] = shifted.copy_(t)
+    check_decode(case, torch.bfloat16)
+
+
 def test_flags_with_strides(simd):
     case = attention_case(batch=2, keys=100, flags="scattered")
     expected = outputs(case)

@@ -1,0 +1,29 @@
+"""Every kernel is launched so that it may start before its predecessor has ended."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include" / "vrga"
+KERNEL = re.compile(
+    r"^VRGA_KERNEL VRGA_LAUNCH_BOUNDS\(.*?\)\s+(\w+)\(.*?\) \{\n(.*?)^\}", re.DOTALL | re.MULTILINE
+)
+KERNELS = {
+    name: body for path in INCLUDE.glob("*.cuh") for name, body in KERNEL.findall(path.read_text())
+}
+
+
+def test_all_kernels_are_found():
+    texts = [path.read_text() for path in INCLUDE.glob("*.cuh")]
+    assert len(KERNELS) == sum(text.count("\nVRGA_KERNEL ") for text in texts)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_waits_before_it_reads_or_writes(name):
+    before, wait, _ = KERNELS[name].partition("wait_for_previous_kernel();")
+    assert wait
+    # Addresses and places in the grid are all there is until then.
+    assert not re.search(r"\b(load|read|read_\w+|copy_async)\(", before)
