@@ -36,9 +36,29 @@ fi
 step "benchmarks"
 name=$(python -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))')
 result="bench/results/gpu-$name.json"
-mkdir -p bench/results
+parts=$(mktemp -d)
+# In the tree a result would make what is measured next a changed tree: it comes there at the end.
+keep() {
+  if [ -s "$parts/joined" ]; then
+    mkdir -p bench/results
+    cp "$parts/joined" "$result"
+  fi
+  rm -rf "$parts"
+}
+trap keep EXIT
 failed=0
-# What was measured is reported even where a rival was wrong.
-python -m pytest bench --device cuda --benchmark-only -q --benchmark-json="$result" || failed=$?
+# Results are written at the end of a run: in parts, an interruption loses one of them. What was
+# measured is reported even where a rival was wrong.
+for part in decode_attention row_statistics reweighted_softmax scaling generate capture; do
+  step "bench/test_$part.py"
+  python -m pytest "bench/test_$part.py" --device cuda --benchmark-only -q \
+    --benchmark-json="$parts/$part.json" || failed=$?
+  mapfile -t measured < <(find "$parts" -name '*.json' -size +0)
+  if [ "${#measured[@]}" -gt 0 ]; then
+    python -m bench join "${measured[@]}" --out "$parts/joined"
+  fi
+done
+trap - EXIT
+keep
 python -m bench report "$result"
 exit "$failed"

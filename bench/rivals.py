@@ -149,12 +149,15 @@ def check(rival: Rival, x: Inputs, result: Tensor) -> float:
     Raises
     ------
     AssertionError
-        Beyond eight times the dtype's precision: what is wrong is not timed.
+        Beyond eight times the dtype's precision, or 1e-5 (1e-4 of ``"squares"``): what is wrong
+        is not timed.
     """
     expected = _expected(rival.computes, x)
     largest = expected.abs().max().item()
     error = (result.double() - expected).abs().max().item() / largest
-    tolerance = max(8 * torch.finfo(x.query.dtype).eps, 1e-5)
+    # A sum of millions of squares in fp32 keeps fewer digits than any attention does.
+    floor = 1e-4 if rival.computes == "squares" else 1e-5
+    tolerance = max(8 * torch.finfo(x.query.dtype).eps, floor)
     assert error <= tolerance, f"error {error:.3g} against fp64, wanted at most {tolerance:.3g}"
     return error
 
