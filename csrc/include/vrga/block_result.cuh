@@ -37,7 +37,7 @@ VRGA_DEVICE void write_statistics(float* statistics, const HeadStatistics& value
 
 // A block that writes the result itself, rather than a partial one.
 VRGA_DEVICE bool writes_result(const SplitParams& p) {
-  return p.decode.out != nullptr && p.splits == 1;
+  return p.pitch > 0 && p.splits == 1;
 }
 
 VRGA_DEVICE bool row_enabled(const SplitParams& p, const BlockPlace& place, const RowPlace& row) {

@@ -74,7 +74,7 @@ struct SplitParams {
 
   int32_t splits = 1;         // 1: a decode kernel writes the result itself
   int32_t group = 1;          // query heads per kv head
-  int32_t pitch = 0;          // d_v rounded up to a multiple of 4
+  int32_t pitch = 0;          // d_v rounded up to a multiple of 4, at least 4; row statistics: 0
   int32_t stored_planes = 1;  // 2 with Planes::kBoth
   Planes planes = Planes::kPlain;
   Divisor by_row_blocks;  // blocks for the group * Sq rows of a kv head
