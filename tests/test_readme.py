@@ -28,7 +28,7 @@ def table(heading: str) -> list[list[str]]:
 def test_first_two_commands_run_the_demo_and_the_tests():
     demo, tests = code("bash")[:2]
     assert demo.strip().endswith("python -m vrga_ext demo")
-    assert tests.strip().endswith("python -m pytest")
+    assert tests.strip().endswith("python -m pytest -n 2 --dist loadfile")
     assert demo.count("\n") == tests.count("\n") == 1  # a line each
 
 

@@ -1,11 +1,12 @@
 """Builds of the CUDA sources on the emulator: a library of operations, and the driver.
 
 Everything is compiled by g++ in a folder of its own, object by object, and again only where the
-preprocessed source or a flag changed.
+preprocessed source or a flag changed. Test processes that want the same build wait for each other.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -59,14 +60,16 @@ def build(
             run([*own, "-x", "c++", "-c", str(source), "-o", str(target)])
         return target
 
-    with ThreadPoolExecutor(jobs or min(4, os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, sources))
-    target = folder / f"linked-{digest(*map(str, objects), *link)}"
-    if not target.exists():
-        for old in folder.glob("linked-*"):
-            old.unlink()
-        sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
-        run(["g++", *sanitizers, *map(str, objects), *link, "-o", str(target)])
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(jobs or min(4, os.cpu_count() or 1)) as pool:
+            objects = list(pool.map(compile_one, sources))
+        target = folder / f"linked-{digest(*map(str, objects), *link)}"
+        if not target.exists():
+            for old in folder.glob("linked-*"):
+                old.unlink()
+            sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+            run(["g++", *sanitizers, *map(str, objects), *link, "-o", str(target)])
     return target
 
 
