@@ -95,8 +95,8 @@ class AttentionTask {
     Ahead ahead =
         job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
     const bool tiled = tiles_.serve(n);
-    // The softmax gets the share of the lines that it has of the time: one evenly spaced stream.
-    // Matrix tiles are done with the scores sooner.
+    // The softmax gets the share of the lines that it has of the time, one evenly spaced stream:
+    // a third, as timed with AVX2 in fp32. Matrix tiles are done with the scores sooner.
     const int64_t later = tiled ? ahead.lines() * 2 / 3 : ahead.lines() / 3;
     if (tiled) {
       tiles_.score(block, ahead.lines() - later, ahead);
