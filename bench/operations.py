@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ class Operation:
         self._case, self._rivals, self._settings = case, rivals, settings
         device = settings.device
         count = sets_of_inputs(case, device) if settings.timed else 1
-        self._inputs = [make_inputs(case, device, seed) for seed in range(count)]
+        self._inputs = deque(make_inputs(case, device, seed) for seed in range(count))
         self._runs: dict[str, Callable[..., Any]] = {}
 
     def enter(self, name: str) -> dict[str, Any]:

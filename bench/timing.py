@@ -1,8 +1,10 @@
 """Interleaved timing: all rivals of a case take turns, so that each meets the same machine.
 
-A round calls every rival once, in random order; what is reported are medians over rounds. The
-rounds rotate through sets of inputs that together exceed the last cache, as the layers of a model
-do. On a GPU a round replays a CUDA graph with calls on all sets of inputs in turn.
+A round times every rival once, in random order; what is reported are medians over rounds. Calls
+rotate through sets of inputs that together exceed the last cache, as the layers of a model do. On
+a CPU a rival's turn begins untimed: the one before has left its threads asleep and the caches full
+of its own, much of it still to be written to memory. On a GPU a round replays a CUDA graph with
+calls on all sets of inputs in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +29,7 @@ LEAST_ROUNDS = 3
 WARM_UP = 1
 _CACHES = {"cpu": 3, "cuda": 5}  # sets of inputs exceed the last cache this many times
 _COPY_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
+_TURN_SECONDS = 0.01  # of a turn on a CPU, untimed and then timed, at least one call each
 _MEMORY_SHARE = 0.5  # of a GPU, for rotated inputs
 _GRAPH_CALLS = 16  # at least, so that the start of a graph does not show
 
@@ -62,9 +66,13 @@ def sets_of_inputs(case: Case, device: str) -> int:
 
 
 def sample_of(
-    run: Callable[[T], Any], inputs: Sequence[T], device: str, host_reads: bool = False
+    run: Callable[[T], Any], inputs: deque[T], device: str, host_reads: bool = False
 ) -> Sample:
-    """Times calls of ``run``; one that reads results on the host cannot be in a CUDA graph."""
+    """Times calls of ``run``; one that reads results on the host cannot be in a CUDA graph.
+
+    The rivals of a race share ``inputs``, and every call on a CPU takes the next of them: no call
+    finds in the cache what the one before has read.
+    """
     if device == "cpu":
         return _cpu_sample(run, inputs)
     return _cuda_sample(run, list(inputs), graph=not host_reads)
@@ -78,7 +86,7 @@ def copy_sample(device: str) -> Sample:
     source = torch.zeros(_COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel()
-    sample = sample_of(target.copy_, [source], device, host_reads=True)
+    sample = sample_of(target.copy_, deque([source]), device, host_reads=True)
     return lambda turn: sample(turn) / moved
 
 
@@ -97,12 +105,20 @@ def seconds_of(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _cpu_sample(run: Callable[[T], Any], inputs: Sequence[T]) -> Sample:
+def _cpu_sample(run: Callable[[T], Any], inputs: deque[T]) -> Sample:
+    def mean_of_calls() -> float:
+        calls, start = 0, time.perf_counter()
+        while True:
+            run(inputs[0])
+            inputs.rotate(-1)
+            calls += 1
+            seconds = time.perf_counter() - start
+            if seconds >= _TURN_SECONDS:
+                return seconds / calls
+
     def sample(turn: int) -> float:
-        chosen = inputs[turn % len(inputs)]
-        start = time.perf_counter()
-        run(chosen)
-        return time.perf_counter() - start
+        mean_of_calls()
+        return mean_of_calls()
 
     return sample
 
