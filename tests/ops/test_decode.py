@@ -30,6 +30,17 @@ def test_key_lengths(simd, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("top", [0.5, 2.0, 20.0])
+def test_scores_that_rise_along_the_keys(simd, dtype, top):
+    """The reference point of a row follows its maximum at some distance, or block by block."""
+    case = attention_case(keys=1000, dim=32, flags="scattered", dtype=dtype)
+    query, key = case.tensors["query"].float(), case.tensors["key"].float()
+    rising = torch.linspace(-top, top, 1000)[:, None] * query[:, ::4]
+    case.tensors["key"] = (0.1 * key + rising).to(dtype)
+    check_decode(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_groups_and_rows(simd, dtype):
     for group in range(1, 17):
         case = attention_case(group=group, heads_kv=3, keys=97, dim=32, dtype=dtype, seed=group)

@@ -104,15 +104,15 @@ class AttentionTask {
       score(block, ahead.lines() - later, ahead);
     }
 
-    float highest[kMaxRows];
+    RowScores scores[kMaxRows];
     for (int r = 0; r < rows_; ++r) {
-      highest[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
+      scores[r] = finish_scores(scores_ + r * kBlockKeys, n, p_.scale, p_.softcap, bias_of(r));
     }
     const int per_row = static_cast<int>(ceil_div(ahead.lines(), rows_));
     for (int r = 0; r < rows_; ++r) {
       ahead.fetch(per_row);
-      const float factor = softmax_block(scores_ + r * kBlockKeys, n, highest[r], flags_,
-                                         states_[r], image_row(r, first, n));
+      const float factor = softmax_block(scores_ + r * kBlockKeys, n, scores[r], flags_, states_[r],
+                                         image_row(r, first, n));
       keep_reference(r, first);
       if (factor != 1.0f) {
         scale_sums(r, factor);

@@ -3,26 +3,29 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-// exp(x) for x <= 0 (or NaN), within about 1 ulp; 0 below -104. x = n ln 2 + r with |r| <= ln 2 /
-// 2, exp(r) = 1 + r + r^2 P(r).
-VRGA_HOST_DEVICE Vec exp_nonpositive(Vec x) {
-  x = max_keep_second(splat(-104.0f), x);
+// exp is 0 from -104 on.
+VRGA_HOST_DEVICE Vec not_below_underflow(Vec x) {
+  return max_keep_second(splat(-104.0f), x);
+}
+
+// exp(x) for x in [-104, 40] (or NaN), within about 1 ulp. x = n ln 2 + r with |r| <= ln 2 / 2,
+// exp(r) = 1 + r + r^2 P(r).
+VRGA_HOST_DEVICE Vec exponential(Vec x) {
   const Vec n = round_nearest(x * splat(1.44269504f));
   // ln 2 in two parts: the first has 11 bits, so that n * part is exact.
   Vec r = fma(n, splat(-0.693359375f), x);
   r = fma(n, splat(2.12194440e-4f), r);
-  Vec p = splat(1.39506022e-3f);
-  p = fma(p, r, splat(8.36895352e-3f));
-  p = fma(p, r, splat(4.16662041e-2f));
-  p = fma(p, r, splat(1.66665183e-1f));
-  p = fma(p, r, splat(0.5f));
-  return times_power_of_two(fma(p, r * r, r) + splat(1.0f), n);
+  const Vec square = r * r;
+  const Vec low = fma(splat(1.66665183e-1f), r, splat(0.5f));
+  Vec high = fma(splat(8.36895352e-3f), r, splat(4.16662041e-2f));
+  high = fma(splat(1.39506022e-3f), square, high);
+  return one_more_times_power_of_two(fma(fma(high, square, low), square, r), n);
 }
 
 // tanh(x): x + x^3 Q(x^2) near 0, (1 - e) / (1 + e) with e = exp(-2|x|) beyond.
 VRGA_HOST_DEVICE Vec tanh(Vec x) {
   const Vec a = absolute(x);
-  const Vec e = exp_nonpositive(splat(-2.0f) * a);
+  const Vec e = exponential(not_below_underflow(splat(-2.0f) * a));
   const Vec far = (splat(1.0f) - e) / (splat(1.0f) + e);
   const Vec u = a * a;
   Vec q = splat(-5.52863317e-3f);

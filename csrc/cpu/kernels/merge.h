@@ -60,7 +60,8 @@ inline void write_image_attention(float* image, int64_t n, float* references,
   const Vec reference = splat(total.m == kMasked ? 0.0f : total.m);
   const Vec normaliser = splat(1.0f / total.z);
   for (int64_t i = 0; i < blocks; i += kWidth) {  // padded to whole vectors
-    store(references + i, exp_nonpositive(load(references + i) - reference) * normaliser);
+    const Vec distance = not_below_underflow(load(references + i) - reference);
+    store(references + i, exponential(distance) * normaliser);
   }
   const auto attention = [](Vec p, Vec factor) {
     return select_less(p, zero(), zero(), p * factor);

@@ -7,35 +7,38 @@
 
 namespace vrga::cpu::VRGA_ISA {
 
-// s_j = scale * q.k, soft-capped, plus bias (null: no mask); columns from n up to the next vector
-// become masked. Returns the maximum, ignoring NaN; -inf if there is nothing to attend to.
-VRGA_HOST_DEVICE float finish_scores(float* s, int n, float scale, float softcap,
-                                     const float* bias) {
-  Vec highest = splat(kMasked);
-  const auto finish = [&](int j) {
-    Vec x = load(s + j) * splat(scale);
-    if (softcap != 0.0f) {
-      x = splat(softcap) * tanh(x * splat(1.0f / softcap));
+// The scores of one row and block, in part still to be computed: score j is scale * s[j].
+struct RowScores {
+  float scale;
+  float highest;  // score, ignoring NaN; -inf if there is nothing to attend to
+};
+
+// Products q.k in place to scores: scaled, soft-capped, plus bias (null: no mask). Those that are
+// only scaled stay as they are. Columns from n up to the next vector become masked.
+VRGA_HOST_DEVICE RowScores finish_scores(float* s, int n, float scale, float softcap,
+                                         const float* bias) {
+  if (softcap != 0.0f || bias != nullptr || !(scale > 0.0f)) {
+    for (int j = 0; j < n; j += kWidth) {
+      Vec x = load(s + j) * splat(scale);
+      if (softcap != 0.0f) {
+        x = splat(softcap) * tanh(x * splat(1.0f / softcap));
+      }
+      if (bias != nullptr) {
+        const Vec add = load(bias + j);
+        x = select_less(add, splat(kLowest), splat(kMasked), x + add);
+      }
+      store(s + j, x);
     }
-    if (bias != nullptr) {
-      const Vec add = load(bias + j);
-      x = select_less(add, splat(kLowest), splat(kMasked), x + add);
-    }
-    store(s + j, x);
-    return x;
-  };
-  int j = 0;
-  for (; j + kWidth <= n; j += kWidth) {
-    highest = max_keep_second(finish(j), highest);
+    scale = 1.0f;
   }
-  if (j < n) {
-    finish(j);
-    for (int i = n; i < j + kWidth; ++i) {
-      s[i] = kMasked;
-    }
+  for (int i = n; i % kWidth != 0; ++i) {
+    s[i] = kMasked;
+  }
+  Vec highest = splat(kMasked);
+  for (int j = 0; j < n; j += kWidth) {
     highest = max_keep_second(load(s + j), highest);
   }
-  return reduce_max(highest);
+  return {scale, reduce_max(highest) * scale};
 }
 
 // Where the p_j of a row's image keys go besides, for row_statistics; `at` null: nowhere.
@@ -57,34 +60,39 @@ struct ImageRow {
   }
 };
 
-// s_j -> p_j = exp(s_j - m) in place, and the block's sums. Masked columns become exactly 0.
-template <bool kImage, bool kWeighted>
-VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const BlockFlags& flags,
-                                           const ImageRow& image) {
+enum class ImageKeys { kNone, kSome, kAll };  // of a block
+
+// Scores -> p_j = exp(score - m) in place, and the block's sums. Masked columns become exactly 0.
+template <ImageKeys kImage, bool kWeighted>
+VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float scale, float m,
+                                           const BlockFlags& flags, const ImageRow& image) {
   // All scores -inf: any finite reference keeps exp at 0, and lets a NaN through.
-  const Vec reference = splat(m == kMasked ? 0.0f : m);
+  const Vec reference = splat(m == kMasked ? 0.0f : -m);
   Vec z = zero(), z_weighted = zero(), z_image = zero(), s_image = zero();
   for (int j = 0; j < n; j += kWidth) {
-    const Vec score = load(s + j), distance = score - reference;
-    const Vec p = exp_nonpositive(distance);
+    const Vec score = load(s + j);
+    const Vec distance = not_below_underflow(fma(score, splat(scale), reference));
+    const Vec p = exponential(distance);
     store(s + j, p);
     z = z + p;
-    if (kImage) {
-      const Vec is_image = load(flags.is_image + j), p_image = p * is_image;
+    if (kImage != ImageKeys::kNone) {
+      Vec p_image = p, seen = p;
+      if (kImage == ImageKeys::kSome) {
+        const Vec is_image = load(flags.is_image + j);
+        p_image = p * is_image;
+        seen = select_less(is_image, splat(1.0f), splat(kNoAttention), p);
+      }
       if (image.at != nullptr) {
-        const Vec nothing = splat(kNoAttention);
-        const Vec seen = select_less(score, splat(kLowest), nothing, p);
-        image.put(j, select_less(is_image, splat(1.0f), nothing, seen));
+        image.put(j, select_less(score, splat(kLowest), splat(kNoAttention), seen));
       }
       z_image = z_image + p_image;
-      // p is 0 long before -200; the bound keeps 0 * -inf out.
-      s_image = fma(p_image, max_keep_second(splat(-200.0f), distance), s_image);
+      s_image = fma(p_image, distance, s_image);
     }
     if (kWeighted) {
       z_weighted = fma(p, load(flags.weight + j), z_weighted);
     }
   }
-  if (!kImage) {
+  if (kImage == ImageKeys::kNone) {
     image.put_nothing();
   }
   float plain[2], of_image[2];
@@ -98,18 +106,29 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float m, const Block
   return block;
 }
 
-// Returns the factor by which earlier output sums of this row must be scaled.
-VRGA_HOST_DEVICE float softmax_block(float* s, int n, float highest, const BlockFlags& flags,
-                                     SoftmaxState& state, const ImageRow& image) {
-  const float m = highest > state.m ? highest : state.m;
-  const float factor = rebase<Nats>(state, m);
-  if (flags.image != 0) {
-    add(state, flags.weighted ? exponentiate<true, true>(s, n, m, flags, image)
-                              : exponentiate<true, false>(s, n, m, flags, image));
-  } else {
-    add(state, flags.weighted ? exponentiate<false, true>(s, n, m, flags, image)
-                              : exponentiate<false, false>(s, n, m, flags, image));
+template <bool kWeighted>
+VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float scale, float m,
+                                           const BlockFlags& flags, const ImageRow& image) {
+  if (flags.image == 0) {
+    return exponentiate<ImageKeys::kNone, kWeighted>(s, n, scale, m, flags, image);
   }
+  if (flags.image == first_keys(n)) {
+    return exponentiate<ImageKeys::kAll, kWeighted>(s, n, scale, m, flags, image);
+  }
+  return exponentiate<ImageKeys::kSome, kWeighted>(s, n, scale, m, flags, image);
+}
+
+// The reference point of a row moves only when a score is this much above it: exp is far from its
+// limits there, and in most blocks no sum needs to be scaled.
+constexpr float kRise = 8.0f;
+
+// Returns the factor by which earlier output sums of this row must be scaled.
+VRGA_HOST_DEVICE float softmax_block(float* s, int n, const RowScores& row, const BlockFlags& flags,
+                                     SoftmaxState& state, const ImageRow& image) {
+  const float m = row.highest > state.m + kRise ? row.highest : state.m;
+  const float factor = rebase<Nats>(state, m);
+  add(state, flags.weighted ? exponentiate<true>(s, n, row.scale, m, flags, image)
+                            : exponentiate<false>(s, n, row.scale, m, flags, image));
   return factor;
 }
 

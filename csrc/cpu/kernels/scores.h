@@ -67,11 +67,13 @@ void pack_queries(const T* const* q, int rows, int64_t d, typename Dot<T>::Query
     for (int64_t c = 0; c < d; c += kStep) {
       const int64_t n = c + kStep < d ? kStep : d - c;
       for (int r = first; r < last; ++r, out += kStep) {
-        if constexpr (std::is_same_v<T, typename Dot<T>::Query>) {
+        if constexpr (!std::is_same_v<T, typename Dot<T>::Query>) {
+          store(out, n == kStep ? load(q[r] + c) : load_partial(q[r] + c, static_cast<int>(n)));
+        } else if (n == kStep) {  // a size that the compiler knows: no call
+          memcpy(out, q[r] + c, sizeof(T) * kStep);
+        } else {
           memcpy(out, q[r] + c, sizeof(T) * static_cast<size_t>(n));
           memset(out + n, 0, sizeof(T) * static_cast<size_t>(kStep - n));
-        } else {
-          store(out, n == kStep ? load(q[r] + c) : load_partial(q[r] + c, static_cast<int>(n)));
         }
       }
     }
@@ -84,7 +86,7 @@ template <class T>
 struct ScoreBlock {
   const typename Dot<T>::Query* q;  // from pack_queries
   const T* k;                       // [n, D], row stride stride_k
-  float* scores;  // [rows, kBlockKeys]; a column beyond an odd n gets a copy of the last key's
+  float* scores;  // [rows, kBlockKeys]; columns beyond an n < 4 may get copies of the last key's
   int rows, n;
   int64_t d, stride_k;
 };
@@ -99,43 +101,83 @@ template <class T, int R>
 __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const ScoreTile& tile,
                                           int fetches, Ahead& stream) {
   using D = Dot<T>;
+  constexpr int kKeys = qk_keys(R);
+  static_assert(kKeys == 2 || kKeys == 4, "four sums are reduced at a time");
   Ahead ahead = stream;
   const typename D::Query* const q = block.q + tile.row * query_stride<T>(block.d);
   const int64_t whole = block.d / D::kStep * D::kStep;
   const int rest = static_cast<int>(block.d - whole);
-  for (int j = tile.begin; j < tile.end; j += 2) {
-    const T* one = block.k + j * block.stride_k;
-    const T* two = j + 1 < tile.end ? one + block.stride_k : one;
-    Vec sum[R][2];
+  // Fewer keys than a step has are all of a block: the last of them stands for the rest.
+  int64_t offset[kKeys];
+  for (int i = 0; i < kKeys; ++i) {
+    offset[i] = (i < tile.end ? i : tile.end - 1) * block.stride_k;
+  }
+  const int last = tile.end > kKeys ? tile.end - kKeys : 0;
+  for (int next = tile.begin; next < tile.end; next += kKeys) {
+    const int j = next < last ? next : last;  // the last step may multiply some keys again
+    const T* const base = block.k + j * block.stride_k;
+    const T* key[kKeys];
+    Vec sum[R][kKeys];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      sum[r][0] = sum[r][1] = zero();
+    for (int i = 0; i < kKeys; ++i) {
+      key[i] = base + offset[i];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        sum[r][i] = zero();
+      }
     }
     const typename D::Query* at = q;
-    const auto multiply = [&](typename D::Operand key_one, typename D::Operand key_two)
-                              __attribute__((always_inline)) {
+    // Of queries and keys, the fewer are held in registers while the others pass by.
+    const auto multiply = [&](auto load_key) __attribute__((always_inline)) {
+      typename D::Operand held[R < kKeys ? R : kKeys];
+      if constexpr (R < kKeys) {
 #pragma GCC unroll 8
-                                for (int r = 0; r < R; ++r) {
-                                  const auto query = D::query(at + r * D::kStep);
-                                  sum[r][0] = D::step(query, key_one, sum[r][0]);
-                                  sum[r][1] = D::step(query, key_two, sum[r][1]);
-                                }
-                                at += R * D::kStep;
-                              };
+        for (int r = 0; r < R; ++r) {
+          held[r] = D::query(at + r * D::kStep);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < kKeys; ++i) {
+          const auto passing = load_key(key[i]);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) {
+            sum[r][i] = D::step(held[r], passing, sum[r][i]);
+          }
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int i = 0; i < kKeys; ++i) {
+          held[i] = load_key(key[i]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const auto passing = D::query(at + r * D::kStep);
+#pragma GCC unroll 8
+          for (int i = 0; i < kKeys; ++i) {
+            sum[r][i] = D::step(passing, held[i], sum[r][i]);
+          }
+        }
+      }
+      at += R * D::kStep;
+    };
     ahead.fetch(fetches);
     for (int64_t c = 0; c < whole; c += D::kStep) {
-      multiply(D::key(one + c), D::key(two + c));
+      multiply([c](const T* row) { return D::key(row + c); });
     }
     if (rest > 0) {
-      multiply(D::key_partial(one + whole, rest), D::key_partial(two + whole, rest));
+      multiply([whole, rest](const T* row) { return D::key_partial(row + whole, rest); });
     }
     float* scores = block.scores + tile.row * kBlockKeys + j;
-    float spare[2];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r += 2) {
-      const int next = r + 1 < R ? r + 1 : r;
-      reduce2x2(sum[r][0], sum[r][1], sum[next][0], sum[next][1], scores + r * kBlockKeys,
-                r + 1 < R ? scores + next * kBlockKeys : spare);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r += 4 / kKeys) {
+      float* out = scores + r * kBlockKeys;
+      if constexpr (kKeys == 2) {
+        float spare[2];
+        const int other = r + 1 < R ? r + 1 : r;
+        reduce2x2(sum[r][0], sum[r][1], sum[other][0], sum[other][1], out,
+                  r + 1 < R ? out + kBlockKeys : spare);
+      } else {
+        reduce2x2(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out, out + 2);
+      }
     }
   }
   stream = ahead;
@@ -156,9 +198,13 @@ template <class T>
 void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
   const int tiles = tile_count(block.rows);
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
-  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~1;
-  const int panel = fits < 2 ? 2 : fits;
-  const int64_t steps = tiles * ceil_div(block.n, 2);
+  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~3;
+  const int panel = fits < 4 ? 4 : fits;
+  int64_t steps = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int of_tile = first_of_tile(tile + 1, block.rows) - first_of_tile(tile, block.rows);
+    steps += ceil_div(block.n, qk_keys(of_tile));
+  }
   const int per_step = pace(fetches, steps);
   for (int begin = 0; begin < block.n; begin += panel) {
     const int end = begin + panel < block.n ? begin + panel : block.n;

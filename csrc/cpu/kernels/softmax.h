@@ -98,14 +98,14 @@ class SoftmaxTask {
       Vec z = zero(), z_weighted = zero(), z_image = zero(), s_image = zero();
       const int64_t end = first + kBlockKeys < p_.s_kv ? first + kBlockKeys : p_.s_kv;
       for (int64_t j = first; j < end; j += kWidth) {
-        const Vec distance = load(row_ + j) - reference;
-        const Vec p = exp_nonpositive(distance);
+        const Vec distance = not_below_underflow(load(row_ + j) - reference);
+        const Vec p = exponential(distance);
         store(row_ + j, p);
         const Vec p_image = p * load(image_ + j);
         z = z + p;
         z_weighted = fma(p, load(weight_ + j), z_weighted);
         z_image = z_image + p_image;
-        s_image = fma(p_image, max_keep_second(splat(-200.0f), distance), s_image);
+        s_image = fma(p_image, distance, s_image);
       }
       float plain[2], of_image[2];
       reduce2x2(z, z_weighted, z_image, s_image, plain, of_image);

@@ -68,19 +68,29 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
   stream = ahead;
 }
 
-// R rows over the whole value dimension.
+// `vectors` is at most C: a chain of tests down to the tile of exactly that many.
+template <class T, int R, int C, bool kIndexed>
+VRGA_HOST_DEVICE void value_tile_of(int vectors, const ValueBlock<T>& block, int first, int64_t c,
+                                    int fetches, Ahead& ahead) {
+  if (vectors == C) {
+    value_tile<T, R, C, kIndexed, false>(block, first, c, 0, fetches, ahead);
+  } else if constexpr (C > 1) {
+    value_tile_of<T, R, C - 1, kIndexed>(vectors, block, first, c, fetches, ahead);
+  }
+}
+
+// R rows over the whole value dimension, in even tiles: one vector alone would wait for its loads.
 template <class T, int R, bool kIndexed>
 __attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, int fetches,
                                           Ahead& ahead) {
-  constexpr int64_t kWide = kPvVectors * kWidth;
-  const int64_t wide_end = block.d_v / kWide * kWide, single_end = block.d_v / kWidth * kWidth;
-  int64_t c = 0;
-  for (; c < wide_end; c += kWide) {
-    value_tile<T, R, kPvVectors, kIndexed, false>(block, first, c, 0, fetches, ahead);
+  constexpr int kMost = pv_vectors(R);
+  const int vectors = static_cast<int>(block.d_v / kWidth);
+  const int tiles = (vectors + kMost - 1) / kMost;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int begin = vectors * tile / tiles, end = vectors * (tile + 1) / tiles;
+    value_tile_of<T, R, kMost, kIndexed>(end - begin, block, first, begin * kWidth, fetches, ahead);
   }
-  for (; c < single_end; c += kWidth) {
-    value_tile<T, R, 1, kIndexed, false>(block, first, c, 0, fetches, ahead);
-  }
+  const int64_t c = int64_t{vectors} * kWidth;
   if (c < block.d_v) {
     const int width = static_cast<int>(block.d_v - c);
     value_tile<T, R, 1, kIndexed, true>(block, first, c, width, fetches, ahead);
@@ -105,8 +115,12 @@ VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int fi
 // How many steps the innermost loops take for n keys: the pace of what is fetched meanwhile.
 template <class T>
 int64_t value_steps(int rows, int n, int64_t d_v) {
-  constexpr int64_t kWide = kPvVectors * kWidth;
-  const int64_t tiles = ceil_div(rows, kPvRows) * (d_v / kWide + ceil_div(d_v % kWide, kWidth));
+  const int row_tiles = (rows + kPvRows - 1) / kPvRows;
+  int64_t tiles = 0;
+  for (int tile = 0; tile < row_tiles; ++tile) {
+    const int of_tile = rows * (tile + 1) / row_tiles - rows * tile / row_tiles;
+    tiles += ceil_div(d_v / kWidth, pv_vectors(of_tile)) + (d_v % kWidth > 0);
+  }
   return tiles * ceil_div(n, kFetchKeys);
 }
 

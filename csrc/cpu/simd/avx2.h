@@ -8,9 +8,16 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 8;
-constexpr int kQkRows = 6;  // 12 accumulators, 2 key vectors and 1 query vector: 15 of 16 registers
+// Of 16 registers at most 12 hold sums: 8 would be enough for the latency of an FMA if nothing else
+// delayed it.
+constexpr int kQkRows = 6;
+constexpr int qk_keys(int rows) {
+  return rows <= 3 ? 4 : 2;
+}
 constexpr int kPvRows = 4;
-constexpr int kPvVectors = 2;
+constexpr int pv_vectors(int rows) {
+  return rows <= 3 ? 4 : 3;
+}
 
 struct Vec {
   __m256 v;
@@ -121,15 +128,11 @@ VRGA_HOST_DEVICE Vec copy_sign(Vec magnitude, Vec sign) {
 VRGA_HOST_DEVICE Vec round_nearest(Vec a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// Two steps of half the exponent each, so that results below 2^-126 come out subnormal or 0.
-VRGA_HOST_DEVICE Vec times_power_of_two(Vec a, Vec n) {
-  const __m256i exponent = _mm256_cvtps_epi32(n.v);
-  const __m256i half = _mm256_srai_epi32(exponent, 1);
-  const __m256i bias = _mm256_set1_epi32(127);
-  const __m256i low = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
-  const __m256i high =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(exponent, half), bias), 23);
-  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(low)), _mm256_castsi256_ps(high))};
+VRGA_HOST_DEVICE Vec one_more_times_power_of_two(Vec a, Vec n) {
+  const Vec biased = n + splat(12582912.0f + 191.0f);
+  const __m256i bits = _mm256_slli_epi32(_mm256_castps_si256(biased.v), 23);
+  const Vec power{_mm256_castsi256_ps(bits)};
+  return fma(a, power, power) * splat(0x1p-64f);
 }
 
 VRGA_HOST_DEVICE float reduce_max(Vec a) {

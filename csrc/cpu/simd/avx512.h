@@ -8,9 +8,15 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 16;
-constexpr int kQkRows = 8;  // query rows x 2 keys of the score micro-kernel
-constexpr int kPvRows = 7;  // query rows x kPvVectors of the value micro-kernel: 28 of 32 registers
-constexpr int kPvVectors = 4;
+// 28 of 32 registers hold sums of the value micro-kernel.
+constexpr int kQkRows = 8;
+constexpr int qk_keys(int) {
+  return 2;
+}
+constexpr int kPvRows = 7;
+constexpr int pv_vectors(int) {
+  return 4;
+}
 
 struct Vec {
   __m512 v;
@@ -117,8 +123,8 @@ VRGA_HOST_DEVICE Vec copy_sign(Vec magnitude, Vec sign) {
 VRGA_HOST_DEVICE Vec round_nearest(Vec a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-VRGA_HOST_DEVICE Vec times_power_of_two(Vec a, Vec n) {
-  return {_mm512_scalef_ps(a.v, n.v)};
+VRGA_HOST_DEVICE Vec one_more_times_power_of_two(Vec a, Vec n) {
+  return {_mm512_scalef_ps((a + splat(1.0f)).v, n.v)};
 }
 
 VRGA_HOST_DEVICE float reduce_max(Vec a) {

@@ -9,9 +9,16 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 4;
-constexpr int kQkRows = 4;  // query rows x 2 keys of the score micro-kernel
-constexpr int kPvRows = 4;  // query rows x kPvVectors of the value micro-kernel
-constexpr int kPvVectors = 2;
+// Tiles of the micro-kernels: at most kQkRows query rows x qk_keys (2 or 4) keys of the scores, at
+// most kPvRows query rows x pv_vectors of the value dimension.
+constexpr int kQkRows = 4;
+constexpr int qk_keys(int) {
+  return 2;
+}
+constexpr int kPvRows = 4;
+constexpr int pv_vectors(int) {
+  return 2;
+}
 
 typedef float Float4 __attribute__((vector_size(16)));
 typedef int32_t Int4 __attribute__((vector_size(16)));
@@ -109,17 +116,13 @@ VRGA_HOST_DEVICE Vec round_nearest(Vec a) {
   const Vec magic = splat(12582912.0f);
   return (a + magic) - magic;
 }
-// a * 2^n for an integral n in [-252, 0]. Two steps of half the exponent each, so that results
-// below 2^-126 come out subnormal or 0.
-VRGA_HOST_DEVICE Vec times_power_of_two(Vec a, Vec n) {
-  Int4 low, high;
-  for (int i = 0; i < kWidth; ++i) {
-    // A NaN score is a NaN exponent; a is NaN then, whatever it is multiplied with.
-    const int32_t exponent = n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0;
-    low[i] = ((exponent >> 1) + 127) << 23;
-    high[i] = (exponent - (exponent >> 1) + 127) << 23;
-  }
-  return {a.v * reinterpret_cast<Float4>(low) * reinterpret_cast<Float4>(high)};
+// (1 + a) * 2^n for an integral n in [-190, 64]: by 2^(n + 64), whose bits are those of n + 191
+// shifted up, and then by 2^-64, so that results below 2^-126 come out subnormal or 0. A float that
+// adds 1.5 * 2^23 to an integer ends in the bits of that integer. Of a NaN any power is NaN.
+VRGA_HOST_DEVICE Vec one_more_times_power_of_two(Vec a, Vec n) {
+  const Vec biased = n + splat(12582912.0f + 191.0f);
+  const Vec power = {reinterpret_cast<Float4>(reinterpret_cast<Int4>(biased.v) << 23)};
+  return fma(a, power, power) * splat(0x1p-64f);
 }
 
 VRGA_HOST_DEVICE float reduce_max(Vec a) {

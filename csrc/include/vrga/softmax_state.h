@@ -39,7 +39,7 @@ VRGA_HOST_DEVICE float negative_infinity() {
 
 // No key seen yet: m = -inf, every sum 0. This is the identity of `merge`.
 struct SoftmaxState {
-  float m = -INFINITY;      // maximum of s_j, in the unit of the kernel
+  float m = -INFINITY;      // reference point: max s_j, or not far below; in the unit of the kernel
   float z = 0.0f;           // sum p_j
   float z_weighted = 0.0f;  // sum w_j p_j
   float z_image = 0.0f;     // sum over V of p_j
