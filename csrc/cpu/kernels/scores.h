@@ -102,7 +102,7 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
                                           int fetches, Ahead& stream) {
   using D = Dot<T>;
   constexpr int kKeys = qk_keys(R);
-  static_assert(kKeys == 2 || kKeys == 4, "four sums are reduced at a time");
+  static_assert(2 <= kKeys && kKeys <= 4, "at most four sums are reduced at a time");
   Ahead ahead = stream;
   const typename D::Query* const q = block.q + tile.row * query_stride<T>(block.d);
   const int64_t whole = block.d / D::kStep * D::kStep;
@@ -168,13 +168,15 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
     }
     float* scores = block.scores + tile.row * kBlockKeys + j;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r += 4 / kKeys) {
+    for (int r = 0; r < R; r += kKeys == 2 ? 2 : 1) {
       float* out = scores + r * kBlockKeys;
       if constexpr (kKeys == 2) {
         float spare[2];
         const int other = r + 1 < R ? r + 1 : r;
         reduce2x2(sum[r][0], sum[r][1], sum[other][0], sum[other][1], out,
                   r + 1 < R ? out + kBlockKeys : spare);
+      } else if constexpr (kKeys == 3) {
+        reduce3(sum[r][0], sum[r][1], sum[r][2], out);
       } else {
         reduce2x2(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out, out + 2);
       }

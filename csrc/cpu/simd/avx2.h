@@ -12,7 +12,7 @@ constexpr int kWidth = 8;
 // delayed it.
 constexpr int kQkRows = 6;
 constexpr int qk_keys(int rows) {
-  return rows <= 3 ? 4 : 2;
+  return rows <= 3 ? 4 : rows == 4 ? 3 : 2;
 }
 constexpr int kPvRows = 4;
 constexpr int pv_vectors(int rows) {
@@ -155,6 +155,17 @@ VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float
   const __m128 q = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
   _mm_storel_pi(reinterpret_cast<__m64*>(ab_out), q);
   _mm_storeh_pi(reinterpret_cast<__m64*>(cd_out), q);
+}
+
+// out[0..2] = the lane sums of a, b, c.
+VRGA_HOST_DEVICE void reduce3(Vec a, Vec b, Vec c, float* out) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v));
+  const __m256 cc = _mm256_add_ps(c.v, _mm256_permute_ps(c.v, 0x4e));
+  const __m256 sum =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cc, 0x44), _mm256_shuffle_ps(ab, cc, 0x5e));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+  _mm_storel_pi(reinterpret_cast<__m64*>(out), q);
+  _mm_store_ss(out + 2, _mm_movehl_ps(q, q));
 }
 
 VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {

@@ -1,5 +1,6 @@
 // Four fp32 lanes through the vector extension of GCC and Clang: SSE2 on x86-64, NEON on aarch64.
-// The other headers of this folder implement the same functions for their instruction set.
+// The other headers of this folder implement the same functions for their instruction set, and
+// reduce3 where qk_keys may be 3.
 #pragma once
 
 #include <cmath>
@@ -9,8 +10,8 @@
 namespace vrga::cpu::VRGA_ISA {
 
 constexpr int kWidth = 4;
-// Tiles of the micro-kernels: at most kQkRows query rows x qk_keys (2 or 4) keys of the scores, at
-// most kPvRows query rows x pv_vectors of the value dimension.
+// Tiles of the micro-kernels: at most kQkRows query rows x qk_keys (2, 3 or 4) keys of the scores,
+// at most kPvRows query rows x pv_vectors of the value dimension.
 constexpr int kQkRows = 4;
 constexpr int qk_keys(int) {
   return 2;
