@@ -51,14 +51,24 @@ class SoftmaxTask {
   }
 
  private:
-  // Flags are per batch row: widened once for all rows of the task.
+  // Flags are per batch row: widened once for all rows of the task, in loops for the compiler to
+  // vectorise.
   void read_flags() {
-    const uint8_t* flags = p_.key_flags + b_ * p_.stride_flags_b;
+    const uint8_t* const flags = p_.key_flags + b_ * p_.stride_flags_b;
+    const float focus_weight = key_weight(p_.gate, kFlagFocus);
+    const float image_weight = key_weight(p_.gate, kFlagImage);
+    float* const __restrict image = image_;
+    float* const __restrict weight = weight_;
+    for (int64_t j = 0; j < p_.n_flags; ++j) {
+      const int flag = flags[j];
+      image[j] = static_cast<float>(flag & kFlagImage);
+      const float unfocused = flag & kFlagImage ? image_weight : 1.0f;
+      weight[j] = flag & kFlagFocus ? focus_weight : unfocused;
+    }
     const int64_t end = ceil_div(p_.s_kv, kWidth) * kWidth;
-    for (int64_t j = 0; j < end; ++j) {
-      const uint8_t f = j < p_.n_flags ? flags[j] : 0;
-      image_[j] = static_cast<float>(f & kFlagImage);
-      weight_[j] = key_weight(p_.gate, f);
+    for (int64_t j = p_.n_flags; j < end; ++j) {
+      image[j] = 0.0f;
+      weight[j] = 1.0f;
     }
   }
 
