@@ -18,6 +18,19 @@ VRGA_HOST_DEVICE KeySet first_keys(int n) {
   return n < 64 ? (KeySet{1} << n) - 1 : ~KeySet{0};
 }
 
+// Flags of n keys for arithmetic: 1 for an image key, else 0, and w_j. For the compiler to
+// vectorise.
+VRGA_HOST_DEVICE void widen_flags(const uint8_t* flags, int64_t n, float focus_weight,
+                                  float image_weight, float* __restrict is_image,
+                                  float* __restrict weight) {
+  for (int64_t j = 0; j < n; ++j) {
+    const int flag = flags[j];
+    is_image[j] = static_cast<float>(flag & kFlagImage);
+    const float unfocused = flag & kFlagImage ? image_weight : 1.0f;
+    weight[j] = flag & kFlagFocus ? focus_weight : unfocused;
+  }
+}
+
 // Flags of the keys [first, first + n) of one batch row.
 struct BlockFlags {
   KeySet image;                 // image keys
@@ -55,11 +68,7 @@ struct BlockFlags {
     }
     const float focus_weight = key_classes.weight[key_classes.of_flags[kFlagFocus]];
     const float image_weight = key_classes.weight[key_classes.of_flags[kFlagImage]];
-    for (int j = 0; j < kBlockKeys; ++j) {
-      is_image[j] = static_cast<float>(of_key[j] & kFlagImage);
-      const float unfocused = of_key[j] & kFlagImage ? image_weight : 1.0f;
-      weight[j] = of_key[j] & kFlagFocus ? focus_weight : unfocused;
-    }
+    widen_flags(of_key, kBlockKeys, focus_weight, image_weight, is_image, weight);
   }
 };
 

@@ -51,24 +51,14 @@ class SoftmaxTask {
   }
 
  private:
-  // Flags are per batch row: widened once for all rows of the task, in loops for the compiler to
-  // vectorise.
+  // Flags are per batch row: widened once for all rows of the task.
   void read_flags() {
-    const uint8_t* const flags = p_.key_flags + b_ * p_.stride_flags_b;
-    const float focus_weight = key_weight(p_.gate, kFlagFocus);
-    const float image_weight = key_weight(p_.gate, kFlagImage);
-    float* const __restrict image = image_;
-    float* const __restrict weight = weight_;
-    for (int64_t j = 0; j < p_.n_flags; ++j) {
-      const int flag = flags[j];
-      image[j] = static_cast<float>(flag & kFlagImage);
-      const float unfocused = flag & kFlagImage ? image_weight : 1.0f;
-      weight[j] = flag & kFlagFocus ? focus_weight : unfocused;
-    }
+    widen_flags(p_.key_flags + b_ * p_.stride_flags_b, p_.n_flags, key_weight(p_.gate, kFlagFocus),
+                key_weight(p_.gate, kFlagImage), image_, weight_);
     const int64_t end = ceil_div(p_.s_kv, kWidth) * kWidth;
     for (int64_t j = p_.n_flags; j < end; ++j) {
-      image[j] = 0.0f;
-      weight[j] = 1.0f;
+      image_[j] = 0.0f;
+      weight_[j] = 1.0f;
     }
   }
 
