@@ -1,5 +1,5 @@
 // The schemas of torch.ops.vrga_ext. Each device registers its kernels in host/; the shapes of the
-// results under tracing are in vrga_ext/ops.py.
+// results under tracing are in vrga_ext/_library.py.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(vrga_ext, m) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/kernels/ahead.h"
+#include "cpu/kernels/even_tiles.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -49,21 +50,14 @@ VRGA_HOST_DEVICE int64_t query_stride(int64_t d) {
   return ceil_div(d, Dot<T>::kStep) * Dot<T>::kStep;
 }
 
-// Query rows are worked on in tiles of at most kQkRows, as equal as can be.
-VRGA_HOST_DEVICE int tile_count(int rows) {
-  return (rows + kQkRows - 1) / kQkRows;
-}
-VRGA_HOST_DEVICE int first_of_tile(int tile, int rows) {
-  return rows * tile / tile_count(rows);
-}
-
 // Copies query rows into scratch, a tile of R rows as [query_stride / kStep, R, kStep], padded with
 // zeros: the loop over the head dimension then walks through it with one pointer.
 template <class T>
 void pack_queries(const T* const* q, int rows, int64_t d, typename Dot<T>::Query* out) {
   constexpr int64_t kStep = Dot<T>::kStep;
-  for (int tile = 0; tile < tile_count(rows); ++tile) {
-    const int first = first_of_tile(tile, rows), last = first_of_tile(tile + 1, rows);
+  const EvenTiles tiles(rows, kQkRows);
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    const int first = tiles.begin(tile), last = tiles.end(tile);
     for (int64_t c = 0; c < d; c += kStep) {
       const int64_t n = c + kStep < d ? kStep : d - c;
       for (int r = first; r < last; ++r, out += kStep) {
@@ -198,22 +192,20 @@ VRGA_HOST_DEVICE void score_tile_of(int rows, const ScoreBlock<T>& block, const 
 
 template <class T>
 void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
-  const int tiles = tile_count(block.rows);
+  const EvenTiles tiles(block.rows, kQkRows);
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
   const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~3;
   const int panel = fits < 4 ? 4 : fits;
   int64_t steps = 0;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int of_tile = first_of_tile(tile + 1, block.rows) - first_of_tile(tile, block.rows);
-    steps += ceil_div(block.n, qk_keys(of_tile));
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    steps += ceil_div(block.n, qk_keys(tiles.size(tile)));
   }
   const int per_step = pace(fetches, steps);
   for (int begin = 0; begin < block.n; begin += panel) {
     const int end = begin + panel < block.n ? begin + panel : block.n;
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int first = first_of_tile(tile, block.rows);
-      const int last = first_of_tile(tile + 1, block.rows);
-      score_tile_of<T, kQkRows>(last - first, block, {first, begin, end}, per_step, ahead);
+    for (int tile = 0; tile < tiles.count; ++tile) {
+      score_tile_of<T, kQkRows>(tiles.size(tile), block, {tiles.begin(tile), begin, end}, per_step,
+                                ahead);
     }
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/kernels/ahead.h"
+#include "cpu/kernels/even_tiles.h"
 #include "cpu/kernels/keys.h"
 
 namespace vrga::cpu::VRGA_ISA {
@@ -44,17 +45,37 @@ VRGA_HOST_DEVICE void value_tile(const ValueBlock<T>& block, int first, int64_t 
     if (t % kFetchKeys == 0) {
       ahead.fetch(fetches);
     }
-    Vec value[C];
-#pragma GCC unroll 4
-    for (int i = 0; i < C; ++i) {
-      value[i] = kPartial ? load_partial(row, width) : load(row + i * kWidth);
-    }
+    const auto value = [&](int i) {
+      return kPartial ? load_partial(row, width) : load(row + i * kWidth);
+    };
+    const auto weight = [&](int r) { return splat(p[r * kBlockKeys + j]); };
+    // Of weights and values, the fewer are held in registers while the others pass by.
+    Vec held[R < C ? R : C];
+    if constexpr (R < C) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const Vec weight = splat(p[r * kBlockKeys + j]);
+      for (int r = 0; r < R; ++r) {
+        held[r] = weight(r);
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < C; ++i) {
-        sum[r][i] = fma(weight, value[i], sum[r][i]);
+        const Vec passing = in_register(value(i));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          sum[r][i] = fma(held[r], passing, sum[r][i]);
+        }
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int i = 0; i < C; ++i) {
+        held[i] = value(i);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec passing = weight(r);
+#pragma GCC unroll 4
+        for (int i = 0; i < C; ++i) {
+          sum[r][i] = fma(passing, held[i], sum[r][i]);
+        }
       }
     }
   }
@@ -79,18 +100,17 @@ VRGA_HOST_DEVICE void value_tile_of(int vectors, const ValueBlock<T>& block, int
   }
 }
 
-// R rows over the whole value dimension, in even tiles: one vector alone would wait for its loads.
+// R rows over the whole value dimension.
 template <class T, int R, bool kIndexed>
 __attribute__((noinline)) void value_rows(const ValueBlock<T>& block, int first, int fetches,
                                           Ahead& ahead) {
   constexpr int kMost = pv_vectors(R);
-  const int vectors = static_cast<int>(block.d_v / kWidth);
-  const int tiles = (vectors + kMost - 1) / kMost;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int begin = vectors * tile / tiles, end = vectors * (tile + 1) / tiles;
-    value_tile_of<T, R, kMost, kIndexed>(end - begin, block, first, begin * kWidth, fetches, ahead);
+  const EvenTiles vectors(static_cast<int>(block.d_v / kWidth), kMost);
+  for (int tile = 0; tile < vectors.count; ++tile) {
+    value_tile_of<T, R, kMost, kIndexed>(vectors.size(tile), block, first,
+                                         vectors.begin(tile) * kWidth, fetches, ahead);
   }
-  const int64_t c = int64_t{vectors} * kWidth;
+  const int64_t c = int64_t{vectors.n} * kWidth;
   if (c < block.d_v) {
     const int width = static_cast<int>(block.d_v - c);
     value_tile<T, R, 1, kIndexed, true>(block, first, c, width, fetches, ahead);
@@ -115,13 +135,12 @@ VRGA_HOST_DEVICE void value_rows_of(int rows, const ValueBlock<T>& block, int fi
 // How many steps the innermost loops take for n keys: the pace of what is fetched meanwhile.
 template <class T>
 int64_t value_steps(int rows, int n, int64_t d_v) {
-  const int row_tiles = (rows + kPvRows - 1) / kPvRows;
-  int64_t tiles = 0;
-  for (int tile = 0; tile < row_tiles; ++tile) {
-    const int of_tile = rows * (tile + 1) / row_tiles - rows * tile / row_tiles;
-    tiles += ceil_div(d_v / kWidth, pv_vectors(of_tile)) + (d_v % kWidth > 0);
+  const EvenTiles tiles(rows, kPvRows);
+  int64_t passes = 0;
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    passes += ceil_div(d_v / kWidth, pv_vectors(tiles.size(tile))) + (d_v % kWidth > 0);
   }
-  return tiles * ceil_div(n, kFetchKeys);
+  return passes * ceil_div(n, kFetchKeys);
 }
 
 // What a task does to its sums [rows, stride_sums] before they are merged: nothing here.
@@ -130,12 +149,9 @@ void finish_sums(float*, int, int64_t) {}
 
 template <class T>
 void accumulate(const ValueBlock<T>& block, int fetches, Ahead& ahead) {
-  // Even tiles: 8 rows are 4 + 4, not 7 + 1, where one row alone would wait for its loads.
-  const int tiles = (block.rows + kPvRows - 1) / kPvRows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int first = block.rows * tile / tiles;
-    const int last = block.rows * (tile + 1) / tiles;
-    value_rows_of<T, kPvRows>(last - first, block, first, fetches, ahead);
+  const EvenTiles tiles(block.rows, kPvRows);
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    value_rows_of<T, kPvRows>(tiles.size(tile), block, tiles.begin(tile), fetches, ahead);
   }
 }
 

@@ -139,11 +139,10 @@ inline int64_t value_steps<BFloat16>(int rows, int n, int64_t d_v) {
 inline void accumulate(const ValueBlock<BFloat16>& block, int fetches, Ahead& ahead) {
   PairedProbabilities probabilities;
   probabilities.pack(block);
-  const int tiles = (block.rows + kPairedRows - 1) / kPairedRows;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int begin = block.rows * tile / tiles;
-    const int end = block.rows * (tile + 1) / tiles;
-    paired_rows_of<kPairedRows>(end - begin, block, probabilities, begin, fetches, ahead);
+  const EvenTiles tiles(block.rows, kPairedRows);
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    paired_rows_of<kPairedRows>(tiles.size(tile), block, probabilities, tiles.begin(tile), fetches,
+                                ahead);
   }
 }
 
