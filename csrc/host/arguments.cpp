@@ -109,7 +109,7 @@ std::optional<Tensor> check_heads(const std::optional<Tensor>& heads, const Tens
                   dtype_of(*heads));
   check_shape("heads", *heads, {b, h_q});
   check_device("heads", *heads, first);
-  return torch::stable::contiguous(*heads);
+  return heads->is_contiguous() ? *heads : torch::stable::contiguous(*heads);
 }
 
 std::optional<Tensor> check_mask(const std::optional<Tensor>& attn_mask, const Tensor& first,

@@ -2,6 +2,8 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <utility>
+
 #include "host/arguments.h"
 
 namespace vrga::host {
@@ -12,8 +14,7 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
                         const Tensor& key_flags, const std::optional<Tensor>& attn_mask,
                         const std::optional<Tensor>& heads, double scale, double softcap,
                         const GateArguments& gate) {
-  DecodeCall call;
-  DecodeParams& p = call.params;
+  DecodeParams p;
   p.dtype = kernel_dtype("query", query);
   check_dims("query", query, 4, "[B, Hq, Sq, D]");
   check_dims("key", key, 4, "[B, Hkv, Skv, D]");
@@ -31,14 +32,15 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
   check_like("key", key, query);
   check_like("value", value, query);
 
-  call.query = contiguous_rows(query);
-  call.key = contiguous_rows(key);
-  call.value = contiguous_rows(value);
-  call.key_flags = check_flags(key_flags, query, p.b, p.s_kv);
-  call.heads = check_heads(heads, query, p.b, p.h_q);
-  call.mask = check_mask(attn_mask, query, {p.b, p.h_q, p.s_q, p.s_kv}, p.mask);
-  call.output = new_empty(query, {p.b, p.h_q, p.s_q, p.d_v});
-  call.statistics = new_empty(query, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
+  DecodeCall call{contiguous_rows(query),
+                  contiguous_rows(key),
+                  contiguous_rows(value),
+                  check_flags(key_flags, query, p.b, p.s_kv),
+                  check_heads(heads, query, p.b, p.h_q),
+                  check_mask(attn_mask, query, {p.b, p.h_q, p.s_q, p.s_kv}, p.mask),
+                  new_empty(query, {p.b, p.h_q, p.s_q, p.d_v}),
+                  new_empty(query, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float),
+                  {}};
 
   p.q = call.query.const_data_ptr();
   p.k = call.key.const_data_ptr();
@@ -61,6 +63,7 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
   p.scale = static_cast<float>(scale);
   p.softcap = checked_softcap(softcap);
   p.gate = gate_params(gate);
+  call.params = p;
   return call;
 }
 
@@ -68,8 +71,7 @@ RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
                                        const Tensor& key_flags,
                                        const std::optional<Tensor>& attn_mask, double scale,
                                        double softcap) {
-  RowStatisticsCall call;
-  RowStatisticsParams& p = call.params;
+  RowStatisticsParams p;
   p.dtype = kernel_dtype("query", query);
   check_dims("query", query, 3, "[B, Hq, D]");
   check_dims("key", key, 4, "[B, Hkv, Skv, D]");
@@ -82,13 +84,15 @@ RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
   check_shape("key", key, {p.b, p.h_kv, p.s_kv, p.d});
   check_like("key", key, query);
 
-  call.query = contiguous_rows(query);
-  call.key = contiguous_rows(key);
-  call.key_flags = check_flags(key_flags, query, p.b, p.s_kv);
-  call.mask = check_mask(attn_mask, query, {p.b, p.h_q, 1, p.s_kv}, p.mask);
-  p.n_flags = call.key_flags.size(1);
-  call.image_attention = new_empty(query, {p.b, p.h_q, p.n_flags}, ScalarType::Float);
-  call.statistics = new_empty(query, {p.b, p.h_q, kRowStatistics}, ScalarType::Float);
+  Tensor flags = check_flags(key_flags, query, p.b, p.s_kv);
+  p.n_flags = flags.size(1);
+  RowStatisticsCall call{contiguous_rows(query),
+                         contiguous_rows(key),
+                         std::move(flags),
+                         check_mask(attn_mask, query, {p.b, p.h_q, 1, p.s_kv}, p.mask),
+                         new_empty(query, {p.b, p.h_q, p.n_flags}, ScalarType::Float),
+                         new_empty(query, {p.b, p.h_q, kRowStatistics}, ScalarType::Float),
+                         {}};
 
   p.q = call.query.const_data_ptr();
   p.k = call.key.const_data_ptr();
@@ -103,13 +107,13 @@ RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
   p.stride_flags_b = call.key_flags.stride(0);
   p.scale = static_cast<float>(scale);
   p.softcap = checked_softcap(softcap);
+  call.params = p;
   return call;
 }
 
 SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
                           const std::optional<Tensor>& heads, const GateArguments& gate) {
-  SoftmaxCall call;
-  SoftmaxParams& p = call.params;
+  SoftmaxParams p;
   p.dtype = kernel_dtype("scores", scores);
   check_dims("scores", scores, 4, "[B, Hq, Sq, Skv]");
   p.b = scores.size(0);
@@ -117,11 +121,12 @@ SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
   p.s_q = scores.size(2);
   p.s_kv = scores.size(3);
 
-  call.scores = contiguous_rows(scores);
-  call.key_flags = check_flags(key_flags, scores, p.b, p.s_kv);
-  call.heads = check_heads(heads, scores, p.b, p.h_q);
-  call.probabilities = new_empty(scores, {p.b, p.h_q, p.s_q, p.s_kv});
-  call.statistics = new_empty(scores, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float);
+  SoftmaxCall call{contiguous_rows(scores),
+                   check_flags(key_flags, scores, p.b, p.s_kv),
+                   check_heads(heads, scores, p.b, p.h_q),
+                   new_empty(scores, {p.b, p.h_q, p.s_q, p.s_kv}),
+                   new_empty(scores, {p.b, p.h_q, p.s_q, kDecodeStatistics}, ScalarType::Float),
+                   {}};
 
   p.scores = call.scores.const_data_ptr();
   p.key_flags = call.key_flags.const_data_ptr<uint8_t>();
@@ -134,6 +139,7 @@ SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
   p.stride_s_s = call.scores.stride(2);
   p.stride_flags_b = call.key_flags.stride(0);
   p.gate = gate_params(gate);
+  call.params = p;
   return call;
 }
 

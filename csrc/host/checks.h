@@ -18,25 +18,25 @@ struct GateArguments {
   double focus_weight, image_weight, min_ratio, entropy_factor;
 };
 
-// A checked call: the parameters, the tensors they point into (some of them copies with a
-// contiguous last dimension), and the results to return.
+// A checked call: the arguments (some of them copies with a contiguous last dimension), the results
+// to return, and the parameters, which point into both.
 struct DecodeCall {
-  DecodeParams params;
   Tensor query, key, value, key_flags;
-  std::optional<Tensor> mask, heads;
+  std::optional<Tensor> heads, mask;
   Tensor output, statistics;
+  DecodeParams params;
 };
 struct RowStatisticsCall {
-  RowStatisticsParams params;
   Tensor query, key, key_flags;
   std::optional<Tensor> mask;
   Tensor image_attention, statistics;
+  RowStatisticsParams params;
 };
 struct SoftmaxCall {
-  SoftmaxParams params;
   Tensor scores, key_flags;
   std::optional<Tensor> heads;
   Tensor probabilities, statistics;
+  SoftmaxParams params;
 };
 
 DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& value,

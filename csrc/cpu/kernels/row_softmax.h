@@ -95,14 +95,14 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float scale, float m
   if (kImage == ImageKeys::kNone) {
     image.put_nothing();
   }
-  float plain[2], of_image[2];
-  reduce2x2(z, z_weighted, z_image, s_image, plain, of_image);
+  float sums[4];
+  store(sums, lane_sums(z, z_weighted, z_image, s_image));
   SoftmaxState block;
   block.m = m;
-  block.z = plain[0];
-  block.z_weighted = plain[kWeighted ? 1 : 0];
-  block.z_image = of_image[0];
-  block.s_image = of_image[1];
+  block.z = sums[0];
+  block.z_weighted = sums[kWeighted ? 1 : 0];
+  block.z_image = sums[2];
+  block.s_image = sums[3];
   return block;
 }
 

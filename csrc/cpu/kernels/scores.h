@@ -17,6 +17,7 @@ struct Dot {
   static VRGA_HOST_DEVICE Operand query(const Query* p) { return in_register(load(p)); }
   static VRGA_HOST_DEVICE Operand key(const T* p) { return load(p); }
   static VRGA_HOST_DEVICE Operand key_partial(const T* p, int n) { return load_partial(p, n); }
+  static VRGA_HOST_DEVICE Vec first(Operand a, Operand b) { return a * b; }
   static VRGA_HOST_DEVICE Vec step(Operand a, Operand b, Vec sum) { return fma(a, b, sum); }
 };
 
@@ -38,6 +39,7 @@ struct Dot<BFloat16> {
   static VRGA_HOST_DEVICE Operand key_partial(const BFloat16* p, int n) {
     return as_operand(_mm512_maskz_loadu_epi16((1u << n) - 1u, p));
   }
+  static VRGA_HOST_DEVICE Vec first(Operand a, Operand b) { return step(a, b, zero()); }
   static VRGA_HOST_DEVICE Vec step(Operand a, Operand b, Vec sum) {
     return {_mm512_dpbf16_ps(sum.v, a, b)};
   }
@@ -90,13 +92,35 @@ struct ScoreTile {
   int begin, end;  // keys
 };
 
+// Lane sums of R rows x kKeys keys -> scores[r][j], four at a time.
+template <int R, int kKeys>
+VRGA_HOST_DEVICE void store_scores(const Vec (&sum)[R][kKeys], float* scores) {
+  static_assert(kKeys == 2 || kKeys == 4 || (kKeys == 3 && R == 4), "what qk_keys may return");
+  if constexpr (kKeys == 4) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      store(scores + r * kBlockKeys, lane_sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r += 2) {
+      const int other = r + 1 < R ? r + 1 : r;
+      const Sums sums = lane_sums(sum[r][0], sum[r][1], sum[other][0], sum[other][1]);
+      store_first2(scores + r * kBlockKeys, sums);
+      store_last2(scores + other * kBlockKeys, sums);
+    }
+    if constexpr (kKeys == 3) {
+      scatter(scores + 2, kBlockKeys, lane_sums(sum[0][2], sum[1][2], sum[2][2], sum[3][2]));
+    }
+  }
+}
+
 // scores[r][j] = q_r . k_j for R rows and the keys of a panel.
 template <class T, int R>
 __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const ScoreTile& tile,
                                           int fetches, Ahead& stream) {
   using D = Dot<T>;
   constexpr int kKeys = qk_keys(R);
-  static_assert(2 <= kKeys && kKeys <= 4, "at most four sums are reduced at a time");
   Ahead ahead = stream;
   const typename D::Query* const q = block.q + tile.row * query_stride<T>(block.d);
   const int64_t whole = block.d / D::kStep * D::kStep;
@@ -115,14 +139,10 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
 #pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
       key[i] = base + offset[i];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        sum[r][i] = zero();
-      }
     }
     const typename D::Query* at = q;
     // Of queries and keys, the fewer are held in registers while the others pass by.
-    const auto multiply = [&](auto load_key) __attribute__((always_inline)) {
+    const auto multiply = [&](auto load_key, auto add) __attribute__((always_inline)) {
       typename D::Operand held[R < kKeys ? R : kKeys];
       if constexpr (R < kKeys) {
 #pragma GCC unroll 8
@@ -134,7 +154,7 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
           const auto passing = load_key(key[i]);
 #pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
-            sum[r][i] = D::step(held[r], passing, sum[r][i]);
+            sum[r][i] = add(held[r], passing, sum[r][i]);
           }
         }
       } else {
@@ -147,34 +167,35 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
           const auto passing = D::query(at + r * D::kStep);
 #pragma GCC unroll 8
           for (int i = 0; i < kKeys; ++i) {
-            sum[r][i] = D::step(passing, held[i], sum[r][i]);
+            sum[r][i] = add(passing, held[i], sum[r][i]);
           }
         }
       }
       at += R * D::kStep;
     };
     ahead.fetch(fetches);
-    for (int64_t c = 0; c < whole; c += D::kStep) {
-      multiply([c](const T* row) { return D::key(row + c); });
-    }
-    if (rest > 0) {
-      multiply([whole, rest](const T* row) { return D::key_partial(row + whole, rest); });
-    }
-    float* scores = block.scores + tile.row * kBlockKeys + j;
+    int64_t c = 0;
+    if (whole > 0) {
+      multiply([c](const T* row) { return D::key(row + c); },
+               [](auto a, auto b, Vec) { return D::first(a, b); });
+      c += D::kStep;
+    } else {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r += kKeys == 2 ? 2 : 1) {
-      float* out = scores + r * kBlockKeys;
-      if constexpr (kKeys == 2) {
-        float spare[2];
-        const int other = r + 1 < R ? r + 1 : r;
-        reduce2x2(sum[r][0], sum[r][1], sum[other][0], sum[other][1], out,
-                  r + 1 < R ? out + kBlockKeys : spare);
-      } else if constexpr (kKeys == 3) {
-        reduce3(sum[r][0], sum[r][1], sum[r][2], out);
-      } else {
-        reduce2x2(sum[r][0], sum[r][1], sum[r][2], sum[r][3], out, out + 2);
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kKeys; ++i) {
+          sum[r][i] = zero();
+        }
       }
     }
+#pragma GCC unroll 2
+    for (; c < whole; c += D::kStep) {
+      multiply([c](const T* row) { return D::key(row + c); }, D::step);
+    }
+    if (rest > 0) {
+      multiply([whole, rest](const T* row) { return D::key_partial(row + whole, rest); }, D::step);
+    }
+    store_scores(sum, block.scores + tile.row * kBlockKeys + j);
   }
   stream = ahead;
 }

@@ -107,12 +107,12 @@ class SoftmaxTask {
         z_image = z_image + p_image;
         s_image = fma(p_image, distance, s_image);
       }
-      float plain[2], of_image[2];
-      reduce2x2(z, z_weighted, z_image, s_image, plain, of_image);
-      state_.z += plain[0];
-      state_.z_weighted += plain[1];
-      state_.z_image += of_image[0];
-      state_.s_image += of_image[1];
+      float sums[4];
+      store(sums, lane_sums(z, z_weighted, z_image, s_image));
+      state_.z += sums[0];
+      state_.z_weighted += sums[1];
+      state_.z_image += sums[2];
+      state_.s_image += sums[3];
     }
   }
 

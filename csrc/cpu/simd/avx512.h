@@ -140,15 +140,26 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float* cd_out) {
+struct Sums {
+  __m128 v;
+};
+
+VRGA_HOST_DEVICE Sums lane_sums(Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
   const __m512 sum = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)),
                                    _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
-  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-  _mm_storel_pi(reinterpret_cast<__m64*>(ab_out), q);
-  _mm_storeh_pi(reinterpret_cast<__m64*>(cd_out), q);
+  return {_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1))};
+}
+VRGA_HOST_DEVICE void store(float* p, Sums a) {
+  _mm_storeu_ps(p, a.v);
+}
+VRGA_HOST_DEVICE void store_first2(float* p, Sums a) {
+  _mm_storel_pi(reinterpret_cast<__m64*>(p), a.v);
+}
+VRGA_HOST_DEVICE void store_last2(float* p, Sums a) {
+  _mm_storeh_pi(reinterpret_cast<__m64*>(p), a.v);
 }
 
 VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {

@@ -1,6 +1,6 @@
 // Four fp32 lanes through the vector extension of GCC and Clang: SSE2 on x86-64, NEON on aarch64.
 // The other headers of this folder implement the same functions for their instruction set, and
-// reduce3 where qk_keys may be 3.
+// scatter where qk_keys may be 3.
 #pragma once
 
 #include <cmath>
@@ -135,12 +135,24 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
 }
 
-// out[0..3] = the lane sums of a, b, c, d.
-VRGA_HOST_DEVICE void reduce2x2(Vec a, Vec b, Vec c, Vec d, float* ab_out, float* cd_out) {
-  ab_out[0] = reduce_add(a);
-  ab_out[1] = reduce_add(b);
-  cd_out[0] = reduce_add(c);
-  cd_out[1] = reduce_add(d);
+struct Sums {
+  Float4 v;
+};
+
+// The sums of the lanes of a, of b, of c and of d.
+VRGA_HOST_DEVICE Sums lane_sums(Vec a, Vec b, Vec c, Vec d) {
+  return {Float4{reduce_add(a), reduce_add(b), reduce_add(c), reduce_add(d)}};
+}
+VRGA_HOST_DEVICE void store(float* p, Sums a) {
+  memcpy(p, &a.v, sizeof a.v);
+}
+VRGA_HOST_DEVICE void store_first2(float* p, Sums a) {
+  p[0] = a.v[0];
+  p[1] = a.v[1];
+}
+VRGA_HOST_DEVICE void store_last2(float* p, Sums a) {
+  p[0] = a.v[2];
+  p[1] = a.v[3];
 }
 
 // Which of 64 bytes have the given bit. Multiplying moves the lowest bits of 8 bytes into the top
