@@ -1,4 +1,4 @@
-"""Builds of the CUDA sources on the emulator: a library of operations, and the driver.
+"""Builds for machines without a GPU or AVX-512: libraries of operations, and the emulator's driver.
 
 Everything is compiled by g++ in a folder of its own, object by object, and again only where the
 preprocessed source or a flag changed. Test processes that want the same build wait for each other.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
+import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +22,7 @@ CACHE = ROOT / "build" / "emulator"
 MACHINE = ("simt.cpp", "fiber.cpp")
 TSAN = "-fsanitize=thread"
 ASAN = "-fsanitize=address,undefined"
+AVX512_LEVELS = ("avx512", "avx512_bf16", "amx_bf16")
 
 
 def run(command: list[str]) -> str:
@@ -85,20 +89,54 @@ def build_driver(name: str, flags: list[str], *, csrc: Path = ROOT / "csrc") -> 
 
 def build_operations() -> Path:
     """A library that registers ``torch.ops.vrga_emulated``: CPU tensors, CUDA kernels."""
+    sources = [*kernel_sources(), *(EMULATOR / f for f in MACHINE)]
+    sources += [EMULATOR / "host_ops.cpp", EMULATOR / "host_device.cpp"]
+    return build_library("operations.so", "vrga_emulated", sources, ["-O2"])
+
+
+def build_avx512_operations() -> Path:
+    """A library that registers ``torch.ops.vrga_avx512``: AVX-512 and AMX by loops over lanes."""
+    with tempfile.TemporaryDirectory() as folder:
+        csrc = without_avx512(Path(folder))
+        cpu = csrc / "cpu"
+        sources = [cpu / "driver.cpp", csrc / "host" / "cpu_ops.cpp"]
+        sources += [cpu / "isa" / f"{name}.cpp" for name in AVX512_LEVELS]
+        sources += [EMULATOR / "avx512_levels.cpp"]
+        flags = ["-O1", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi"]
+        flags += ["-include", str(EMULATOR / "avx512_by_loops.h")]
+        return build_library("avx512.so", "vrga_avx512", sources, flags, csrc=csrc)
+
+
+def without_avx512(folder: Path) -> Path:
+    """A copy of csrc/ whose AVX-512 kernels are compiled for AVX2; returns its path."""
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+
+    def edit(file: Path, pattern: str, replacement: str) -> None:
+        text, count = re.subn(pattern, replacement, file.read_text())
+        assert count > 0, (file, pattern)
+        file.write_text(text)
+
+    for name in AVX512_LEVELS:
+        edit(csrc / "cpu" / "isa" / f"{name}.cpp", r",(avx512|amx-)\w+", "")
+    for header in ("simd/avx512.h", "kernels/scores.h"):
+        # There is no register of that width, so what was to stay in one stays in memory.
+        edit(csrc / "cpu" / header, r'"\+v"', '"+m"')
+    return csrc
+
+
+def build_library(
+    name: str, namespace: str, sources: list[Path], flags: list[str], *, csrc: Path = ROOT / "csrc"
+) -> Path:
+    """A library that registers the operations of ``sources`` in ``torch.ops.<namespace>``."""
     import torch
     from torch.utils.cpp_extension import include_paths
 
-    host = ROOT / "csrc" / "host"
-    sources = [ROOT / "csrc" / "ops.cpp", host / "arguments.cpp", host / "checks.cpp"]
-    sources += [
-        EMULATOR / "host_ops.cpp",
-        EMULATOR / "host_device.cpp",
-        *kernel_sources(),
-        *(EMULATOR / f for f in MACHINE),
-    ]
-    flags = ["-O2", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    flags += ["-Dvrga_ext=vrga_emulated"]  # the namespace of the registrations in csrc/
+    host = csrc / "host"
+    sources = [csrc / "ops.cpp", host / "arguments.cpp", host / "checks.cpp", *sources]
+    flags = [*flags, "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += [f"-Dvrga_ext={namespace}"]  # the namespace of the registrations in csrc/
     flags += [f"-isystem{path}" for path in include_paths()]
     library = Path(torch.__file__).parent / "lib"
     link = ("-shared", f"-L{library}", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{library}")
-    return build("operations.so", sources, flags, link=link)
+    return build(name, sources, flags, csrc=csrc, link=link)

@@ -24,14 +24,14 @@ def emulator_library() -> str:
     return path
 
 
-def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
+def route_to(namespace: str, patch: pytest.MonkeyPatch) -> list[str]:
     """Replace ``torch.ops.vrga_ext`` while ``patch`` lives; returns the growing list of calls."""
     from vrga_ext import _library
 
     calls: list[str] = []
 
     def route(name: str):
-        operation = getattr(torch.ops.vrga_emulated, name).default
+        operation = getattr(getattr(torch.ops, namespace), name).default
 
         def call(*arguments):
             calls.append(name)
@@ -48,7 +48,7 @@ def route_to_emulator(patch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def emulated(emulator_library: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    return route_to_emulator(monkeypatch)
+    return route_to("vrga_emulated", monkeypatch)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import vrga_ext
 from tests.adapter.families import build, greedy, logits
 from tests.adapter.test_generation import *  # noqa: F403
 from tests.adapter.test_oracle import *  # noqa: F403
-from tests.emulator.conftest import route_to_emulator
+from tests.emulator.conftest import route_to
 from vrga_ext import ops
 
 PROMPT = ([5, 6, (4, 4), 7, 8, 9, 10], [11, (4, 4), 12, 13, 14])
@@ -21,7 +21,7 @@ LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_
 @pytest.fixture(autouse=True, scope="module")
 def emulated_module(emulator_library: str) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
-        yield route_to_emulator(patch)
+        yield route_to("vrga_emulated", patch)
 
 
 @pytest.mark.parametrize(
