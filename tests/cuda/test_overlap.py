@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import overlap
+
 INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include" / "vrga"
 KERNEL = re.compile(
     r"^VRGA_KERNEL VRGA_LAUNCH_BOUNDS\(.*?\)\s+(\w+)\(.*?\) \{\n(.*?)^\}", re.DOTALL | re.MULTILINE
@@ -27,3 +29,12 @@ def test_a_kernel_waits_before_it_reads_or_writes(name):
     assert wait
     # Addresses and places in the grid are all there is until then.
     assert not re.search(r"\b(load|read|read_\w+|copy_async)\(", before)
+
+
+@pytest.mark.parametrize("dtype", overlap.DTYPES)
+def test_no_two_rounds_of_the_chain_on_the_gpu_are_alike(dtype):
+    case = overlap.inputs(dtype, "cpu")
+    queries = [overlap.chain(*case, length=length)[0].float() for length in (19, 20, 21)]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        change = (queries[one] - queries[other]).abs().amax(dim=(0, 2, 3))
+        assert (change > 0.01 * queries[one].abs().amax()).all()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.gpu import overlap
 from tests.gpu.marks import NEEDS_GPU
 from tests.ops.cases import attention_case
 from vrga_ext import ops, reference
@@ -55,35 +60,24 @@ def test_never_synchronises():
         torch.cuda.set_sync_debug_mode(before)
 
 
-def test_overlapping_launches_wait_for_what_they_read():
-    """Each call reads what the one before has written, in kernels that may start early."""
-    case = arguments(keys=2000, group=7, dim=128)
-    query = torch.empty_like(case["query"])
-
-    def chain(length, between=lambda: None):
-        query.copy_(case["query"])
-        total = torch.zeros((), device="cuda")
-        for _ in range(length):
-            result = ops.decode_attention(query, *(case[n] for n in ("key", "value", "key_flags")))
-            rows = ops.row_statistics(result.output[:, :, 0], case["key"], case["key_flags"])
-            between()
-            torch.mul(result.output.roll(1, 1), 30, out=query)  # sharp: a stale one would show
-            total += rows.statistics.image_ratio.sum() + rows.image_attention.amax()
-            between()
-        return total
-
-    expected = chain(100, between=torch.cuda.synchronize)
-    last = query.clone()
-    for _ in range(5):
-        assert torch.equal(chain(100), expected)
-        assert torch.equal(query, last)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = chain(100)
-    for _ in range(5):
-        graph.replay()
-        assert torch.equal(captured, expected)
-        assert torch.equal(query, last)
+def test_overlapping_launches_wait_for_what_they_read(tmp_path):
+    """Each kernel reads what the one before has written, and may start early."""
+    file = tmp_path / "alone.pt"
+    subprocess.run(
+        [sys.executable, "-m", "tests.gpu.overlap", str(file)],
+        env=os.environ | {"CUDA_LAUNCH_BLOCKING": "1"},
+        check=True,
+    )
+    for dtype, expected in zip(overlap.DTYPES, torch.load(file), strict=True):
+        case = overlap.inputs(dtype, "cuda")
+        for _ in range(5):
+            assert all(map(torch.equal, overlap.chain(*case, length=100), expected))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = overlap.chain(*case, length=100)
+        for _ in range(5):
+            graph.replay()
+            assert all(map(torch.equal, captured, expected))
 
 
 def test_one_graph_serves_a_growing_cache():

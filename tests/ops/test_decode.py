@@ -30,10 +30,10 @@ def test_key_lengths(simd, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("top", [0.5, 2.0, 20.0])
-def test_scores_that_rise_along_the_keys(simd, dtype, top):
+@pytest.mark.parametrize(("dim", "top"), [(32, 0.5), (32, 2.0), (32, 20.0), (64, 2.0), (64, 20.0)])
+def test_scores_that_rise_along_the_keys(simd, dtype, dim, top):
     """The reference point of a row follows its maximum at some distance, or block by block."""
-    case = attention_case(keys=1000, dim=32, flags="scattered", dtype=dtype)
+    case = attention_case(keys=1000, dim=dim, flags="scattered", dtype=dtype)
     query, key = case.tensors["query"].float(), case.tensors["key"].float()
     rising = torch.linspace(-top, top, 1000)[:, None] * query[:, ::4]
     case.tensors["key"] = (0.1 * key + rising).to(dtype)

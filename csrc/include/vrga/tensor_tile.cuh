@@ -58,7 +58,7 @@ struct CopyLane {
   VRGA_DEVICE_MEMBER void start(unsigned char* slot, const uint16_t* base, int64_t stride,
                                 int first, int end) const {
     const uint16_t* source = base + int64_t{first + row} * stride + chunk * 8;
-    if (first + kWarpKeys <= end) {
+    if (end - first >= kWarpKeys) {
       copy_rows(slot, [&](int) { return true; }, source, stride);
     } else {
       copy_rows(slot, [&](int below) { return first + row + below < end; }, source, stride);
