@@ -88,6 +88,9 @@ int64_t table_index(DType dtype) {
 void run_attention(AttentionJob job, const Executor& run) {
   const DecodeParams& p = job.p;
   job.rows = p.h_q / p.h_kv * p.s_q;
+  if (job.rows == 0) {
+    return;
+  }
   job.rows_per_chunk = job.rows < kMaxRows ? job.rows : kMaxRows;
   job.chunks = ceil_div(job.rows, job.rows_per_chunk);
   job.items = p.b * p.h_kv * job.chunks;
@@ -164,6 +167,9 @@ void reweighted_softmax(const SoftmaxParams& params, const Executor& run) {
   SoftmaxJob job;
   job.p = params;
   job.rows = params.h_q * params.s_q;
+  if (job.rows == 0) {
+    return;
+  }
   const int64_t wanted = kScoresPerTask / (params.s_kv > 0 ? params.s_kv : 1);
   job.rows_per_task = wanted < 1 ? 1 : wanted < job.rows ? wanted : job.rows;
   job.tasks_per_batch = ceil_div(job.rows, job.rows_per_task);

@@ -15,6 +15,13 @@
 
 namespace by_loops {
 
+// What no loop here does, or a real machine refuses.
+inline void wanted(bool condition) {
+  if (!condition) {
+    __builtin_trap();
+  }
+}
+
 template <class T, class V>
 std::array<T, sizeof(V) / sizeof(T)> lanes(V v) {
   return std::bit_cast<std::array<T, sizeof(V) / sizeof(T)>>(v);
@@ -87,7 +94,12 @@ inline float scale(float a, float exponent) {
   const double limited = std::fmax(std::fmin(std::floor(exponent), 1000.0), -1000.0);
   return static_cast<float>(std::ldexp(static_cast<double>(a), static_cast<int>(limited)));
 }
+inline __m512 round_nearest(__m512 a, int mode) {
+  wanted(mode == (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return map(a, a, [](float x, float) { return std::nearbyint(x); });
+}
 inline uint32_t compare(__m512 a, __m512 b, int predicate) {
+  wanted(predicate == _CMP_UNORD_Q || predicate == _CMP_LT_OQ);
   const auto x = lanes<float>(a), y = lanes<float>(b);
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) {
@@ -163,7 +175,8 @@ inline __m512 widen_half(__m256i a) {
   const auto x = lanes<__m128i>(a);
   return std::bit_cast<__m512>(std::array{_mm256_cvtph_ps(x[0]), _mm256_cvtph_ps(x[1])});
 }
-inline __m256i narrow_half(__m512 a) {
+inline __m256i narrow_half(__m512 a, int mode) {
+  wanted(mode == (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   return std::bit_cast<__m256i>(std::array{_mm256_cvtps_ph(half(a, 0), _MM_FROUND_TO_NEAREST_INT),
                                            _mm256_cvtps_ph(half(a, 1), _MM_FROUND_TO_NEAREST_INT)});
 }
@@ -181,6 +194,7 @@ inline float from_bf16(uint16_t x) {
   return flushed(std::bit_cast<float>(uint32_t{x} << 16));
 }
 inline float add_pair(float sum, const uint16_t* a, const uint16_t* b) {
+  sum = flushed(sum);
   for (int i = 1; i >= 0; --i) {
     sum = flushed(std::fma(from_bf16(a[i]), from_bf16(b[i]), sum));
   }
@@ -211,18 +225,24 @@ inline Tiles& tiles() {
   return instance;
 }
 inline Tile& tile(int i) {
-  if (!tiles().configured) {
-    __builtin_trap();  // as the machine does
-  }
+  wanted(tiles().configured);
   return tiles().tile[i];
 }
 inline void configure(const void* config) {
-  const auto* bytes = static_cast<const uint8_t*>(config);
+  std::array<uint8_t, 64> bytes;
+  std::memcpy(bytes.data(), config, 64);
+  wanted(bytes[0] == 1);  // the palette
   tiles() = Tiles{};
   tiles().configured = true;
+  for (int i = 0; i < 64; ++i) {
+    const bool reserved = (i >= 2 && i < 16) || (i >= 32 && i < 48) || i >= 56;
+    wanted(!reserved || bytes[i] == 0);
+  }
   for (int i = 0; i < 8; ++i) {
-    std::memcpy(&tiles().tile[i].row_bytes, bytes + 16 + 2 * i, 2);
-    tiles().tile[i].rows = bytes[48 + i];
+    Tile& shape = tiles().tile[i];
+    std::memcpy(&shape.row_bytes, &bytes[16 + 2 * i], 2);
+    shape.rows = bytes[48 + i];
+    wanted(shape.rows <= 16 && shape.row_bytes <= 64);
   }
 }
 inline void release() {
@@ -244,6 +264,8 @@ inline void store_tile(int i, void* to, int64_t stride) {
 }
 // sums[r][c] += the products of the pairs a[r][k] and b[k][c].
 inline void multiply_tiles(int sums, int a, int b) {
+  wanted(tile(a).rows == tile(sums).rows && tile(b).row_bytes == tile(sums).row_bytes &&
+         tile(a).row_bytes == 4 * tile(b).rows);
   for (int r = 0; r < tile(sums).rows; ++r) {
     for (int k = 0; k < tile(a).row_bytes / 4; ++k) {
       for (int c = 0; c < tile(sums).row_bytes / 4; ++c) {
@@ -287,8 +309,7 @@ inline void multiply_tiles(int sums, int a, int b) {
 #define _mm512_fmadd_ps(a, b, c) by_loops::fmadd(a, b, c)
 #define _mm512_scalef_ps(a, b) by_loops::map(a, b, by_loops::scale)
 #undef _mm512_roundscale_ps
-#define _mm512_roundscale_ps(a, to_nearest) \
-  by_loops::map(a, a, [](float x, float) { return std::nearbyint(x); })
+#define _mm512_roundscale_ps(a, mode) by_loops::round_nearest(a, mode)
 #define _mm512_abs_ps(a) by_loops::map(a, a, [](float x, float) { return std::fabs(x); })
 #define _mm512_and_ps(a, b) _mm512_castsi512_ps(_mm512_and_si512((__m512i)(a), (__m512i)(b)))
 #define _mm512_or_ps(a, b) _mm512_castsi512_ps(_mm512_or_si512((__m512i)(a), (__m512i)(b)))
@@ -342,7 +363,7 @@ inline void multiply_tiles(int sums, int a, int b) {
       [x = by_loops::lanes<uint32_t>(a)](int i) { return static_cast<uint16_t>(x[i]); })
 #define _mm512_cvtph_ps(a) by_loops::widen_half(a)
 #undef _mm512_cvtps_ph
-#define _mm512_cvtps_ph(a, to_nearest) by_loops::narrow_half(a)
+#define _mm512_cvtps_ph(a, mode) by_loops::narrow_half(a, mode)
 #define _mm512_cvtneps_pbh(a) by_loops::narrow_bf16(a)
 #define _mm512_dpbf16_ps(sum, a, b) by_loops::add_pairs(sum, a, b)
 

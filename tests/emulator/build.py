@@ -52,7 +52,8 @@ def build(
     include = [f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'cuda'}", f"-I{EMULATOR}"]
 
     def compile_one(source: Path) -> Path:
-        own = ["g++", "-std=c++20", "-fPIC", *include, *flags]
+        # Messages with __FILE__ name the same file wherever csrc is.
+        own = ["g++", "-std=c++20", "-fPIC", f"-fmacro-prefix-map={csrc}=csrc", *include, *flags]
         if TSAN in flags and source.name in MACHINE:
             # The machine is not what is tested, and its own accesses are not the kernels'.
             own = [flag for flag in own if flag != TSAN] + ["-DVRGA_EMULATOR_TSAN"]
@@ -119,6 +120,11 @@ def without_avx512(folder: Path) -> Path:
 
     for name in AVX512_LEVELS:
         edit(csrc / "cpu" / "isa" / f"{name}.cpp", r",(avx512|amx-)\w+", "")
+    # Those for tiles are assembly to the compiler, which would not refuse one without a loop.
+    loops = (EMULATOR / "avx512_by_loops.h").read_text()
+    for header in (csrc / "cpu" / "kernels").glob("*.h"):
+        for name in re.findall(r"\b_tile_\w+(?=\()", header.read_text()):
+            assert f"#define {name}(" in loops, name
     for header in ("simd/avx512.h", "kernels/scores.h"):
         # There is no register of that width, so what was to stay in one stays in memory.
         edit(csrc / "cpu" / header, r'"\+v"', '"+m"')

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.emulator import build
+from tests.ops.conftest import threads  # noqa: F401 (a fixture)
 
 OPERATIONS = ("decode_attention", "row_statistics", "reweighted_softmax")
 
@@ -49,11 +50,6 @@ def route_to(namespace: str, patch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def emulated(emulator_library: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return route_to("vrga_emulated", monkeypatch)
-
-
-@pytest.fixture
-def threads() -> None:
-    """Torch's number of CPU threads means nothing here."""
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.ops import cases
+from tests.ops.conftest import threads  # noqa: F401 (a fixture)
 
 OPERATIONS = ("decode_attention", "row_statistics", "reweighted_softmax")
 
@@ -39,11 +40,6 @@ def route_to_gpu(patch: pytest.MonkeyPatch) -> None:
         replacement = route(name)
         patch.setattr(torch.ops.vrga_ext, name, replacement)
         patch.setattr(_library, name, replacement.default)
-
-
-@pytest.fixture
-def threads() -> None:
-    """Torch's number of CPU threads means nothing here."""
 
 
 @pytest.fixture

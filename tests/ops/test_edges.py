@@ -30,6 +30,27 @@ def test_values_without_columns(simd, keys):
     check_gate(result, expected, case.options)
 
 
+@pytest.mark.parametrize(("batch", "heads", "rows"), [(0, 4, 1), (2, 0, 1), (2, 4, 0)])
+def test_no_rows(simd, batch, heads, rows):
+    query, key = torch.randn(batch, heads, rows, 8), torch.randn(batch, 2, 70, 8)
+    flags = torch.full((batch, 70), IMAGE_FLAG, dtype=torch.uint8)
+    result = ops.decode_attention(query, key, key, flags)
+    assert result.output.shape == (batch, heads, rows, 8)
+    assert result.gate.shape == (batch, heads, rows)
+    softmax = ops.reweighted_softmax(torch.randn(batch, heads, rows, 70), flags)
+    assert softmax.probabilities.shape == (batch, heads, rows, 70)
+    if rows == 1:
+        image = ops.row_statistics(query[:, :, 0], key, flags)
+        assert image.image_attention.shape == (batch, heads, 70)
+
+
+def test_queries_without_columns(simd):
+    """All scores are 0."""
+    case = attention_case(keys=70, dim=0, dim_v=5)
+    case.options["scale"] = 1.0
+    check_decode(case, torch.float32)
+
+
 @pytest.mark.parametrize("gate", ["static", "dynamic"])
 def test_no_attended_key(simd, gate):
     case = attention_case(batch=2, keys=100, gate=gate)

@@ -177,7 +177,7 @@ __attribute__((noinline)) void score_tile(const ScoreBlock<T>& block, const Scor
     int64_t c = 0;
     if (whole > 0) {
       multiply([c](const T* row) { return D::key(row + c); },
-               [](auto a, auto b, Vec) { return D::first(a, b); });
+               [](auto a, auto b, const Vec&) { return D::first(a, b); });
       c += D::kStep;
     } else {
 #pragma GCC unroll 8
@@ -215,7 +215,7 @@ template <class T>
 void score(const ScoreBlock<T>& block, int64_t fetches, Ahead& ahead) {
   const EvenTiles tiles(block.rows, kQkRows);
   const int64_t row_bytes = block.d * static_cast<int64_t>(sizeof(T));
-  const int fits = static_cast<int>(kPanelBytes / row_bytes) & ~3;
+  const int fits = static_cast<int>(kPanelBytes / (row_bytes > 0 ? row_bytes : 1)) & ~3;
   const int panel = fits < 4 ? 4 : fits;
   int64_t steps = 0;
   for (int tile = 0; tile < tiles.count; ++tile) {
