@@ -38,6 +38,7 @@ step "benchmarks"
 name=$(python -c 'import torch; print(torch.cuda.get_device_name(0).lower().replace(" ", "-"))')
 result="bench/results/gpu-$name.json"
 parts=${PARTS:-$(mktemp -d)}
+mkdir -p "$parts"
 # In the tree a result would make what is measured next a changed tree: it comes there at the end.
 keep() {
   if [ -s "$parts/joined" ]; then

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "cpu/element.h"
+#include "cpu/simd/four_sums.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -146,10 +147,6 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-struct Sums {
-  __m128 v;
-};
-
 // With blends and shuffles: vhaddps is the same and takes longer.
 VRGA_HOST_DEVICE __m256 half_sums(Vec a, Vec b) {
   return _mm256_add_ps(_mm256_blend_ps(a.v, b.v, 0xcc), _mm256_shuffle_ps(a.v, b.v, 0x4e));
@@ -159,23 +156,6 @@ VRGA_HOST_DEVICE Sums lane_sums(Vec a, Vec b, Vec c, Vec d) {
   const __m256 sum =
       _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x88), _mm256_shuffle_ps(ab, cd, 0xdd));
   return {_mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1))};
-}
-VRGA_HOST_DEVICE void store(float* p, Sums a) {
-  _mm_storeu_ps(p, a.v);
-}
-VRGA_HOST_DEVICE void store_first2(float* p, Sums a) {
-  _mm_storel_pi(reinterpret_cast<__m64*>(p), a.v);
-}
-VRGA_HOST_DEVICE void store_last2(float* p, Sums a) {
-  _mm_storeh_pi(reinterpret_cast<__m64*>(p), a.v);
-}
-
-// p[0], p[stride], ...
-VRGA_HOST_DEVICE void scatter(float* p, int64_t stride, Sums a) {
-  _mm_store_ss(p, a.v);
-  _mm_store_ss(p + stride, _mm_movehdup_ps(a.v));
-  _mm_store_ss(p + 2 * stride, _mm_movehl_ps(a.v, a.v));
-  _mm_store_ss(p + 3 * stride, _mm_shuffle_ps(a.v, a.v, 0xff));
 }
 
 VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {

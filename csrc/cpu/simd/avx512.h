@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "cpu/element.h"
+#include "cpu/simd/four_sums.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -140,10 +141,6 @@ VRGA_HOST_DEVICE float reduce_add(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
 }
 
-struct Sums {
-  __m128 v;
-};
-
 VRGA_HOST_DEVICE Sums lane_sums(Vec a, Vec b, Vec c, Vec d) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c.v, d.v), _mm512_unpackhi_ps(c.v, d.v));
@@ -151,15 +148,6 @@ VRGA_HOST_DEVICE Sums lane_sums(Vec a, Vec b, Vec c, Vec d) {
                                    _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2)));
   const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1));
   return {_mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1))};
-}
-VRGA_HOST_DEVICE void store(float* p, Sums a) {
-  _mm_storeu_ps(p, a.v);
-}
-VRGA_HOST_DEVICE void store_first2(float* p, Sums a) {
-  _mm_storel_pi(reinterpret_cast<__m64*>(p), a.v);
-}
-VRGA_HOST_DEVICE void store_last2(float* p, Sums a) {
-  _mm_storeh_pi(reinterpret_cast<__m64*>(p), a.v);
 }
 
 VRGA_HOST_DEVICE uint64_t bytes_with(const uint8_t* bytes, int bit) {
