@@ -3,8 +3,10 @@
     python tests/cuda/ptxas_table.py [--architectures 80,90] [--files d128] [--jobs 2]
 
 Registers, spills, shared memory and blocks per multiprocessor, one line per kernel and
-architecture. Exit status 1 if a kernel spills, or if fewer of its blocks fit into a multiprocessor
-than `csrc/cuda/plan.cpp` counts on. Needs nvcc and g++, neither a GPU nor torch.
+architecture. Exit status 1 if a kernel spills, if fewer of its blocks fit into a multiprocessor
+than `csrc/cuda/plan.cpp` counts on, or if one that may start before its predecessor has ended
+(sm_90 and newer) touches global memory before it waits. Needs nvcc and g++, neither a GPU nor
+torch.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Kernel(NamedTuple):
     spill_bytes: int
     shared_bytes: int | None
     blocks: int | None
+    waits_first: bool = True
 
     def fits(self) -> bool:
         wanted = 1 if "256" in self.name else 2
@@ -67,11 +70,13 @@ def dynamic_shared() -> dict[tuple[int, int], int]:
     return {(int(d), int(slots)): int(size) for d, slots, size in (line.split() for line in lines)}
 
 
-def compile_file(nvcc: str, source: Path, architecture: int) -> str:
-    """The output of ptxas -v."""
+def compile_file(nvcc: str, source: Path, architecture: int) -> tuple[str, str]:
+    """The output of ptxas -v, and the PTX."""
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
         command += [
+            "--keep",
+            f"--keep-dir={folder}",
             f"-I{CSRC / 'include'}",
             f"-I{CSRC / 'cuda'}",
             str(source),
@@ -79,9 +84,25 @@ def compile_file(nvcc: str, source: Path, architecture: int) -> str:
             f"{folder}/out",
         ]
         result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        raise SystemExit(f"{source.name} for sm_{architecture}:\n{result.stdout}{result.stderr}")
-    return result.stdout + result.stderr
+        text = result.stdout + result.stderr
+        if result.returncode != 0:
+            raise SystemExit(f"{source.name} for sm_{architecture}:\n{text}")
+        return text, (Path(folder) / f"{source.stem}.ptx").read_text()
+
+
+def waits_first(body: str) -> bool:
+    """Whether the PTX of a kernel reads and writes no global memory before it waits.
+
+    What runs before the wait must be what is written before it: every branch stays there. Of the
+    memory, parameters and the block's own shared memory are allowed.
+    """
+    before, wait, _ = body.partition("griddepcontrol.wait;")
+    allowed = r"(?:ld\.param|ld\.shared|st\.shared)\b"
+    access = re.search(rf"\b(?!{allowed})(?:ld|ldu|st|atom|red|cp|prefetch)\.", before)
+    targets = set(re.findall(r"\bbra(?:\.uni)?\s+([$\w]+);", before))
+    labels = set(re.findall(r"^([$\w]+):", before, re.MULTILINE))
+    leaves = re.search(r"\b(call|brx|ret|exit)\b", before) or not targets <= labels
+    return bool(wait) and not access and not leaves
 
 
 def demangle(symbol: str) -> str:
@@ -96,8 +117,11 @@ def shared_of(name: str, shared: dict[tuple[int, int], int]) -> int | None:
     return shared[0, 1] if name.startswith("plain_split") else None
 
 
-def parse(text: str, architecture: int, shared: dict[tuple[int, int], int]) -> list[Kernel]:
+def parse(
+    text: str, ptx: str, architecture: int, shared: dict[tuple[int, int], int]
+) -> list[Kernel]:
     kernels = []
+    bodies = dict(re.findall(r"^\.entry (\w+)\((.*?)^\}", ptx, re.DOTALL | re.MULTILINE))
     pattern = (
         r"Compiling entry function '(\w+)'"
         r".*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) reg"
@@ -110,7 +134,15 @@ def parse(text: str, architecture: int, shared: dict[tuple[int, int], int]) -> l
             per_block = -(-int(registers) // 8) * 8 * 128
             blocks = min(REGISTERS // per_block, SHARED_KIB[architecture] * 1024 // (size + 1024))
         kernels.append(
-            Kernel(architecture, name, int(registers), int(stores) + int(loads), size, blocks)
+            Kernel(
+                architecture,
+                name,
+                int(registers),
+                int(stores) + int(loads),
+                size,
+                blocks,
+                architecture < 90 or waits_first(bodies[symbol]),
+            )
         )
     return kernels
 
@@ -129,19 +161,22 @@ def main() -> int:
     work = [(source, int(a)) for a in arguments.architectures.split(",") for source in sources]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         texts = list(pool.map(lambda item: compile_file(nvcc, *item), work))
-    kernels = [k for (_, a), text in zip(work, texts, strict=True) for k in parse(text, a, shared)]
+    kernels = [k for (_, a), text in zip(work, texts, strict=True) for k in parse(*text, a, shared)]
 
     print("| arch | kernel | registers | spilled bytes | shared bytes | blocks per SM |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kernel in kernels:
-        size, blocks = ("-" if value is None else value for value in kernel[4:])
+        size, blocks = ("-" if value is None else value for value in kernel[4:6])
         cells = [f"sm_{kernel.architecture}", f"`{kernel.name}`", kernel.registers]
         print("|", " | ".join(map(str, [*cells, kernel.spill_bytes, size, blocks])), "|")
     failed = [kernel for kernel in kernels if not kernel.fits()]
     for kernel in failed:
         print(f"spills or does not fit: sm_{kernel.architecture} {kernel.name}", file=sys.stderr)
-    print(f"{len(kernels)} kernels, {len(failed)} spill or do not fit")
-    return 1 if failed or not kernels else 0
+    early = [kernel for kernel in kernels if not kernel.waits_first]
+    for kernel in early:
+        print(f"does not wait first: sm_{kernel.architecture} {kernel.name}", file=sys.stderr)
+    print(f"{len(kernels)} kernels, {len(failed)} spill or do not fit, {len(early)} do not wait")
+    return 1 if failed or early or not kernels else 0
 
 
 if __name__ == "__main__":
