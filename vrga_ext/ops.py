@@ -70,7 +70,7 @@ def decode_attention(
                 key_flags,
                 attn_mask,
                 heads,
-                query.shape[-1] ** -0.5 if scale is None else scale,
+                max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
                 softcap,
                 gate,
                 focus_weight,
@@ -141,7 +141,7 @@ def row_statistics(
                 key,
                 key_flags,
                 attn_mask,
-                query.shape[-1] ** -0.5 if scale is None else scale,
+                max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
                 softcap,
             )
             return RowResult(image_attention, per_head)

@@ -258,7 +258,7 @@ def _scores(
     dtype = _compute_dtype(query)
     packed = query.to(dtype).reshape(batch, heads_kv, (heads_q // heads_kv) * rows, dim)
     scores = (packed @ key.to(dtype).mT).reshape(batch, heads_q, rows, keys)
-    scores = scores * (dim**-0.5 if scale is None else scale)
+    scores = scores * (max(dim, 1) ** -0.5 if scale is None else scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if attn_mask is None:

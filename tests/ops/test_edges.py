@@ -44,10 +44,11 @@ def test_no_rows(simd, batch, heads, rows):
         assert image.image_attention.shape == (batch, heads, 70)
 
 
-def test_queries_without_columns(simd):
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_queries_without_columns(simd, scale):
     """All scores are 0."""
     case = attention_case(keys=70, dim=0, dim_v=5)
-    case.options["scale"] = 1.0
+    case.options["scale"] = scale
     check_decode(case, torch.float32)
 
 
