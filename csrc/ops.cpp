@@ -5,12 +5,12 @@
 STABLE_TORCH_LIBRARY(vrga_ext, m) {
   m.def(
       "decode_attention(Tensor query, Tensor key, Tensor value, Tensor key_flags, "
-      "Tensor? attn_mask, Tensor? heads, float scale, float softcap, str gate, "
+      "Tensor? attn_mask, Tensor? heads, float? scale, float softcap, str gate, "
       "float focus_weight, float image_weight, float min_ratio, float entropy_factor) "
       "-> (Tensor output, Tensor statistics)");
   m.def(
       "row_statistics(Tensor query, Tensor key, Tensor key_flags, Tensor? attn_mask, "
-      "float scale, float softcap) -> (Tensor image_attention, Tensor statistics)");
+      "float? scale, float softcap) -> (Tensor image_attention, Tensor statistics)");
   m.def(
       "reweighted_softmax(Tensor scores, Tensor key_flags, Tensor? heads, str gate, "
       "float focus_weight, float image_weight, float min_ratio, float entropy_factor) "

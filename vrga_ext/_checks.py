@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 GATES = ("static", "dynamic")
+MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_decode(
@@ -66,12 +68,19 @@ def check_softmax(
 
 
 def check_no_grad(**tensors: Tensor | None) -> None:
-    """There is no backward: silently cutting the graph would be worse than refusing."""
+    """There are no derivatives: silently cutting the graph would be worse than refusing."""
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
+        if tensor is None:
+            continue
+        if tensor.requires_grad:
             raise ValueError(
                 f"{name}: wanted a tensor that does not require grad (there is no backward), "
                 "got one that does; use torch.no_grad()"
+            )
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise ValueError(
+                f"{name}: wanted a tensor without a tangent (there is no forward-mode "
+                "derivative), got a dual tensor"
             )
 
 
@@ -111,11 +120,12 @@ def _check_flags(key_flags: Tensor, first: Tensor, keys: int) -> None:
 
 
 def _check_mask(mask: Tensor | None, first: Tensor, shape: Sequence[int]) -> None:
-    """Boolean or floating, broadcasts to ``shape``; the last dimension is full."""
+    """Boolean or additive, broadcasts to ``shape``; the last dimension is full."""
     if mask is None:
         return
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise ValueError(f"attn_mask: wanted torch.bool or a floating dtype, got {mask.dtype}")
+    if mask.dtype not in MASK_DTYPES:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in MASK_DTYPES)
+        raise ValueError(f"attn_mask: wanted one of {wanted}, got {mask.dtype}")
     fits = 1 <= mask.dim() <= 4 and mask.shape[-1] == shape[-1]
     for size, full in zip(mask.shape[:-1], shape[4 - mask.dim() :], strict=False):
         fits = fits and size in (1, full)
@@ -141,10 +151,9 @@ def _check_heads(heads: Tensor | None, first: Tensor) -> None:
 def _check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
     if gate not in GATES:
         raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
-    if not focus_weight >= 0:
-        raise ValueError(f"focus_weight: wanted >= 0, got {focus_weight}")
-    if not image_weight >= 0:
-        raise ValueError(f"image_weight: wanted >= 0, got {image_weight}")
+    for name, weight in (("focus_weight", focus_weight), ("image_weight", image_weight)):
+        if not 0 <= weight <= torch.finfo(torch.float32).max:
+            raise ValueError(f"{name}: wanted >= 0 and finite as float32, got {weight}")
 
 
 def _check_softcap(softcap: float) -> None:

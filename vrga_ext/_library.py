@@ -72,7 +72,7 @@ def _decode_attention(
     key_flags: Tensor,
     attn_mask: Tensor | None,
     heads: Tensor | None,
-    scale: float,
+    scale: float | None,
     softcap: float,
     gate: str,
     focus_weight: float,
@@ -94,7 +94,7 @@ def _row_statistics(
     key: Tensor,
     key_flags: Tensor,
     attn_mask: Tensor | None,
-    scale: float,
+    scale: float | None,
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
     _checks.check_rows(query, key, key_flags, attn_mask, softcap)

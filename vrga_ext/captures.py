@@ -142,14 +142,16 @@ class Capture:
         if not self.gate.any():
             return rows
         weights = torch.where(self.boosted, self.focus_weight, self.image_weight)  # [S, R, n]
-        weights = torch.where(self.image_positions[:, None] < 0, 1.0, weights)
-        added = ((weights - 1)[:, None, None] * self._on_image(rows)).sum(-1)  # [S, L, H, R]
-        total = torch.where(self.gate, 1 + added, 1.0)
         every = torch.ones(rows.shape[0], rows.shape[3], rows.shape[4] + 1)  # [S, R, C + 1]
         index = torch.where(self.image_positions < 0, rows.shape[4], self._image_index())
         every.scatter_(2, index[:, None].expand_as(weights), weights)
-        factor = torch.where(self.gate[..., None], every[:, None, None, :, :-1], 1.0)
-        return rows * factor / total[..., None]
+        weighted = rows * every[:, None, None, :, :-1]
+        # A sum of weighted terms: 1 + sum (w - 1) a would cancel where little is left.
+        total = weighted.sum(-1, keepdim=True)
+        if self._image_alone():
+            total += (1 - rows.sum(-1, keepdim=True)).clamp(min=0)  # text
+        reweighted = weighted / torch.where(total > 0, total, 1.0)
+        return torch.where(self.gate[..., None], reweighted, rows)
 
     def as_attentions(self) -> tuple[tuple[Tensor, ...], ...]:
         """The nested tuple that ``generate(output_attentions=True)`` returns, of captured rows.
@@ -323,10 +325,14 @@ class Capture:
 
     def _image_index(self) -> Tensor:
         """Where each image token is among the stored keys, int64 [S, n]; 0 for none."""
-        assert self.columns is not None
-        if torch.equal(self.columns, self.image_positions):  # the image alone is stored
-            return torch.arange(self.columns.shape[1]).expand_as(self.columns)
+        if self._image_alone():
+            return torch.arange(self.image_positions.shape[1]).expand_as(self.image_positions)
         return self.image_positions.clamp(min=0)
+
+    def _image_alone(self) -> bool:
+        """Whether the stored keys are those of the image, not all."""
+        assert self.columns is not None
+        return torch.equal(self.columns, self.image_positions)
 
     def _on_image(self, rows: Tensor) -> Tensor:
         """Of stored rows [S, L, H, R, C] the image tokens [S, L, H, R, n]."""

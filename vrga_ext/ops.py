@@ -2,7 +2,7 @@
 
 Same names, arguments and results as :mod:`vrga_ext.reference`, which specifies them. What has no
 kernel (float64, say) runs there, with one warning per reason. There is no autograd: a tensor that
-requires grad is refused while grad mode is on.
+requires grad or carries a tangent is refused while grad mode is on.
 
 A kernel takes some hundred microseconds, and a decode step calls one per layer: what stands before
 and after the calls is kept short, and arguments are checked once, by the operations themselves.
@@ -70,7 +70,7 @@ def decode_attention(
                 key_flags,
                 attn_mask,
                 heads,
-                max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
+                scale,
                 softcap,
                 gate,
                 focus_weight,
@@ -141,7 +141,7 @@ def row_statistics(
                 key,
                 key_flags,
                 attn_mask,
-                max(query.shape[-1], 1) ** -0.5 if scale is None else scale,
+                scale,
                 softcap,
             )
             return RowResult(image_attention, per_head)
@@ -262,6 +262,7 @@ def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
     return reason == ""
 
 
+@torch.compiler.assume_constant_result  # torch.compile warns while it traces
 def _warn_once(text: str) -> None:
     if text not in _warned:
         _warned.add(text)

@@ -24,6 +24,9 @@ from torch import Tensor
 IMAGE_FLAG = 1  # bit 0 of ``key_flags``: the key is an image token (V)
 FOCUS_FLAG = 2  # bit 1 of ``key_flags``: the key is question-relevant (T_q, as boosted)
 
+# A share of the attention below this counts as none: in fp32 it is the noise of p_j that underflow.
+LEAST_SHARE = 2.0**-100
+
 
 class HeadStatistics(NamedTuple):
     """Statistics of attention on the image, per head; paper section 3."""
@@ -117,14 +120,16 @@ def decode_attention(
     gate : {"static", "dynamic"}
         ``"static"``: ``heads`` are gated. ``"dynamic"``: those of them with
         ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at this row.
-    focus_weight, image_weight : float >= 0
-        Weights of question-relevant and of other image keys for a gated head.
+    focus_weight, image_weight : float >= 0, finite in fp32
+        Weights of question-relevant and of other image keys for a gated head. One that would be
+        left with a share below 2^-100 of its attention stays as it is; its gate is 0.
 
     Returns
     -------
     DecodeResult
-        Output in the query's dtype, statistics, and the gate. Without an attended image key the
-        statistics are 0; without any attended key so is the output. A key attended by no row of its
+        Output in the query's dtype, statistics, and the gate. Without an attended image key, or
+        with a share below 2^-100 on them, the statistics are 0; without any attended key so is the
+        output. A key attended by no row of its
         batch row and KV head contributes nothing, whatever ``key`` and ``value`` hold there.
 
     Examples
@@ -294,9 +299,12 @@ def _statistics(a: Tensor, attended: Tensor, key_flags: Tensor) -> tuple[HeadSta
     a_image = torch.where(image, a, 0.0)
     share = a_image.sum(-1)  # Z_V / Z; NaN if the row holds a NaN
     share = torch.where(torch.isnan(a.sum(-1)) & (n > 0), torch.nan, share)
+    none = share < LEAST_SHARE
+    share = torch.where(none, 0.0, share)
     ratio = share * m / n.clamp(min=1)
 
-    inside = a_image / torch.where(share == 0, 1.0, share)[..., None]
+    a_image = torch.where(none[..., None], 0.0, a_image)
+    inside = a_image / torch.where(none, 1.0, share)[..., None]
     image_entropy = -torch.where(inside == 0, 0.0, inside * torch.log(inside)).sum(-1)
     joint_entropy = -torch.where(a_image == 0, 0.0, a_image * torch.log(a_image)).sum(-1)
     dead = torch.isnan(ratio)
@@ -337,7 +345,7 @@ def _reweight(
     w = torch.where(_flags(key_flags, keys, FOCUS_FLAG), focus_weight, w)
     weighted = a * w.to(a.dtype)
     total = weighted.sum(-1)
-    gated = gated & (total != 0)  # every key has weight 0: the head keeps its attention
+    gated = gated & ~(total < LEAST_SHARE)  # nothing is left: the head keeps its attention
     reweighted = weighted / torch.where(total == 0, 1.0, total)[..., None]
     per_head = torch.stack([*statistics, gated.to(a.dtype)], -1)
     return torch.where(gated[..., None], reweighted, a), per_head

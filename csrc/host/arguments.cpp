@@ -3,6 +3,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cmath>
+#include <limits>
+
 namespace vrga::host {
 namespace {
 
@@ -31,6 +34,12 @@ std::string dtype_of(const Tensor& t) {
 void check_device(const char* name, const Tensor& t, const Tensor& first) {
   STD_TORCH_CHECK(t.device() == first.device(), name,
                   ": wanted on the device of the first argument, got on another one");
+}
+
+float checked_weight(const char* name, double weight) {
+  STD_TORCH_CHECK(weight >= 0 && weight <= std::numeric_limits<float>::max(), name,
+                  ": wanted >= 0 and finite as float32, got ", weight);
+  return static_cast<float>(weight);
 }
 
 }  // namespace
@@ -80,12 +89,8 @@ GateParams gate_params(const GateArguments& arguments) {
                     arguments.kind, "'");
     gate.kind = GateKind::kDynamic;
   }
-  STD_TORCH_CHECK(arguments.focus_weight >= 0, "focus_weight: wanted >= 0, got ",
-                  arguments.focus_weight);
-  STD_TORCH_CHECK(arguments.image_weight >= 0, "image_weight: wanted >= 0, got ",
-                  arguments.image_weight);
-  gate.focus_weight = static_cast<float>(arguments.focus_weight);
-  gate.image_weight = static_cast<float>(arguments.image_weight);
+  gate.focus_weight = checked_weight("focus_weight", arguments.focus_weight);
+  gate.image_weight = checked_weight("image_weight", arguments.image_weight);
   gate.min_ratio = static_cast<float>(arguments.min_ratio);
   gate.entropy_factor = static_cast<float>(arguments.entropy_factor);
   return gate;
@@ -185,6 +190,10 @@ Tensor new_empty(const Tensor& first, std::initializer_list<int64_t> sizes,
 void check_heads_divide(int64_t h_q, int64_t h_kv) {
   STD_TORCH_CHECK(h_kv > 0 && h_q % h_kv == 0, "key: wanted a number of heads that divides ", h_q,
                   ", got ", h_kv);
+}
+
+float scale_or_default(std::optional<double> scale, int64_t d) {
+  return static_cast<float>(scale ? *scale : 1.0 / std::sqrt(static_cast<double>(d > 0 ? d : 1)));
 }
 
 float checked_softcap(double softcap) {

@@ -32,6 +32,8 @@ Tensor new_empty(const Tensor& first, std::initializer_list<int64_t> sizes,
                  std::optional<torch::headeronly::ScalarType> dtype = std::nullopt);
 
 void check_heads_divide(int64_t h_q, int64_t h_kv);
+// D^-0.5 unless given; without columns all scores are 0 whatever it is.
+float scale_or_default(std::optional<double> scale, int64_t d);
 float checked_softcap(double softcap);
 GateParams gate_params(const GateArguments& arguments);
 

@@ -12,8 +12,8 @@ using torch::headeronly::ScalarType;
 
 DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& value,
                         const Tensor& key_flags, const std::optional<Tensor>& attn_mask,
-                        const std::optional<Tensor>& heads, double scale, double softcap,
-                        const GateArguments& gate) {
+                        const std::optional<Tensor>& heads, std::optional<double> scale,
+                        double softcap, const GateArguments& gate) {
   DecodeParams p;
   p.dtype = kernel_dtype("query", query);
   check_dims("query", query, 4, "[B, Hq, Sq, D]");
@@ -60,7 +60,7 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
   p.stride_v_h = call.value.stride(1);
   p.stride_v_s = call.value.stride(2);
   p.stride_flags_b = call.key_flags.stride(0);
-  p.scale = static_cast<float>(scale);
+  p.scale = scale_or_default(scale, p.d);
   p.softcap = checked_softcap(softcap);
   p.gate = gate_params(gate);
   call.params = p;
@@ -69,8 +69,8 @@ DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& va
 
 RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
                                        const Tensor& key_flags,
-                                       const std::optional<Tensor>& attn_mask, double scale,
-                                       double softcap) {
+                                       const std::optional<Tensor>& attn_mask,
+                                       std::optional<double> scale, double softcap) {
   RowStatisticsParams p;
   p.dtype = kernel_dtype("query", query);
   check_dims("query", query, 3, "[B, Hq, D]");
@@ -105,7 +105,7 @@ RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
   p.stride_k_h = call.key.stride(1);
   p.stride_k_s = call.key.stride(2);
   p.stride_flags_b = call.key_flags.stride(0);
-  p.scale = static_cast<float>(scale);
+  p.scale = scale_or_default(scale, p.d);
   p.softcap = checked_softcap(softcap);
   call.params = p;
   return call;

@@ -41,13 +41,13 @@ struct SoftmaxCall {
 
 DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& value,
                         const Tensor& key_flags, const std::optional<Tensor>& attn_mask,
-                        const std::optional<Tensor>& heads, double scale, double softcap,
-                        const GateArguments& gate);
+                        const std::optional<Tensor>& heads, std::optional<double> scale,
+                        double softcap, const GateArguments& gate);
 
 RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
                                        const Tensor& key_flags,
-                                       const std::optional<Tensor>& attn_mask, double scale,
-                                       double softcap);
+                                       const std::optional<Tensor>& attn_mask,
+                                       std::optional<double> scale, double softcap);
 
 SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
                           const std::optional<Tensor>& heads, const GateArguments& gate);

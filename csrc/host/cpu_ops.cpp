@@ -34,12 +34,10 @@ void run_in_parallel(int64_t count, const std::function<void(int64_t)>& task) {
   });
 }
 
-std::tuple<Tensor, Tensor> decode_attention(Tensor query, Tensor key, Tensor value,
-                                            Tensor key_flags, std::optional<Tensor> attn_mask,
-                                            std::optional<Tensor> heads, double scale,
-                                            double softcap, std::string gate, double focus_weight,
-                                            double image_weight, double min_ratio,
-                                            double entropy_factor) {
+std::tuple<Tensor, Tensor> decode_attention(
+    Tensor query, Tensor key, Tensor value, Tensor key_flags, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> heads, std::optional<double> scale, double softcap, std::string gate,
+    double focus_weight, double image_weight, double min_ratio, double entropy_factor) {
   DecodeCall call = check_decode(query, key, value, key_flags, attn_mask, heads, scale, softcap,
                                  {gate, focus_weight, image_weight, min_ratio, entropy_factor});
   cpu::decode_attention(call.params, run_in_parallel);
@@ -47,8 +45,8 @@ std::tuple<Tensor, Tensor> decode_attention(Tensor query, Tensor key, Tensor val
 }
 
 std::tuple<Tensor, Tensor> row_statistics(Tensor query, Tensor key, Tensor key_flags,
-                                          std::optional<Tensor> attn_mask, double scale,
-                                          double softcap) {
+                                          std::optional<Tensor> attn_mask,
+                                          std::optional<double> scale, double softcap) {
   RowStatisticsCall call = check_row_statistics(query, key, key_flags, attn_mask, scale, softcap);
   cpu::row_statistics(call.params, run_in_parallel);
   return {call.image_attention, call.statistics};

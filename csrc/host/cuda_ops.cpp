@@ -30,12 +30,10 @@ struct Scratch {
   }
 };
 
-std::tuple<Tensor, Tensor> decode_attention(Tensor query, Tensor key, Tensor value,
-                                            Tensor key_flags, std::optional<Tensor> attn_mask,
-                                            std::optional<Tensor> heads, double scale,
-                                            double softcap, std::string gate, double focus_weight,
-                                            double image_weight, double min_ratio,
-                                            double entropy_factor) {
+std::tuple<Tensor, Tensor> decode_attention(
+    Tensor query, Tensor key, Tensor value, Tensor key_flags, std::optional<Tensor> attn_mask,
+    std::optional<Tensor> heads, std::optional<double> scale, double softcap, std::string gate,
+    double focus_weight, double image_weight, double min_ratio, double entropy_factor) {
   const CudaScope scope(query);
   DecodeCall call = check_decode(query, key, value, key_flags, attn_mask, heads, scale, softcap,
                                  {gate, focus_weight, image_weight, min_ratio, entropy_factor});
@@ -46,8 +44,8 @@ std::tuple<Tensor, Tensor> decode_attention(Tensor query, Tensor key, Tensor val
 }
 
 std::tuple<Tensor, Tensor> row_statistics(Tensor query, Tensor key, Tensor key_flags,
-                                          std::optional<Tensor> attn_mask, double scale,
-                                          double softcap) {
+                                          std::optional<Tensor> attn_mask,
+                                          std::optional<double> scale, double softcap) {
   const CudaScope scope(query);
   RowStatisticsCall call = check_row_statistics(query, key, key_flags, attn_mask, scale, softcap);
   const gpu::CallPlan plan = gpu::plan_rows(call.params, scope.device());

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -237,6 +237,21 @@ def test_beams(family, eager):
         found = rows[:, :, :, index, : column + 1]
         wanted = weights[:, :, :, column, : column + 1]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [1e-4, 1e-9, 1e-20])
+def test_reweighted_rows_where_little_is_left(family, share):
+    """Mask mode in a head with almost all of its attention on the image."""
+    capture = capture_of(family, family.prompt(ROWS[0]), rows="all")
+    image = torch.zeros(capture.rows.shape[4], dtype=torch.bool)
+    image[capture.image_positions[0]] = True
+    rows = torch.where(image, (1 - share) / image.sum(), share / (~image).sum())
+    every = {"gate": torch.ones_like(capture.gate), "image_weight": 0.0, "focus_weight": 0.0}
+    all_keys = replace(capture, rows=rows.expand_as(capture.rows), **every).reweighted_rows()
+    torch.testing.assert_close(all_keys.sum(-1), torch.ones(all_keys.shape[:-1]))
+    assert not all_keys[..., image].any()
+    alone = {"rows": capture.image_rows(), "columns": capture.image_positions}
+    assert not replace(capture, **alone, **every).reweighted_rows().any()
 
 
 def _pixels_of_twos(inputs):

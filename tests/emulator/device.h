@@ -75,7 +75,11 @@ inline float bits_float(uint32_t bits) {
 }
 
 inline float exp2_fast(float x) {
-  return exp2f(x);
+  const float result = exp2f(x);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+inline float at_most(float x, float limit) {
+  return x > limit ? limit : x;
 }
 
 inline float widen(BFloat16 value) {

@@ -181,6 +181,70 @@ def test_weights_that_remove_nearly_every_key(simd):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("gap", "open_"), [(60, 1), (69, 1), (70, 0), (88, 0), (103, 0), (110, 0)])
+def test_mask_mode_where_the_rest_underflows(simd, dtype, gap, open_):
+    """Text e^-gap of the image: its head is reweighted as long as 2^-100 of its mass is left."""
+    case = attention_case(heads_kv=1, group=2, keys=300, flags="short", scale=1.0)
+    case.tensors["query"] = torch.zeros(1, 2, 1, 64)
+    case.tensors["query"][..., 0] = 1.0
+    case.tensors["key"] = torch.zeros(1, 1, 300, 64)
+    case.tensors["key"][:, :, 150:, 0] = -gap
+    gate = {"gate": "static", "focus_weight": 1.0, "image_weight": 0.0}
+    case.tensors["key_flags"].fill_(IMAGE_FLAG)
+    case.options |= gate
+    result = check_decode(case, dtype)
+    assert result.gate.eq(open_).all()
+    scores = case.tensors["query"] @ case.tensors["key"].mT
+    flags = case.tensors["key_flags"]
+    softmax = ops.reweighted_softmax(scores.to(dtype), flags, **gate)
+    expected = reference.reweighted_softmax(scores.double(), flags, **gate)
+    same_dtype = reference.reweighted_softmax(scores.to(dtype), flags, **gate)
+    assert softmax.gate.eq(open_).all()
+    check_accuracy(softmax.probabilities, same_dtype.probabilities, expected.probabilities)
+
+
+@pytest.mark.parametrize("gap", [60, 69, 70, 95, 104])
+def test_statistics_where_the_image_underflows(simd, gap):
+    """H_img is log n as long as the image has 2^-100 of the mass; from there on all are 0."""
+    query, key = torch.ones(1, 1, 1), torch.zeros(1, 1, 600, 1)
+    key[:, :, :300] = -gap
+    flags = torch.full((1, 300), IMAGE_FLAG, dtype=torch.uint8)
+    result = ops.row_statistics(query, key, flags, scale=1.0)
+    expected = reference.row_statistics(query.double(), key.double(), flags, scale=1.0)
+    check_statistics(result.statistics, expected.statistics)
+    assert (result.statistics.image_entropy != 0) == (gap < 70)
+
+
+@pytest.mark.parametrize("scale", [1e7, 1e10, 1e15, 1e30])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_without_fractions(simd, dtype, scale):
+    """Rounded, they are further from themselves than exp can bridge; the highest takes it all."""
+    case = attention_case(keys=300, dim=80, dtype=dtype, scale=scale)
+    result = check_decode(case, dtype)
+    assert result.output.isfinite().all()
+    arguments = case.arguments(dtype)
+    del arguments["value"]
+    arguments["query"] = arguments["query"][:, :, 0]
+    rows = ops.row_statistics(**arguments)
+    exact = {name: t.double() if name in ("query", "key") else t for name, t in arguments.items()}
+    expected = reference.row_statistics(**exact)
+    check_statistics(rows.statistics, expected.statistics)
+    assert max_error(rows.image_attention, expected.image_attention) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_key_that_outweighs_all_others(simd, dtype):
+    """Found late, when the reference point is not far below it: its weight is 1, not nearly 1."""
+    case = attention_case(heads_kv=1, group=8, keys=100, scale=1.0)
+    case.tensors["query"] = torch.ones(1, 8, 1, 64)
+    case.tensors["key"] = torch.zeros(1, 1, 100, 64)
+    case.tensors["key"][:, :, 0] = 0.5
+    case.tensors["key"][:, :, 70] = 0.6171875
+    case.tensors["value"] = case.tensors["value"].to(dtype).float()
+    check_decode(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_of_ten_thousand(simd, dtype):
     """Integers whose dot products are exact in fp32, so that only the softmax can err."""
     generator = torch.Generator().manual_seed(5)
@@ -203,6 +267,8 @@ def test_softmax_edges(simd, dtype):
     scores[0, 0, 0] = -INF
     scores[0, 0, 1] = torch.finfo(dtype).min
     scores[0, 0, 2, 40] = NAN
+    scores[0, 0, 2, 41] = -2e4 if dtype == torch.float16 else -1e30  # attended; p = 0
+    scores[0, 0, 2, 42] = -INF
     scores[0, 0, 3, 40] = INF
     scores[0, 0, 4, :70] = torch.finfo(dtype).min
     flags = torch.full((1, 60), IMAGE_FLAG, dtype=torch.uint8)
@@ -213,7 +279,8 @@ def test_softmax_edges(simd, dtype):
     expected = reference.reweighted_softmax(exact, flags)
     same_dtype = reference.reweighted_softmax(scores, flags)
     assert not result.probabilities[0, 0, :2].any()
-    assert result.probabilities[0, 0, 2].isnan().all()
+    assert not result.probabilities[0, 0, 2, 42]
+    assert result.probabilities[0, 0, 2].isnan().sum() == 74
     assert not result.gate[0, 0, :4].any()
     assert not result.probabilities[0, 0, 4, :70].any()
     check_statistics(result.statistics, expected.statistics)

@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from tests.ops.cases import DTYPES, attention_case
 from vrga_ext import ops, reference
@@ -69,6 +70,7 @@ def good():
 
 BAD = {
     "query: wanted [B, Hq, Sq, D], got [8, 1, 8]": {"query": lambda t: t[0]},
+    "query: wanted [B, Hq, Sq, D], got []": {"query": lambda t: t[0, 0, 0, 0]},
     "query: wanted a floating dtype, got torch.int64": {"query": lambda t: t.long()},
     "key: wanted [1, 'Hkv', 'Skv', 8], got [1, 2, 20, 7]": {"key": lambda t: t[..., :7]},
     "key: wanted a number of heads that divides 8, got 3": {
@@ -80,8 +82,11 @@ BAD = {
     "value: wanted torch.float32, got torch.float64": {"value": lambda t: t.double()},
     "key_flags: wanted torch.uint8, got torch.bool": {"key_flags": lambda t: t.bool()},
     "key_flags: wanted [1, at most 20], got [1, 40]": {"key_flags": lambda t: t.repeat(1, 2)},
-    "attn_mask: wanted torch.bool or a floating dtype, got torch.int64": {
+    "attn_mask: wanted one of bool, float32, bfloat16, float16, float64, got torch.int64": {
         "attn_mask": lambda _: torch.ones(20, dtype=torch.long)
+    },
+    "attn_mask: wanted one of bool, float32, bfloat16, float16, float64, got torch.float8_e4m3fn": {
+        "attn_mask": lambda _: torch.ones(20).to(torch.float8_e4m3fn)
     },
     "attn_mask: wanted a shape that broadcasts to [1, 8, 1, 20] with a full last dimension, "
     "got [1, 1]": {"attn_mask": lambda _: torch.ones(1, 1)},
@@ -90,7 +95,8 @@ BAD = {
     },
     "heads: wanted [1, 8], got [8]": {"heads": lambda _: torch.ones(8, dtype=torch.bool)},
     "gate: wanted 'static' or 'dynamic', got 'open'": {"gate": lambda _: "open"},
-    "focus_weight: wanted >= 0, got -1.0": {"focus_weight": lambda _: -1.0},
+    "focus_weight: wanted >= 0 and finite as float32, got -1.0": {"focus_weight": lambda _: -1.0},
+    "image_weight: wanted >= 0 and finite as float32, got 1e+39": {"image_weight": lambda _: 1e39},
     "softcap: wanted >= 0, got -2.0": {"softcap": lambda _: -2.0},
 }
 
@@ -138,6 +144,29 @@ def test_gradients_are_refused_by_name():
         ops.decode_attention(**arguments)
     with torch.no_grad():
         assert ops.decode_attention(**arguments).output.isfinite().all()
+
+
+def test_tangents_are_refused_by_name():
+    """Forward-mode derivatives would be 0 otherwise."""
+    arguments = good()
+    with forward_ad.dual_level():
+        arguments["key"] = forward_ad.make_dual(arguments["key"], torch.ones_like(arguments["key"]))
+        with pytest.raises(ValueError, match=r"key: wanted a tensor without a tangent"):
+            ops.decode_attention(**arguments)
+
+
+def test_the_reference_compiles_without_a_graph_break(monkeypatch):
+    """What runs there is said while the call is traced."""
+    monkeypatch.setattr(ops, "_warned", set())
+    arguments = good()
+    for name in ("query", "key", "value"):
+        arguments[name] = arguments[name].double()
+    compiled = torch.compile(
+        lambda **x: ops.decode_attention(**x).output, fullgraph=True, backend="eager"
+    )
+    with pytest.warns(UserWarning, match="no kernel for torch.float64"):
+        output = compiled(**arguments)
+    assert torch.equal(output, reference.decode_attention(**arguments).output)
 
 
 def test_results_of_the_reference_have_the_layout_of_the_kernels():

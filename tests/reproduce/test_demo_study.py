@@ -16,7 +16,7 @@ from rich.console import Console
 from vrga_ext.demo.answers import MODEL_PATH, load_demo
 from vrga_ext.demo.scenes import COLORS
 from vrga_ext.reproduce import figures, report, run
-from vrga_ext.reproduce.findings import FINDINGS, claims, tables
+from vrga_ext.reproduce.findings import FINDINGS, claims, rank_correlation, tables
 from vrga_ext.reproduce.measure import Mean
 from vrga_ext.reproduce.study import control_label, study
 from vrga_ext.reproduce.tasks import DemoTask, draw_samples
@@ -71,6 +71,29 @@ def test_other_tokens_or_other_heads_gain_nothing(found, control):
     other = found.controls[control]
     assert other.against(found.plain[LONG]).z < 2
     assert found.guided[LONG].against(other).z > 3
+
+
+def test_what_cannot_be_compared_is_left_open(found):
+    """Answers of one token have no rows: their claims have no verdict, the others keep theirs."""
+    bare = {}
+    for mode, each in found.plain.items():
+        answer = np.full_like(each.aim.answer, np.nan)
+        bare[mode] = replace(each, aim=replace(each.aim, answer=answer, drift=answer[:, 0, :1]))
+    verdicts = [
+        (before.holds, after.holds)
+        for before, after in zip(claims(found), claims(replace(found, plain=bare)), strict=True)
+    ]
+    changed = [after for before, after in verdicts if before != after]
+    assert changed
+    assert all(after is None for after in changed)
+
+
+def test_equal_numbers_share_their_rank():
+    ones = np.array([0.0, 0, 0, 0, 1])
+    assert rank_correlation(ones, -ones) == pytest.approx(-1)
+    assert np.isnan(rank_correlation(ones, np.zeros(5)))
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: by hand, 4.5 / sqrt(4.5 * 5).
+    assert rank_correlation(np.array([1.0, 2, 2, 3]), np.arange(4.0)) == pytest.approx(0.9486833)
 
 
 def test_true_region_gains_at_least_as_much(found):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from vrga_ext.analysis import Paired, compare, linear_fit
+from vrga_ext.analysis import compare, linear_fit
 from vrga_ext.reproduce.measure import Aim, Mean, Run
 from vrga_ext.reproduce.study import CONTROLS, LAYER_MASKS, MASKS, Study, control_label
 from vrga_ext.reproduce.vqa import GUIDED
@@ -52,15 +52,16 @@ def claims(study: Study) -> list[Claim]:
 
 
 def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
-    """Spearman's correlation of two numbers of each head; equal ones keep their order.
+    """Spearman's correlation of two numbers of each head; NaN if all of either are equal.
 
     Examples
     --------
     >>> rank_correlation(np.array([1.0, 2.0, 9.0]), np.array([5.0, 4.0, 1.0]))
     -1.0
     """
-    one, other = (each.argsort(kind="stable").argsort() for each in (values, others))
-    return float(np.corrcoef(one, other)[0, 1])
+    if min(len(np.unique(values)), len(np.unique(others))) < 2:
+        return math.nan
+    return float(np.corrcoef(_ranks(values), _ranks(others))[0, 1])
 
 
 def head_means(aim: Aim) -> dict[str, np.ndarray]:
@@ -83,13 +84,15 @@ def _heads(study: Study) -> list[Claim]:
         Claim(
             0,
             "the visual heads aim at the region more than the others do (RRAR)",
-            _standard_errors(compare(selected, others)) > SURE,
+            _exceeds(selected, others),
             f"{_number(Mean.of(selected))} against {_number(Mean.of(others))}",
         ),
         Claim(
             0,
             "the lower its EFR, the better a head aims (Spearman with RRAR, over heads)",
-            ranks["EFR"] * math.sqrt(seen.sum() - 1) < -SURE,
+            ranks["EFR"] * math.sqrt(seen.sum() - 1) < -SURE
+            if ranks["EFR"] == ranks["EFR"]
+            else None,
             ", ".join(f"{name} {rank:+.2f}" for name, rank in ranks.items()),
         ),
         Claim(
@@ -142,9 +145,9 @@ def _lengths(study: Study) -> list[Claim]:
     aims = {mode: run.aim.of_selected(run.aim.answer) for mode, run in study.plain.items()}
     every = {mode: run.aim.of_all(run.aim.answer) for mode, run in study.plain.items()}
 
-    def less_aimed(values: dict[str, np.ndarray], less: str, more: str) -> tuple[bool, str]:
+    def less_aimed(values: dict[str, np.ndarray], less: str, more: str) -> tuple[bool | None, str]:
         figures = f"{_number(Mean.of(values[more]))} → {_number(Mean.of(values[less]))}"
-        return _standard_errors(compare(values[more], values[less])) > SURE, figures
+        return _exceeds(values[more], values[less]), figures
 
     guided: tuple[bool | None, str] = None, "no such prompt"
     if GUIDED in aims:
@@ -170,7 +173,7 @@ def _lengths(study: Study) -> list[Claim]:
         Claim(
             2,
             "the aim drifts: RRAR is lower in the last quarter of the answer than in the first",
-            _standard_errors(compare(first, last)) > SURE,
+            _exceeds(first, last),
             f"{_number(Mean.of(first))} → {_number(Mean.of(last))}",
         ),
         Claim(
@@ -203,7 +206,7 @@ def _recovery(study: Study) -> list[Claim]:
         Claim(
             3,
             "and the visual heads, reweighted, aim better (RRAR)",
-            _standard_errors(compare(aims[1], aims[0])) > SURE,
+            _exceeds(aims[1], aims[0]),
             f"{_number(Mean.of(aims[0]))} → {_number(Mean.of(aims[1]))}",
         ),
         Claim(
@@ -300,9 +303,19 @@ def _quarters(drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(ends[0]), np.array(ends[1])
 
 
-def _standard_errors(paired: Paired) -> float:
-    """The mean difference in its standard errors."""
-    return paired.mean_difference / paired.standard_error if paired.standard_error > 0 else 0.0
+def _exceeds(values: np.ndarray, others: np.ndarray) -> bool | None:
+    """Whether the first ones are surely higher, by pairs; None without a pair of numbers."""
+    if not (np.isfinite(values) & np.isfinite(others)).any():
+        return None
+    paired = compare(values, others)
+    return paired.standard_error > 0 and paired.mean_difference > SURE * paired.standard_error
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1 up; equal values share the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: np.ndarray = (counts.cumsum() - (counts - 1) / 2)[group]
+    return ranks
 
 
 def _number(mean: Mean) -> str:

@@ -111,8 +111,8 @@ class AttentionTask {
     const int per_row = static_cast<int>(ceil_div(ahead.lines(), rows_));
     for (int r = 0; r < rows_; ++r) {
       ahead.fetch(per_row);
-      const float factor = softmax_block(scores_ + r * kBlockKeys, n, scores[r], flags_, states_[r],
-                                         image_row(r, first, n));
+      const float factor = softmax_block<T>(scores_ + r * kBlockKeys, n, scores[r], flags_,
+                                            states_[r], image_row(r, first, n));
       keep_reference(r, first);
       if (factor != 1.0f) {
         scale_sums(r, factor);

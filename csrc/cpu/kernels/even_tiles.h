@@ -12,7 +12,7 @@ struct EvenTiles {
 
   VRGA_HOST_DEVICE EvenTiles(int things, int most) : n(things), count((n + most - 1) / most) {}
 
-  VRGA_HOST_DEVICE int begin(int tile) const { return n * tile / count; }
+  VRGA_HOST_DEVICE int begin(int tile) const { return static_cast<int>(int64_t{n} * tile / count); }
   VRGA_HOST_DEVICE int end(int tile) const { return begin(tile + 1); }
   VRGA_HOST_DEVICE int size(int tile) const { return end(tile) - begin(tile); }
 };

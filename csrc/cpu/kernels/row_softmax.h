@@ -13,8 +13,13 @@ struct RowScores {
   float highest;  // score, ignoring NaN; -inf if there is nothing to attend to
 };
 
+// From here on floats are whole numbers, and a score differs from its rounded self by more than exp
+// should see.
+constexpr float kRoundedScore = 0x1p24f;
+
 // Products q.k in place to scores: scaled, soft-capped, plus bias (null: no mask). Those that are
-// only scaled stay as they are. Columns from n up to the next vector become masked.
+// only scaled stay as they are, unless they are huge. Columns from n up to the next vector become
+// masked.
 VRGA_HOST_DEVICE RowScores finish_scores(float* s, int n, float scale, float softcap,
                                          const float* bias) {
   if (softcap != 0.0f || bias != nullptr || !(scale > 0.0f)) {
@@ -38,7 +43,14 @@ VRGA_HOST_DEVICE RowScores finish_scores(float* s, int n, float scale, float sof
   for (int j = 0; j < n; j += kWidth) {
     highest = max_keep_second(load(s + j), highest);
   }
-  return {scale, reduce_max(highest) * scale};
+  const float top = reduce_max(highest) * scale;
+  if (scale != 1.0f && (top > kRoundedScore || top < -kRoundedScore)) {
+    for (int j = 0; j < n; j += kWidth) {
+      store(s + j, load(s + j) * splat(scale));
+    }
+    scale = 1.0f;
+  }
+  return {scale, top};
 }
 
 // Where the p_j of a row's image keys go besides, for row_statistics; `at` null: nowhere.
@@ -120,12 +132,18 @@ VRGA_HOST_DEVICE SoftmaxState exponentiate(float* s, int n, float scale, float m
 
 // The reference point of a row moves only when a score is this much above it: exp is far from its
 // limits there, and in most blocks no sum needs to be scaled.
+template <class T>
 constexpr float kRise = 8.0f;
+#if defined(VRGA_BF16_DOT) && !defined(VRGA_BF16_TILES)
+template <>
+inline constexpr float kRise<BFloat16> = 0.0f;  // p is rounded to bf16; the highest is 1, exactly
+#endif
 
 // Returns the factor by which earlier output sums of this row must be scaled.
+template <class T>
 VRGA_HOST_DEVICE float softmax_block(float* s, int n, const RowScores& row, const BlockFlags& flags,
                                      SoftmaxState& state, const ImageRow& image) {
-  const float m = row.highest > state.m + kRise ? row.highest : state.m;
+  const float m = row.highest > state.m + kRise<T> ? row.highest : state.m;
   const float factor = rebase<Nats>(state, m);
   add(state, flags.weighted ? exponentiate<true>(s, n, row.scale, m, flags, image)
                             : exponentiate<false>(s, n, row.scale, m, flags, image));

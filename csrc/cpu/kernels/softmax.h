@@ -35,8 +35,9 @@ class SoftmaxTask {
     for (int64_t r = first_; r < first_ + job_.rows_per_task && r < job_.rows; ++r) {
       const int64_t head = r / p_.s_q;
       const int64_t at = b_ * job_.rows + r;
-      read_row(static_cast<const T*>(p_.scores) + b_ * p_.stride_s_b + head * p_.stride_s_h +
-               r % p_.s_q * p_.stride_s_s);
+      const T* scores = static_cast<const T*>(p_.scores) + b_ * p_.stride_s_b +
+                        head * p_.stride_s_h + r % p_.s_q * p_.stride_s_s;
+      read_row(scores);
       exponentiate_row();
       const HeadStatistics statistics = head_statistics<Nats>(state_);
       const bool enabled = p_.heads == nullptr || p_.heads[b_ * p_.h_q + head];
@@ -46,7 +47,12 @@ class SoftmaxTask {
       out[1] = statistics.image_entropy;
       out[2] = statistics.joint_entropy;
       out[3] = gate.open ? 1.0f : 0.0f;
-      write_row(gate, static_cast<T*>(p_.probabilities) + at * p_.s_kv);
+      T* probabilities = static_cast<T*>(p_.probabilities) + at * p_.s_kv;
+      if (state_.z == state_.z) {
+        write_row(gate, probabilities);
+      } else {
+        write_nan_row(scores, probabilities);
+      }
     }
   }
 
@@ -119,10 +125,8 @@ class SoftmaxTask {
   void write_row(const GateDecision& gate, T* out) {
     const Vec normaliser = splat(gate.normaliser);
     const auto probability = [&](int64_t j) {
-      const Vec p = load(row_ + j);
       const Vec weight = gate.open ? load(weight_ + j) : splat(1.0f);
-      // A key of probability 0 stays 0 in a NaN row too: it may be a masked one.
-      return select_less(zero(), p, p * weight * normaliser, p);
+      return load(row_ + j) * weight * normaliser;
     };
     int64_t j = 0;
     for (; j + kWidth <= p_.s_kv; j += kWidth) {
@@ -130,6 +134,17 @@ class SoftmaxTask {
     }
     if (j < p_.s_kv) {
       store_partial(out + j, probability(j), static_cast<int>(p_.s_kv - j));
+    }
+  }
+
+  // NaN for attended keys, whatever p_j is; masked ones stay 0.
+  void write_nan_row(const T* scores, T* out) {
+    for (int64_t j = 0; j < p_.s_kv; j += kWidth) {
+      const int64_t left = p_.s_kv - j;
+      const int n = static_cast<int>(left < kWidth ? left : kWidth);
+      const Vec lowest = splat(lowest_attended(scores));
+      store_partial(out + j, select_less(load_partial(scores + j, n), lowest, zero(), splat(NAN)),
+                    n);
     }
   }
 

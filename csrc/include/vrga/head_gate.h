@@ -17,8 +17,12 @@ struct HeadStatistics {
   float joint_entropy;  // H_joint = (z_image log z - s_image) / z, nats, over all keys
 };
 
-// No attended key, no image key, or image mass that underflowed: all three are 0. A NaN anywhere in
-// the row, or nothing but -inf in it: all three are NaN, even where the image part is finite.
+// A share of the mass below this counts as none: p_j that far below the highest are about to
+// underflow in fp32, or have, and what is divided by their sum is noise or overflows.
+constexpr float kLeastShare = 0x1p-100f;
+
+// No attended key, no image key, or no image mass: all three are 0. A NaN anywhere in the row, or
+// nothing but -inf in it: all three are NaN, even where the image part is finite.
 template <class Unit>
 VRGA_HOST_DEVICE HeadStatistics head_statistics(const SoftmaxState& state) {
   if (state.attended == 0 || state.image == 0) {
@@ -27,7 +31,7 @@ VRGA_HOST_DEVICE HeadStatistics head_statistics(const SoftmaxState& state) {
   if (!(state.z > 0.0f)) {
     return {NAN, NAN, NAN};
   }
-  if (state.z_image == 0.0f) {
+  if (state.z_image < kLeastShare * state.z) {
     return {0.0f, 0.0f, 0.0f};
   }
   const float s_image = state.s_image * Unit::kToNats;
@@ -56,8 +60,8 @@ struct GateDecision {
   float normaliser;  // 1 / z_weighted if open, else 1 / z; 0 for a row that attends to nothing
 };
 
-// A row without an attended key is closed and outputs 0. A row whose whole mass the weights remove
-// stays as it was. `z`: what the plain sums are divided by, state.z or the same with rounded terms.
+// A row without an attended key is closed and outputs 0. A row whose mass the weights remove stays
+// as it was. `z`: what the plain sums are divided by, state.z or the same with rounded terms.
 template <class Unit>
 VRGA_HOST_DEVICE GateDecision resolve(const GateParams& gate, bool head_enabled,
                                       const SoftmaxState& state, float z,
@@ -65,7 +69,8 @@ VRGA_HOST_DEVICE GateDecision resolve(const GateParams& gate, bool head_enabled,
   if (state.attended == 0) {
     return {false, 0.0f};
   }
-  const bool open = gate_opens(gate, head_enabled, statistics) && state.z_weighted != 0.0f;
+  const bool open =
+      gate_opens(gate, head_enabled, statistics) && !(state.z_weighted < kLeastShare * state.z);
   return {open, 1.0f / (open ? state.z_weighted : z)};
 }
 
