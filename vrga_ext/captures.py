@@ -142,7 +142,7 @@ class Capture:
         if not self.gate.any():
             return rows
         weights = torch.where(self.boosted, self.focus_weight, self.image_weight)  # [S, R, n]
-        every = torch.ones(rows.shape[0], rows.shape[3], rows.shape[4] + 1)  # [S, R, C + 1]
+        every = rows.new_ones(rows.shape[0], rows.shape[3], rows.shape[4] + 1)  # [S, R, C + 1]
         index = torch.where(self.image_positions < 0, rows.shape[4], self._image_index())
         every.scatter_(2, index[:, None].expand_as(weights), weights)
         weighted = rows * every[:, None, None, :, :-1]
@@ -182,7 +182,7 @@ class Capture:
             inside = (self.columns >= 0) & (self.columns < keys)
             index = torch.where(inside, self.columns, keys)[:, None, None, None]
             taken = rows[:, :, :, part]
-            full = torch.zeros(*taken.shape[:4], keys + 1)
+            full = taken.new_zeros(*taken.shape[:4], keys + 1)
             full.scatter_(4, index.expand_as(taken), taken)
             steps.append(tuple(full[..., :keys].unbind(1)))
         return tuple(steps)
@@ -201,12 +201,12 @@ class Capture:
         slots = beam_indices.cpu()
         count = self.positions.shape[1]
         steps = count - self.prompt_rows + 1  # of the search: one more than tokens that were read
-        missing = torch.full((len(slots), max(steps - slots.shape[1], 0)), -1)
+        missing = slots.new_full((len(slots), max(steps - slots.shape[1], 0)), -1)
         slots = torch.cat([slots, missing], 1)[:, :steps]
         slots = torch.cat([slots[:, :1].expand(-1, self.prompt_rows), slots[:, 1:]], 1)  # [s, R]
         lost = slots < 0
         picked = slots.clamp(min=0)
-        first, row = picked[:, 0], torch.arange(count)
+        first, row = picked[:, 0], torch.arange(count, device=picked.device)
 
         def per_row(tensor: Tensor, blank: float | int | bool) -> Tensor:  # rows are axis 1
             gone = lost.view(*lost.shape, *[1] * (tensor.dim() - 2))
@@ -252,11 +252,13 @@ class Capture:
         shape = self.image_ratio.shape
         sample, layer, head, row = (
             axis.flatten()
-            for axis in torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+            for axis in torch.meshgrid(
+                *(torch.arange(size, device="cpu") for size in shape), indexing="ij"
+            )
         )
         table = {
             "sample": sample,
-            "layer": torch.tensor(self.layers)[layer],
+            "layer": layer.new_tensor(self.layers)[layer],
             "head": head,
             "row": row,
             "generated": row >= self.prompt_rows,
@@ -326,7 +328,8 @@ class Capture:
     def _image_index(self) -> Tensor:
         """Where each image token is among the stored keys, int64 [S, n]; 0 for none."""
         if self._image_alone():
-            return torch.arange(self.image_positions.shape[1]).expand_as(self.image_positions)
+            index = torch.arange(self.image_positions.shape[1], device=self.image_positions.device)
+            return index.expand_as(self.image_positions)
         return self.image_positions.clamp(min=0)
 
     def _image_alone(self) -> bool:

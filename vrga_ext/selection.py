@@ -142,14 +142,14 @@ def border_sinks(span: Span, max_share: float) -> Tensor:
     [0, 1, 4, 5, 2, 3, 8, 12]
     """
     if span.grid is None:
-        return torch.empty(0, dtype=torch.long)
+        return torch.empty(0, dtype=torch.long, device="cpu")
     columns = span.grid[1]
     corner = [0, 1, columns, columns + 1]
     border = dict.fromkeys(
         corner + list(range(2, columns)) + list(range(2 * columns, span.length, columns))
     )
     inside = [index for index in border if index < span.length]
-    return torch.tensor(inside[: int(max_share * span.length)], dtype=torch.long)
+    return torch.tensor(inside[: int(max_share * span.length)], dtype=torch.long, device="cpu")
 
 
 def focus_tokens(refined: Tensor, spans: list[Span], config: VRGAConfig) -> tuple[Tensor, Tensor]:

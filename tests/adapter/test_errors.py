@@ -265,6 +265,8 @@ def test_continuous_batching_is_refused(family):
         (None, "wanted a Region, got NoneType"),
         ({"visual_heads": ((99, 0),)}, r"got \(99, 0\)"),
         ({"visual_heads": ((0, 4),)}, r"a head below 4, got \(0, 4\)"),
+        ({"boosted": [5]}, "wanted boosted as an int64 tensor, got list"),
+        ({"boosted": torch.tensor([5.0])}, "wanted boosted as an int64 tensor, got torch.float32"),
         ({"boosted": torch.tensor([500])}, r"wanted boosted in \[0, \d+\), got \[500\]"),
     ],
 )

@@ -188,6 +188,16 @@ def test_what_cannot_be_cut_is_said(family):
         hook.remove()
 
 
+def test_drafts_on_a_decoder_with_a_head_are_said(family, monkeypatch):
+    """Its output is logits, which cannot be put together from two calls."""
+    monkeypatch.setattr(family.model.get_decoder(), "lm_head", torch.nn.Identity(), raising=False)
+    with (
+        vrga_ext.enable(family.model, **LOOSE, question_end=25 if family.name != "llava" else 23),
+        pytest.warns(VRGAWarning, match="since an output of logits cannot be cut"),
+    ):
+        greedy(family.model, family.prompt(REPEATED), 3, **LOOKUP)
+
+
 # ---- the pieces ------------------------------------------------------------------------------
 
 

@@ -78,7 +78,9 @@ def test_what_cannot_be_compared_is_left_open(found):
     bare = {}
     for mode, each in found.plain.items():
         answer = np.full_like(each.aim.answer, np.nan)
-        bare[mode] = replace(each, aim=replace(each.aim, answer=answer, drift=answer[:, 0, :1]))
+        bare[mode] = replace(
+            each, recorded=replace(each.aim, answer=answer, drift=answer[:, 0, :1])
+        )
     verdicts = [
         (before.holds, after.holds)
         for before, after in zip(claims(found), claims(replace(found, plain=bare)), strict=True)

@@ -45,14 +45,6 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 Travelling = PrefillPass | SequenceState | WatchedCall | Survey
 
 
-def register() -> None:
-    """Make the attention functions known to transformers, each with the masks of its base."""
-    functions = {"sdpa": vrga_attention, "eager": vrga_eager_attention}
-    for base, name in IMPLEMENTATIONS.items():
-        AttentionInterface.register(name, functions[base])
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-
-
 def as_under_sdpa(kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
     """The decoder's arguments with which it does what it would do under the name ``sdpa``.
 
@@ -235,3 +227,9 @@ def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
     """Whether a call without a mask is causal, as sdpa decides it."""
     given = kwargs.get("is_causal")
     return bool(getattr(module, "is_causal", True) if given is None else given)
+
+
+# Each with the masks of its base. On import, so that a pickled model finds them.
+for _base, _function in (("sdpa", vrga_attention), ("eager", vrga_eager_attention)):
+    AttentionInterface.register(IMPLEMENTATIONS[_base], _function)
+    AttentionMaskInterface.register(IMPLEMENTATIONS[_base], ALL_MASK_ATTENTION_FUNCTIONS[_base])

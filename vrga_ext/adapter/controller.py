@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
+import uuid
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.adapter import images
-from vrga_ext.adapter.attention import IMPLEMENTATIONS, register
+from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.forward import ForwardHooks
 from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
@@ -27,7 +27,6 @@ from vrga_ext.region import Region
 HANDLE_ATTRIBUTE = "_vrga_handle"
 # Entries of continuous batching, which builds no mask for an attention function it does not know.
 _CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching")
-_keys = itertools.count()
 
 
 class VRGAWarning(UserWarning):
@@ -62,7 +61,8 @@ class VRGAHandle:
         self.question_end = question_end
         self._model = model
         self._config = config
-        self._key = next(_keys)  # survives copies of the model; a reference would copy the model
+        # Survives copies and pickles of the model; a reference would copy the model.
+        self._key = uuid.uuid4().hex
         self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
         self._noticed: dict[str, None] = {}  # in order
         images.image_token_ids(model.config)  # raises for a model without an image token
@@ -79,7 +79,8 @@ class VRGAHandle:
         self._forward = ForwardHooks(self, model, finder)
         reaims = config.reaim_every or config.reaim_entropy
         self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
-        self._generate = model.__dict__.get("generate")  # set on the instance by someone else
+        # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
+        self._replaced: dict[str, tuple[Any, Any]] = {}
 
     # ---- public ------------------------------------------------------------------------------
 
@@ -156,6 +157,11 @@ class VRGAHandle:
         finally:
             declared_image_mask.reset(token)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is not paused, and nothing but re-aiming watches it: both end with a block."""
+        kept = [recorder for recorder in self.recorders if isinstance(recorder, ReAim)]
+        return self.__dict__ | {"_pauses": [], "recorders": kept}
+
     def __enter__(self) -> VRGAHandle:
         return self
 
@@ -166,7 +172,6 @@ class VRGAHandle:
 
     def install(self) -> None:
         """Switch the language model's attention, add the hooks and wrap ``generate``."""
-        register()
         model = self._model
         base = self._base if self._base in IMPLEMENTATIONS else self._fallback()
         try:
@@ -178,11 +183,9 @@ class VRGAHandle:
                 )
             said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
             self._forward.add()
-            if hasattr(model, "generate"):
-                model.generate = self._wrapped_generate
+            self._replace("generate", self._wrapped_generate)
             for name in _CONTINUOUS_BATCHING:
-                if hasattr(model, name):
-                    setattr(model, name, functools.partial(_refuse_continuous_batching, name))
+                self._replace(name, functools.partial(_refuse_continuous_batching, name))
             setattr(model, HANDLE_ATTRIBUTE, self)
             if base != self._base:
                 self._notice(f"the language model runs {base!r} instead of {self._base!r}")
@@ -194,11 +197,21 @@ class VRGAHandle:
 
     def _remove(self) -> None:
         self._forward.remove()
-        for name in ("generate", *_CONTINUOUS_BATCHING, HANDLE_ATTRIBUTE):
-            self._model.__dict__.pop(name, None)
-        if self._generate is not None:
-            self._model.generate = self._generate
+        own = self._model.__dict__
+        own.pop(HANDLE_ATTRIBUTE, None)
+        for name, (before, ours) in self._replaced.items():
+            if own.get(name) != ours:  # someone wrapped it since
+                continue
+            del own[name]
+            if before is not None:
+                own[name] = before
         self._switch(self._base)
+
+    def _replace(self, name: str, ours: Any) -> None:
+        """Set a method on the instance, if the model has it."""
+        if hasattr(self._model, name):
+            self._replaced[name] = self._model.__dict__.get(name), ours
+            self._model.__dict__[name] = ours
 
     def _fallback(self) -> str:
         """What replaces an implementation other than sdpa and eager: sdpa if it can."""
@@ -215,7 +228,8 @@ class VRGAHandle:
 
     def _wrapped_generate(self, *args: Any, **kwargs: Any) -> Any:
         """``generate`` that tells the hooks where the prompt ends."""
-        original = self._generate or functools.partial(type(self._model).generate, self._model)
+        before, _ = self._replaced["generate"]
+        original = before or functools.partial(type(self._model).generate, self._model)
         with generate_prompt(self._key, args, kwargs):
             return original(*args, **kwargs)
 

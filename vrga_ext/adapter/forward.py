@@ -17,7 +17,7 @@ from vrga_ext.adapter.attention import as_under_sdpa
 from vrga_ext.adapter.caches import CacheArgument, returned_cache
 from vrga_ext.adapter.obstacles import Obstacles
 from vrga_ext.adapter.prefill import PrefillPass
-from vrga_ext.adapter.prompt import Prompt, current_prompt, prompt_being_read
+from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
 from vrga_ext.adapter.state import SequenceState, attach_state, state_of
@@ -88,6 +88,8 @@ class ForwardHooks:
     def _before_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if not torch.compiler.is_compiling():
+            leave_interrupted(self._key)
         given = dict(zip(self._names, args, strict=False)) | kwargs
         state = self._decode_state(self._body_cache.of(given), _size(given)[1])
         if state is None:
@@ -159,6 +161,8 @@ class ForwardHooks:
                 state = SequenceState()
             columns = past + tokens if prompt.columns is None else prompt.columns
             question, ids = handle.question_end, self._token_ids
+            if prompt.nested:  # an index is of the prompt that it interrupts
+                question = "auto"
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
             state.add_grids(self._video_ids, self._merge)
             if cache is not None:
@@ -193,6 +197,8 @@ class ForwardHooks:
         try:
             if args:
                 raise drafts.CannotCutError("a positional argument")
+            if getattr(module, "lm_head", None) is not None:
+                raise drafts.CannotCutError("an output of logits")
             cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
             first, rest = drafts.cut(kwargs, tokens, count, cache, layer_types)
         except drafts.CannotCutError as error:
@@ -285,7 +291,7 @@ class ForwardHooks:
 
     def keep(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""
-        if prompt.outer is None or prompt.outer.owner != self._key:
+        if not prompt.nested:
             self._handle.regions = regions
 
 

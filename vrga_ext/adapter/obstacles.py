@@ -75,7 +75,8 @@ class Obstacles:
     def admit_image(self, state: SequenceState, finder: QuestionFinder) -> bool:
         """Whether any row has an image, and what there is to say about the question's end."""
         if not state.image.any():
-            self._notice("VRGA is not applied: the prompt has no image token")
+            if not state.prompt.nested:
+                self._notice("VRGA is not applied: the prompt has no image token")
             return False
         if any(end.rule == "last_token" for end in state.ends):
             why = finder.problem or "the prompt does not end like the processor's chat template"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.grids import GRID_ARGUMENTS
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder, given_ends
 
@@ -46,15 +47,16 @@ class Prompt:
         The declared image mask does not fit the tokens.
     """
 
+    @on_cpu
     def __init__(
         self,
-        owner: int,
+        owner: str,
         given: Mapping[str, Any] | None = None,
         outer: Prompt | None = None,
         managed: bool = False,
     ) -> None:
         given = {} if given is None else given
-        self.owner = owner
+        self.owner, self.outer, self.managed = owner, outer, managed
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         if embeds is not None and (ids is None or ids.shape != embeds.shape[:2]):
             ids = None  # generate() may be given other tokens than are embedded, or none
@@ -69,8 +71,6 @@ class Prompt:
         }
         self.mask: Tensor | None = None
         self.set_mask(given.get("attention_mask"))
-        self.outer = outer
-        self.managed = managed
         self.active = managed  # until generate returns
         self.entered = not managed  # until forward returns, where there is no generate
         self.finished = False  # every column has been read
@@ -83,10 +83,15 @@ class Prompt:
             if managed:
                 self.columns = (tokens if self.mask is None else self.mask).shape[1]
 
+    @property
+    def nested(self) -> bool:
+        """Whether it interrupts a prompt of its own model, as guidance's second prompt does."""
+        return self.outer is not None and self.outer.owner == self.owner
+
     def _declare(self, shape: tuple[int, ...]) -> None:
         """Take the image mask of the ``with`` block that the call is in, if there is one."""
         declared = declared_image_mask.get()
-        if declared is None or declared[0] != self.owner:
+        if declared is None or declared[0] != self.owner or self.nested:
             return
         self.image = declared[1]
         if self.image.shape != shape:
@@ -101,10 +106,20 @@ class Prompt:
         return self  # a copy of a cache belongs to the same run
 
     def set_mask(self, mask: Any) -> None:
-        """Take a two-dimensional attention mask, if it is one and none is known."""
-        if self.mask is None and isinstance(mask, Tensor) and mask.dim() == 2:
-            self.mask = mask.detach().cpu().bool()
+        """Take the padding of an attention mask, [B, columns] or [B, H, S, columns].
 
+        A four-dimensional one tells it in a manual loop, where the call is the prompt: what no row
+        attends to is padding.
+        """
+        if self.mask is not None or not isinstance(mask, Tensor):
+            return
+        if mask.dim() == 2:
+            self.mask = mask.detach().cpu().bool()
+        elif mask.dim() == 4 and not self.managed:
+            attended = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+            self.mask = attended.detach().any(dim=2).any(dim=1).cpu()
+
+    @on_cpu
     def padding_mask(self, batch: int, columns: int) -> Tensor:
         """Tokens of the prompt as bool [B, columns]; what no mask covers is no padding."""
         mask = torch.ones(batch, columns, dtype=torch.bool)
@@ -115,7 +130,7 @@ class Prompt:
 
 
 # Set inside ``VRGAHandle.image_mask``: the handle's key and the mask, bool [B, S].
-declared_image_mask: contextvars.ContextVar[tuple[int, Tensor] | None] = contextvars.ContextVar(
+declared_image_mask: contextvars.ContextVar[tuple[str, Tensor] | None] = contextvars.ContextVar(
     "vrga_image_mask", default=None
 )
 # The innermost prompt that a call of ``generate`` or ``forward`` in this thread is about.
@@ -124,17 +139,30 @@ current_prompt: contextvars.ContextVar[Prompt | None] = contextvars.ContextVar(
 )
 
 
-def prompt_being_read(owner: int) -> Prompt | None:
+def leave_interrupted(owner: str) -> None:
+    """Forget prompts whose forward call an interrupt ended: no hook runs after one.
+
+    To be called where no forward call of this handle's model can be under way.
+    """
+    prompt = current = current_prompt.get()
+    while prompt is not None and prompt.owner == owner and prompt.entered:
+        prompt = prompt.outer
+    if prompt is not current:
+        current_prompt.set(prompt)
+
+
+def prompt_being_read(owner: str) -> Prompt | None:
     """The current prompt, if it is of this handle and has not been read to its end."""
     prompt = current_prompt.get()
     return None if prompt is None or prompt.owner != owner or prompt.finished else prompt
 
 
 @contextlib.contextmanager
-def generate_prompt(owner: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def generate_prompt(owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
     """Make the prompt of a call of ``generate`` the current one."""
     given = (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids"))
     ids = next((tokens for tokens in given if tokens is not None), None)
+    leave_interrupted(owner)
     outer = current_prompt.get()
     prompt = Prompt(owner, kwargs | {"input_ids": ids}, outer=outer, managed=True)
     token = current_prompt.set(prompt)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext import ops
+from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.state import SequenceState
 from vrga_ext.reference import HeadStatistics, RowResult
 
@@ -205,6 +206,8 @@ class WatchedCall:
     def skip(self, layer: int, why: str) -> None:
         """A layer that is left alone shows nothing."""
 
+    @torch.compiler.disable
+    @on_cpu
     def end(self) -> None:
         """Tell the watches that the call is over."""
         for watch, readers in self._watched:

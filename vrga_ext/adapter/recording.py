@@ -49,7 +49,7 @@ class Recording:
         for session in reversed(self._recorder.sessions):
             if session.seen:
                 return session.build()
-        why = "; ".join(self._handle.notices) or "the model was not called"
+        why = "; ".join(self._handle.notices) or "the model was not called, or paused"
         raise ValueError(f"capture: wanted a prompt with an image, got none ({why})")
 
 

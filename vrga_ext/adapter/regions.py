@@ -126,6 +126,9 @@ def checked_region(region: Any, found: Region, columns: int) -> Region:
             )
     for name in ("image_positions", "boosted"):
         positions = getattr(region, name)
+        if not isinstance(positions, Tensor) or positions.dtype != torch.long:
+            got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+            raise TypeError(f"region_hook: wanted {name} as an int64 tensor, got {got}")
         if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < columns:
             raise ValueError(
                 f"region_hook: wanted {name} in [0, {columns}), got {positions.tolist()}"

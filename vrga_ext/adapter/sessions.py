@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.recorder import Call
 from vrga_ext.captures import Capture
 from vrga_ext.region import Region
@@ -202,6 +203,7 @@ class Session:
         found = [row.nonzero().flatten() for row in keys]
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
 
+    @on_cpu
     def build(self) -> Capture:
         """Everything so far; built anew only if there is more."""
         if self._built is not None:

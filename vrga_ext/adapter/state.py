@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.adapter import grids, images
+from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.prompt import Prompt, question_ends
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder
 from vrga_ext.adapter.regions import Rows, checked_region, empty_region, select_region
@@ -26,9 +27,10 @@ RegionHook = Callable[[int, Region], Region]
 class SequenceState:
     """VRGA's state of the sequences in one KV cache."""
 
+    @on_cpu
     def __init__(self) -> None:
         self.config = VRGAConfig()
-        self.prompt = Prompt(owner=-1)  # nobody's, until begin
+        self.prompt = Prompt(owner="")  # nobody's, until begin
         self.decoding = False
         self.image = torch.zeros(0, 0, dtype=torch.bool)  # [B, columns], image tokens
         self.keys = self.image  # [B, columns], V: image tokens and, if so configured, their lead
@@ -54,6 +56,7 @@ class SequenceState:
 
     # ---- a prompt ----------------------------------------------------------------------------
 
+    @on_cpu
     def begin(
         self,
         prompt: Prompt,
@@ -113,6 +116,7 @@ class SequenceState:
         self.rows, self.regions = {}, []
         self._plain()
 
+    @on_cpu
     def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
         """Take the grids that the prompt was given with, where they count its image tokens."""
         prompt, columns = self.prompt, self.image.shape[1]
@@ -130,6 +134,7 @@ class SequenceState:
         self._store_axes(axes.repeat_interleave(self.copies, 1), columns - known, counted)
         self._counted[:, columns - known :] = counted
 
+    @on_cpu
     def add_positions(self, position_ids: Any, past: int) -> None:
         """Take the multi-axis positions of a prefill forward call, [3 or 4, B, q], as axes."""
         if not isinstance(position_ids, Tensor) or position_ids.dim() != 3:
@@ -151,6 +156,7 @@ class SequenceState:
         kept = self.axes[:, :, first : first + axes.shape[2]]
         kept.copy_(torch.where(where, axes, kept))
 
+    @on_cpu
     def finish(self, fixed_grid: tuple[int, int] | None, hook: RegionHook | None) -> list[Region]:
         """Select heads and tokens for every sample, once all question rows have been recorded."""
         if not self.rows:
@@ -189,6 +195,7 @@ class SequenceState:
         self._done()
         return regions
 
+    @on_cpu
     def finish_plain(self) -> list[Region]:
         """End a prompt that nothing is boosted for."""
         self._plain()
@@ -206,6 +213,7 @@ class SequenceState:
         self.layer_heads, self.idle_layers, self._flags = {}, set(), {}
         self.boosted = torch.zeros_like(self.image)
 
+    @on_cpu
     def aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
         """Turn one region per sample into the tensors of later decode steps.
 

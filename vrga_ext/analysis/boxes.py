@@ -59,7 +59,7 @@ def box_tokens(
     _check_coverage(min_coverage)
     width, height = image_size
     rows, columns = grid
-    chosen = torch.zeros(grid, dtype=torch.bool)
+    chosen = torch.zeros(grid, dtype=torch.bool, device="cpu")
     for box in boxes:
         left, top, right, bottom = box
         across = _overlap(left, right, width, columns)
@@ -168,7 +168,7 @@ def relevant_tokens(
             raise ValueError(
                 f"{name}: wanted one for each row of the prompt ({count}), got {len(given)}"
             )
-    chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool)
+    chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
     for sample, spans in enumerate(capture.images):
         row = sample // capture.copies
         if not 0 <= image < len(spans):
@@ -192,7 +192,7 @@ def relevant_tokens(
 
 def _overlap(low: float, high: float, size: int, cells: int) -> Tensor:
     """Share of each of the cells of one axis that lies between two pixels, fp64 [cells]."""
-    edges = torch.arange(cells + 1, dtype=torch.float64) * (size / cells)
+    edges = torch.arange(cells + 1, dtype=torch.float64, device="cpu") * (size / cells)
     inside = edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)
     return inside.clamp(min=0) / (size / cells)
 
@@ -200,8 +200,8 @@ def _overlap(low: float, high: float, size: int, cells: int) -> Tensor:
 def _cell_weights(pixels: int, cells: int) -> Tensor:
     """Weight of each pixel in each cell's mean, fp64 [cells, pixels]."""
     width = pixels / cells
-    low = torch.arange(cells, dtype=torch.float64)[:, None] * width
-    pixel = torch.arange(pixels, dtype=torch.float64)
+    low = torch.arange(cells, dtype=torch.float64, device="cpu")[:, None] * width
+    pixel = torch.arange(pixels, dtype=torch.float64, device="cpu")
     inside = (pixel + 1).minimum(low + width) - pixel.maximum(low)
     return inside.clamp(min=0) / width
 

@@ -205,7 +205,7 @@ def drift(
     True
     """
     part = capture.generated
-    chosen = torch.ones(part.image_ratio.shape[1:3], dtype=torch.bool)
+    chosen = torch.ones(part.image_ratio.shape[1:3], dtype=torch.bool, device="cpu")
     if heads is not None:
         chosen = head_mask(heads, capture.layers, chosen.shape[1])
         if not chosen.any():
@@ -232,7 +232,7 @@ def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int)
     tensor([[False, False],
             [False,  True]])
     """
-    mask = torch.zeros(len(layers), per_layer, dtype=torch.bool)
+    mask = torch.zeros(len(layers), per_layer, dtype=torch.bool, device="cpu")
     for layer, head in heads:
         if layer not in layers or not 0 <= head < per_layer:
             raise ValueError(

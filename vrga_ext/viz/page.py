@@ -209,7 +209,7 @@ def _strips(
         _strip(f"H_img, image attention entropy{when} (nats)", mean(capture.image_entropy)),
     ]
     if marked.any():
-        tokens = torch.zeros(capture.image_positions.shape, dtype=torch.bool)
+        tokens = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
         tokens[sample] = marked
         aim = mean(rrar(capture, tokens))
         strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
