@@ -18,11 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import vrga_ext
 from bench import models
-from bench.goals import ADAPTER, NOT_ENABLED, RELEASED
 from bench.models import ModelCase
 from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
-from bench.rivals import DYNAMIC, STATIC
+from bench.rivals import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 from bench.timing import WARM_UP, Sample, seconds_of
 from vrga_ext.adapter.caches import CacheArgument, returned_cache
 

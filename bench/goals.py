@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from bench.inputs import Case, Shape
 from bench.results import Groups, Result
-from bench.rivals import DYNAMIC, LOOP, OFF, PACKED, ROWS, STATIC, STORED
+from bench.rivals import (
+    ADAPTER,
+    DYNAMIC,
+    LOOP,
+    NOT_ENABLED,
+    OFF,
+    PACKED,
+    ROWS,
+    STATIC,
+    STORED,
+)
 
 # Shapes of a decode step with goals of their own on a GPU.
 GPU_SHAPES = {
@@ -17,7 +27,6 @@ GPU_SHAPES = {
     "D": Shape(8, 16, 2, 8192, 128),
 }
 _GPU_CASES = {str(Case(shape, "bfloat16")): name for name, shape in GPU_SHAPES.items()}
-NOT_ENABLED, ADAPTER, RELEASED = "not enabled", "adapter alone (gamma 0)", "released code's way"
 
 Times = Mapping[str, float]  # rival -> seconds
 

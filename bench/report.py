@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from bench.goals import NOT_ENABLED, goals
+from bench.goals import goals
 from bench.results import Report, Result, grouped
-from bench.rivals import is_ours
+from bench.rivals import NOT_ENABLED, is_ours
 
 Column = Callable[[Result, Result], str]  # result, base of its case -> cell; "" is nothing to say
 

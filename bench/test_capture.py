@@ -9,9 +9,9 @@ import torch
 
 import vrga_ext
 from bench import models
-from bench.goals import NOT_ENABLED
 from bench.models import ModelCase
 from bench.race import Compete, Settings
+from bench.rivals import NOT_ENABLED
 from bench.test_generate import SMOKE
 from bench.timing import Sample, seconds_of
 

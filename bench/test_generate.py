@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bench.generation import DecodeStep, Generate, PeakMemory, Prefill
-from bench.goals import ADAPTER, NOT_ENABLED, RELEASED
 from bench.models import ModelCase
 from bench.race import Compete, Settings
-from bench.rivals import DYNAMIC, STATIC
+from bench.rivals import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 
 SMOKE = ModelCase("tiny", 120, side=8)
 

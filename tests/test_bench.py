@@ -81,9 +81,9 @@ def test_goals_of_a_gpu(tmp_path):
 
 
 def test_goals_of_a_model(tmp_path):
-    steps = {goals.NOT_ENABLED: 100.0, goals.ADAPTER: 101.0, rivals.DYNAMIC: 104.0}
+    steps = {rivals.NOT_ENABLED: 100.0, rivals.ADAPTER: 101.0, rivals.DYNAMIC: 104.0}
     model = [benchmark("decode step", "some model", name, us) for name, us in steps.items()]
-    peaks = {goals.NOT_ENABLED: 1000, rivals.DYNAMIC: 1020}
+    peaks = {rivals.NOT_ENABLED: 1000, rivals.DYNAMIC: 1020}
     model += [
         benchmark("peak memory", "some model", name, 1.0, peak_bytes=size)
         for name, size in peaks.items()
@@ -115,7 +115,7 @@ def test_report_writes_a_page_and_a_figure(tmp_path):
 
 
 def test_report_without_anything_to_draw(tmp_path):
-    result = write(tmp_path / "r.json", [benchmark("generate", "m", goals.NOT_ENABLED, 5.0)])
+    result = write(tmp_path / "r.json", [benchmark("generate", "m", rivals.NOT_ENABLED, 5.0)])
     run = CliRunner().invoke(app, ["report", str(result), "--out", str(tmp_path / "out")])
     assert run.exit_code == 0, run.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["r.md"]
@@ -157,6 +157,17 @@ def test_a_peer_that_got_slower_is_no_regression(tmp_path):
     new = Report.load(write(tmp_path / "new.json", decode(slower)))
     assert [change.ratio for change in changes(old, new)] == [2.0, 1.0, 1.0, 1.0]
     assert not any(change.regressed(0.1) for change in changes(old, new))
+
+
+def test_the_adapter_alone_is_ours(tmp_path):
+    steps = [
+        [benchmark("decode step", "m", name, us) for name in (rivals.NOT_ENABLED, rivals.ADAPTER)]
+        for us in (101.0, 400.0)
+    ]
+    old, new = (write(tmp_path / f"{i}.json", step) for i, step in enumerate(steps))
+    run = CliRunner().invoke(app, ["compare", str(old), str(new)])
+    assert run.exit_code == 1
+    assert "1 of 2 figures slower" in run.output
 
 
 def test_compare_notes_another_machine(tmp_path):
