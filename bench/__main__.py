@@ -15,6 +15,7 @@ from bench.plots import draw
 from bench.report import markdown
 from bench.results import Report
 from bench.results import join as join_results
+from bench.rivals import is_ours
 
 app = typer.Typer(
     help="Results of `pytest bench --benchmark-only --benchmark-json=RESULT.json`.",
@@ -67,9 +68,9 @@ def join(
 def compare(
     old: File,
     new: File,
-    threshold: Annotated[float, typer.Option(min=0.0, help="Slower by this share.")] = 0.1,
+    threshold: Annotated[float, typer.Option(min=0.0, help="Worse by this share.")] = 0.1,
 ) -> None:
-    """Say what of ours got slower; exit with 1 if something did."""
+    """Say what of ours got slower, takes more memory or is missing; exit with 1 if something is."""
     before, after = _load(old), _load(new)
     for difference in comparison.differences(before.machine, after.machine):
         typer.echo(f"not the same machine or versions: {difference}")
@@ -79,14 +80,19 @@ def compare(
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(2) from error
     regressed = [change for change in found if change.regressed(threshold)]
-    table = Table("operation", "case", "implementation", "old, µs", "new, µs", "new / old", "")
+    table = Table("operation", "case", "implementation", "old", "new", "new / old", "")
     for change in found:
-        times = (f"{r.seconds * 1e6:.1f}" for r in (change.old, change.new))
-        verdict = "REGRESSION" if change in regressed else ""
-        table.add_row(*change.new.key, *times, f"{change.ratio:.3f}", verdict)
+        table.add_row(*change.texts, "REGRESSION" if change in regressed else "")
     Console().print(table)
-    typer.echo(f"{len(regressed)} of {len(found)} figures slower by more than {threshold:.0%}")
-    if regressed:
+    lost = comparison.missing(before, after)
+    for result in lost:
+        typer.echo(f"missing from the new file: {', '.join(result.key)}")
+    ours = sum(is_ours(result.rival) for result in lost)
+    typer.echo(
+        f"{len(regressed)} of {len(found)} figures of both files worse by more than "
+        f"{threshold:.0%}, {ours} of ours missing"
+    )
+    if regressed or ours:
         raise typer.Exit(1)
 
 

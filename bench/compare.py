@@ -1,4 +1,4 @@
-"""Two files of results: did anything of ours get slower?"""
+"""Two files of results: did anything of ours get slower, larger or lost?"""
 
 from __future__ import annotations
 
@@ -11,23 +11,38 @@ from bench.rivals import is_ours
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both files."""
+    """One figure in both files: seconds, of a peak of memory its bytes."""
 
     old: Result
     new: Result
 
     @property
     def ratio(self) -> float:
-        """New over old time; above 1 is slower."""
-        return self.new.seconds / self.old.seconds
+        """New over old figure; above 1 is worse."""
+        return _figure(self.new) / _figure(self.old)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Operation, case, implementation, old, new, new / old."""
+        return (*self.new.key, _text(self.old), _text(self.new), f"{self.ratio:.3f}")
 
     def regressed(self, threshold: float) -> bool:
-        """Whether something of ours became slower by more than the threshold (a share)."""
+        """Whether something of ours became worse by more than the threshold (a share)."""
         return is_ours(self.new.rival) and self.ratio > 1 + threshold
 
 
+def _figure(result: Result) -> float:
+    return float(result.extra.get("peak_bytes", result.seconds))
+
+
+def _text(result: Result) -> str:
+    if "peak_bytes" in result.extra:
+        return f"{result.extra['peak_bytes'] * 1e-6:.1f} MB"
+    return f"{result.seconds * 1e6:.1f} µs"
+
+
 def changes(old: Report, new: Report) -> list[Change]:
-    """The figures that both have, those that got slowest first.
+    """The figures that both have, those that got worst first.
 
     Raises
     ------
@@ -39,6 +54,12 @@ def changes(old: Report, new: Report) -> list[Change]:
     if not found:
         raise ValueError("wanted two files with results in common, got none")
     return sorted(found, key=lambda change: -change.ratio)
+
+
+def missing(old: Report, new: Report) -> list[Result]:
+    """The old figures that the new file lacks."""
+    kept = {result.key for result in new.results}
+    return [result for result in old.results if result.key not in kept]
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -147,7 +147,7 @@ def test_compare_fails_on_a_regression(tmp_path, factor, threshold, code):
     arguments = ["compare", str(old), str(new), "--threshold", str(threshold)]
     run = CliRunner().invoke(app, arguments)
     assert run.exit_code == code, run.output
-    assert f"{code} of 4 figures slower" in run.output
+    assert f"{code} of 4 figures of both files worse" in run.output
     assert "not the same" not in run.output
 
 
@@ -167,7 +167,34 @@ def test_the_adapter_alone_is_ours(tmp_path):
     old, new = (write(tmp_path / f"{i}.json", step) for i, step in enumerate(steps))
     run = CliRunner().invoke(app, ["compare", str(old), str(new)])
     assert run.exit_code == 1
-    assert "1 of 2 figures slower" in run.output
+    assert "1 of 2 figures of both files worse" in run.output
+
+
+@pytest.mark.parametrize(("lost", "code"), [(rivals.DYNAMIC, 1), (rivals.LOOP, 0)])
+def test_compare_fails_where_a_figure_of_ours_is_missing(tmp_path, lost, code):
+    old = write(tmp_path / "old.json", decode())
+    rest = {name: us for name, us in CPU_TIMES.items() if name != lost}
+    new = write(tmp_path / "new.json", decode(rest))
+    run = CliRunner().invoke(app, ["compare", str(old), str(new)])
+    assert run.exit_code == code, run.output
+    assert f"missing from the new file: decode_attention, {CPU_CASE}, {lost}\n" in run.output
+    assert f"{code} of ours missing" in run.output
+    assert CliRunner().invoke(app, ["compare", str(new), str(old)]).exit_code == 0
+
+
+@pytest.mark.parametrize(("us", "peak", "code"), [(900.0, 1000, 0), (100.0, 1200, 1)])
+def test_compare_takes_the_bytes_of_a_peak(tmp_path, us, peak, code):
+    old, new = (
+        write(
+            tmp_path / f"{name}.json",
+            [benchmark("peak memory", "m", rivals.STATIC, seconds, peak_bytes=1000**2 * size)],
+        )
+        for name, seconds, size in (("old", 100.0, 1000), ("new", us, peak))
+    )
+    run = CliRunner(env={"COLUMNS": "120"}).invoke(app, ["compare", str(old), str(new)])
+    assert run.exit_code == code, run.output
+    assert "1000.0 MB" in run.output
+    assert f"{peak}.0 MB" in run.output
 
 
 def test_compare_notes_another_machine(tmp_path):
