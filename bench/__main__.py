@@ -53,10 +53,11 @@ def report(
 def join(
     parts: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    note: Annotated[str, typer.Option(help="What the machine does not say of itself.")] = "",
 ) -> None:
     """Join files of one machine: a suite that was run in parts."""
     try:
-        joined = join_results(parts)
+        joined = join_results(parts, note)
     except ValueError as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(2) from error

@@ -43,7 +43,7 @@ def draw(report: Report, path: Path) -> bool:
     shown = [
         report.machine[key] for key in ("GPU", "CPU", "torch", "commit") if key in report.machine
     ]
-    figure.suptitle(", ".join(shown), fontsize=9)
+    figure.suptitle("\n".join(filter(None, [", ".join(shown), report.note])), fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return True

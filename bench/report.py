@@ -108,6 +108,8 @@ def markdown(report: Report, picture: str | None = None) -> str:
     """A page: machine, goals, every figure, and what was not measured."""
     lines = ["# Benchmark results", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine.items()]
+    if report.note:
+        lines.append(f"- note: {report.note}")
     lines += ["", "Medians of interleaved rounds over rotated inputs; see `CONTRIBUTING.md`.", ""]
     if picture:
         lines += [f"![scaling and ratios]({picture})", ""]

@@ -38,6 +38,7 @@ class Report:
     results: list[Result]
     machine: Mapping[str, str]
     absent: Mapping[str, str]  # "op, case: rival" -> why it was not measured
+    note: str = ""  # what the machine does not say of itself
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -53,15 +54,18 @@ class Report:
             results = [
                 Result.of(b["extra_info"], b["stats"]["median"]) for b in content["benchmarks"]
             ]
-            return cls(results, content["machine_info"]["vrga"], content.get("absent", {}))
+            machine = content["machine_info"]["vrga"]
+            return cls(results, machine, content.get("absent", {}), content.get("note", ""))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{path}: wanted a file of `pytest bench --benchmark-json`, got {error!r}"
             ) from error
 
 
-def join(paths: Iterable[Path]) -> dict[str, Any]:
+def join(paths: Iterable[Path], note: str = "") -> dict[str, Any]:
     """One file's content from those of several runs on one machine with the same versions.
+
+    ``note`` is stored behind the notes that the files have.
 
     Raises
     ------
@@ -71,6 +75,7 @@ def join(paths: Iterable[Path]) -> dict[str, Any]:
     """
     joined: dict[str, Any] = {}
     seen: dict[tuple[str, str, str], Path] = {}
+    notes: list[str] = []
     for path in paths:
         report, content = Report.load(path), json.loads(path.read_text())
         for result in report.results:
@@ -78,6 +83,7 @@ def join(paths: Iterable[Path]) -> dict[str, Any]:
                 twice = ", ".join(result.key)
                 raise ValueError(f"{path}: {twice} was measured in {seen[result.key]} already")
             seen[result.key] = path
+        notes.append(report.note)
         if not joined:
             joined = content
         elif report.machine != joined["machine_info"]["vrga"]:
@@ -85,7 +91,8 @@ def join(paths: Iterable[Path]) -> dict[str, Any]:
         else:
             joined["benchmarks"] += content["benchmarks"]
             joined["absent"] = joined.get("absent", {}) | dict(report.absent)
-    return joined
+    kept = list(dict.fromkeys(text for text in [*notes, note] if text))
+    return joined | {"note": "; ".join(kept)} if kept else joined
 
 
 Groups = dict[str, dict[str, dict[str, Result]]]

@@ -15,6 +15,7 @@ from bench.compare import changes, differences
 from bench.inputs import Case, Shape, make_inputs
 from bench.operations import Operation
 from bench.race import Settings, run_race
+from bench.report import markdown
 from bench.results import Report, grouped
 
 CASE_B = str(Case(goals.GPU_SHAPES["B"], "bfloat16"))
@@ -135,6 +136,20 @@ def test_parts_of_a_suite_are_joined(tmp_path):
         run = CliRunner().invoke(app, ["join", *map(str, parts), "--out", str(out)])
         assert run.exit_code == 2
         assert message in run.output
+
+
+def test_a_note_is_reported_and_not_compared(tmp_path):
+    first = write(tmp_path / "first.json", decode())
+    second = write(tmp_path / "second.json", decode(case="another case"))
+    noted = tmp_path / "noted.json"
+    for parts, note in (([first], "a shared machine"), ([noted, second], "peaks of b")):
+        arguments = ["join", *map(str, parts), "--out", str(noted), "--note", note]
+        run = CliRunner().invoke(app, arguments)
+        assert run.exit_code == 0, run.output
+    assert "- note: a shared machine; peaks of b" in markdown(Report.load(noted))
+    run = CliRunner().invoke(app, ["compare", str(first), str(noted)])
+    assert run.exit_code == 0
+    assert "not the same" not in run.output
 
 
 @pytest.mark.parametrize(
