@@ -146,9 +146,15 @@ def compete(
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    machine_info.pop("node", None)
+    for name in ("node", "release"):  # names of the host and of its kernel
+        machine_info.pop(name, None)
     machine_info.get("cpu", {}).pop("flags", None)
     machine_info["vrga"] = machine(config.stash[_SETTINGS].device)
+
+
+def pytest_benchmark_update_commit_info(commit_info: dict[str, Any]) -> None:
+    for name in ("project", "branch"):  # names of the folder and of what is checked out there
+        commit_info.pop(name, None)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:

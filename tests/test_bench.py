@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from bench import conftest as bench_conftest
 from bench import goals, rivals, timing
 from bench.__main__ import app
 from bench.compare import changes, differences
@@ -20,6 +22,8 @@ from bench.results import Report, grouped
 
 CASE_B = str(Case(goals.GPU_SHAPES["B"], "bfloat16"))
 CPU_CASE = "B1 28/4 M4096 D128 float32"
+BENCH = Path(timing.__file__).parent
+MACHINE = {"CPU", "SIMD", "Python", "torch", "transformers", "vrga_ext", "commit"}
 GPU_TIMES = {  # us
     rivals.DYNAMIC: 36.0,
     rivals.STATIC: 35.0,
@@ -276,9 +280,34 @@ def test_shares_of_image_and_boosted_keys():
     assert torch.equal(x.bias != 0, x.focus)
 
 
+def test_what_identifies_the_host_is_dropped():
+    info = {"node": "host", "release": "6.1-host", "cpu": {"flags": ["avx2"]}, "system": "Linux"}
+    config = SimpleNamespace(stash={bench_conftest._SETTINGS: Settings()})
+    bench_conftest.pytest_benchmark_update_machine_info(config, info)
+    vrga = info.pop("vrga")
+    assert info == {"cpu": {}, "system": "Linux"}
+    assert set(vrga) == MACHINE
+    commit = {"id": "a", "dirty": False, "project": "folder", "branch": "mine"}
+    bench_conftest.pytest_benchmark_update_commit_info(commit)
+    assert commit == {"id": "a", "dirty": False}
+
+
 @pytest.mark.parametrize(
-    "path", sorted(Path(timing.__file__).parent.glob("test_*.py")), ids=lambda p: p.stem
+    "path", sorted((BENCH / "results").glob("*.json")), ids=lambda path: path.stem
 )
+def test_results_hold_what_a_run_writes(path):
+    """Names and versions as the machine gives them, none of the host; the rest is a note."""
+    content = json.loads(path.read_text())
+    info = content["machine_info"]
+    assert not info.keys() & {"node", "release"}
+    assert not content["commit_info"].keys() & {"project", "branch"}
+    vrga = info["vrga"]
+    assert vrga.keys() <= MACHINE | {"GPU", "driver", "CUDA of the kernels"}
+    assert vrga["CPU"].rpartition(", ")[0] == info["cpu"]["brand_raw"]
+    assert len(vrga["commit"].split()) == 1
+
+
+@pytest.mark.parametrize("path", sorted(BENCH.glob("test_*.py")), ids=lambda p: p.stem)
 def test_every_benchmark_is_a_race(path):
     """Only a race's results can be read back and compared."""
     text = path.read_text()
