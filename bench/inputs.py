@@ -62,6 +62,12 @@ class Case:
         s = self.shape
         return 2 * s.batch * s.heads_kv * s.keys * s.dim * getattr(torch, self.dtype).itemsize
 
+    @property
+    def scores_bytes(self) -> int:
+        """Bytes of the scores that a softmax is given."""
+        s = self.shape
+        return s.batch * s.heads * s.keys * getattr(torch, self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -69,8 +75,8 @@ class Inputs:
 
     query: Tensor  # [B, Hq, 1, D]
     row: Tensor  # [B, Hq, D], the same
-    key: Tensor  # [B, Hkv, M, D]
-    value: Tensor  # [B, Hkv, M, D]
+    key: Tensor  # [B, Hkv, M, D]; [B, Hkv, 0, D] for the softmax
+    value: Tensor  # the same
     flags: Tensor  # uint8 [B, M]
     heads: Tensor | None  # bool [B, Hq]
     scores: Tensor  # [B, Hq, 1, M], for the softmax only
@@ -93,8 +99,11 @@ class Inputs:
         return (self.flags[:, None, None] & FOCUS_FLAG) != 0
 
 
-def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
-    """Random inputs; half of the keys are image tokens unless the case says otherwise."""
+def make_inputs(case: Case, device: str, seed: int = 0, scores_only: bool = False) -> Inputs:
+    """Random inputs; half of the keys are image tokens unless the case says otherwise.
+
+    ``scores_only`` leaves K and V empty: a softmax takes scores, and many sets of them.
+    """
     shape, dtype = case.shape, getattr(torch, case.dtype)
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -118,11 +127,15 @@ def make_inputs(case: Case, device: str, seed: int = 0) -> Inputs:
         heads = heads.expand(shape.batch, -1).contiguous()
     bias = ((flags & FOCUS_FLAG) != 0) * math.log(FOCUS_WEIGHT)
     query = normal(shape.batch, shape.heads, 1, shape.dim)
+    key, value = (
+        normal(shape.batch, shape.heads_kv, 0 if scores_only else shape.keys, shape.dim)
+        for _ in range(2)
+    )
     return Inputs(
         query,
         query[:, :, 0],
-        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
-        normal(shape.batch, shape.heads_kv, shape.keys, shape.dim),
+        key,
+        value,
         flags,
         heads,
         normal(shape.batch, shape.heads, 1, shape.keys),

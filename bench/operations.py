@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bench.goals import GPU_SHAPES
-from bench.inputs import Case, Inputs, Shape, make_inputs
+from bench.inputs import Case, Shape, make_inputs
 from bench.race import Settings, Unavailable
 from bench.rivals import Rival, check, is_ours
 from bench.timing import Sample, sample_of, sets_of_inputs
@@ -27,8 +27,10 @@ class Operation:
     def __init__(self, case: Case, rivals: Mapping[str, Rival], settings: Settings) -> None:
         self._case, self._rivals, self._settings = case, rivals, settings
         device = settings.device
-        count = sets_of_inputs(case, device) if settings.timed else 1
-        self._inputs = deque(make_inputs(case, device, seed) for seed in range(count))
+        reads = [self._read(rival) for rival in rivals.values()]
+        count = sets_of_inputs(min(reads), max(reads), device) if settings.timed else 1
+        scores_only = all(rival.moves == "scores" for rival in rivals.values())
+        self._inputs = deque(make_inputs(case, device, seed, scores_only) for seed in range(count))
         self._runs: dict[str, Callable[..., Any]] = {}
 
     def enter(self, name: str) -> dict[str, Any]:
@@ -50,13 +52,14 @@ class Operation:
         self._runs[name] = run
         return {
             "device": settings.device,
-            "bytes": self._moved(rival, first),
+            "bytes": self._read(rival) * (2 if rival.moves == "scores" else 1),
             "error": check(rival, first, result),
         }
 
-    def _moved(self, rival: Rival, x: Inputs) -> int:
+    def _read(self, rival: Rival) -> int:
+        """Bytes of the inputs that it reads at least."""
         if rival.moves == "scores":
-            return 2 * x.scores.nbytes
+            return self._case.scores_bytes
         return self._case.kv_bytes // (2 if rival.moves == "K" else 1)
 
     def sample(self, name: str) -> Sample:

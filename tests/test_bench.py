@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,6 +253,34 @@ def test_rounds_are_interleaved_and_the_warm_up_is_not_counted():
     assert [turn for turn, _ in calls] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     slow = timing.interleave({"a": sample("a")}, rounds=1000, max_seconds=0)
     assert len(slow["a"]) == timing.LEAST_ROUNDS
+
+
+@pytest.mark.parametrize(
+    ("rivals_of_a_case", "read"),
+    [
+        (rivals.DECODE, lambda x: x.key.nbytes + x.value.nbytes),
+        (rivals.ROW_STATISTICS, lambda x: x.key.nbytes),
+        (rivals.REWEIGHTED_SOFTMAX, lambda x: x.scores.nbytes),
+    ],
+)
+def test_what_is_read_exceeds_the_last_cache(monkeypatch, rivals_of_a_case, read):
+    cache = 1 << 16
+    monkeypatch.setattr(timing, "_last_cache", lambda device: cache)
+    operation = Operation(Case(Shape(1, 4, 2, 40, 16), "float32"), rivals_of_a_case, Settings())
+    one = read(operation._inputs[0])
+    assert 0 <= one * len(operation._inputs) - 3 * cache < one
+    assert operation.enter(rivals.DYNAMIC)["error"] < 1e-5
+
+
+def test_what_waits_for_the_host_takes_few_calls_a_round(monkeypatch):
+    event = SimpleNamespace(
+        record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 32.0
+    )
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: event)
+    calls = []
+    sample = timing.sample_of(calls.append, deque(range(40)), "cuda", host_reads=True)
+    assert sample(0) == pytest.approx(32e-3 / 16)
+    assert calls == list(range(16))
 
 
 def test_a_wrong_rival_is_not_timed(monkeypatch):
