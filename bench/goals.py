@@ -70,11 +70,10 @@ def goals(groups: Groups) -> list[Goal]:
         elif case in _GPU_CASES:
             found += _decode_on_gpu(case, times, rivals[DYNAMIC])
     for case, rivals in groups.get("row_statistics", {}).items():
-        gpu = _GPU_CASES.get(case)
-        small = (
-            DYNAMIC in rivals and rivals[DYNAMIC].extra["device"] == "cuda" and gpu in (None, "A")
-        )
-        if ROWS in rivals and DYNAMIC in rivals and not small:
+        if not {ROWS, DYNAMIC} <= rivals.keys():
+            continue
+        # On a GPU the goal is for 64 MB of K and V or more; A has 8.
+        if rivals[DYNAMIC].extra["device"] == "cpu" or _GPU_CASES.get(case) in ("B", "C", "D"):
             value = rivals[ROWS].seconds / rivals[DYNAMIC].seconds
             found.append(Goal(case, "row_statistics / decode", value, 0.65, 0.55, True))
     for op, limits in {"prefill": (1.05, 1.03), "decode step": (1.05, 1.03)}.items():

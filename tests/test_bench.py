@@ -19,7 +19,7 @@ from bench.inputs import Case, Shape, make_inputs
 from bench.operations import Operation
 from bench.race import Settings, run_race
 from bench.report import markdown
-from bench.results import Report, grouped
+from bench.results import Report, Result, grouped
 
 CASE_B = str(Case(goals.GPU_SHAPES["B"], "bfloat16"))
 CPU_CASE = "B1 28/4 M4096 D128 float32"
@@ -84,6 +84,33 @@ def test_goals_of_a_gpu(tmp_path):
         f"best SDPA / {rivals.DYNAMIC}": (1.111, "met"),
         f"{rivals.STORED} / {rivals.DYNAMIC}": (13.889, "stretch"),
     }
+
+
+def test_shapes_of_each_goal_on_a_gpu():
+    names = [*GPU_TIMES, "FlashInfer single", rivals.ROWS]
+    extra = {"device": "cuda", "bytes": 10**6, "copy_gbs": 4300.0}
+    shapes = {str(Case(shape, "bfloat16")): name for name, shape in goals.GPU_SHAPES.items()}
+    results = [
+        Result(op, case, name, 1e-5, extra)
+        for op in ("decode_attention", "row_statistics")
+        for case in [*shapes, "another shape"]
+        for name in names
+    ]
+    covered = {}
+    for goal in goals.goals(grouped(results)):
+        covered[goal.name] = covered.get(goal.name, "") + shapes[goal.where]
+    assert covered == {
+        "time, us": "A",
+        "share of copy bandwidth": "BCD",
+        f"{rivals.DYNAMIC} / {rivals.OFF}": "ABCD",
+        f"{rivals.STATIC} / {rivals.OFF}": "ABCD",
+        f"best SDPA / {rivals.DYNAMIC}": "ABCD",
+        f"best FlashInfer / {rivals.DYNAMIC}": "ABCD",
+        f"{rivals.STORED} / {rivals.DYNAMIC}": "AB",
+        "row_statistics / decode": "BCD",
+    }
+    sizes = {name: Case(shape, "bfloat16").kv_bytes for name, shape in goals.GPU_SHAPES.items()}
+    assert [name for name, size in sizes.items() if size >= 64 << 20] == list("BCD")
 
 
 def test_goals_of_a_model(tmp_path):
@@ -270,6 +297,19 @@ def test_what_is_read_exceeds_the_last_cache(monkeypatch, rivals_of_a_case, read
     one = read(operation._inputs[0])
     assert 0 <= one * len(operation._inputs) - 3 * cache < one
     assert operation.enter(rivals.DYNAMIC)["error"] < 1e-5
+
+
+def test_a_turn_on_a_cpu_begins_untimed(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(timing, "_TURN_SECONDS", 1.0)
+    costs = iter([0.75, 0.5] + [0.25] * 4)  # slow calls until the turn's first half is over
+
+    def run(x):
+        clock.now += next(costs)
+
+    assert timing.sample_of(run, deque([None]), "cpu")(0) == 0.25
+    assert next(costs, None) is None
 
 
 def test_what_waits_for_the_host_takes_few_calls_a_round(monkeypatch):
