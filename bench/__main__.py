@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,20 +29,23 @@ File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
 RESULTS = Path(__file__).parent / "results"
 
 
-def _load(path: Path) -> Report:
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What is wrong with a file in one line, and exit status 2."""
     try:
-        return Report.load(path)
-    except ValueError as error:
+        yield
+    except (OSError, ValueError) as error:
         typer.echo(f"bench: {error}", err=True)
         raise typer.Exit(2) from error
 
 
 @app.command()
+@_one_line()
 def report(
     result: File, out: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS
 ) -> None:
     """Turn a JSON file into a Markdown page and a figure of the same name."""
-    loaded = _load(result)
+    loaded = Report.load(result)
     out.mkdir(parents=True, exist_ok=True)
     picture = out / f"{result.stem}.png"
     drawn = draw(loaded, picture)
@@ -50,36 +55,30 @@ def report(
 
 
 @app.command()
+@_one_line()
 def join(
     parts: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     note: Annotated[str, typer.Option(help="What the machine does not say of itself.")] = "",
 ) -> None:
     """Join files of one machine: a suite that was run in parts."""
-    try:
-        joined = join_results(parts, note)
-    except ValueError as error:
-        typer.echo(f"bench: {error}", err=True)
-        raise typer.Exit(2) from error
+    joined = join_results(parts, note)
     out.write_text(json.dumps(joined, indent=1) + "\n")
     typer.echo(f"{len(joined['benchmarks'])} results in {out}")
 
 
 @app.command()
+@_one_line()
 def compare(
     old: File,
     new: File,
     threshold: Annotated[float, typer.Option(min=0.0, help="Worse by this share.")] = 0.1,
 ) -> None:
     """Say what of ours got slower, takes more memory or is missing; exit with 1 if something is."""
-    before, after = _load(old), _load(new)
+    before, after = Report.load(old), Report.load(new)
     for difference in comparison.differences(before.machine, after.machine):
         typer.echo(f"not the same machine or versions: {difference}")
-    try:
-        found = comparison.changes(before, after)
-    except ValueError as error:
-        typer.echo(f"bench: {error}", err=True)
-        raise typer.Exit(2) from error
+    found = comparison.changes(before, after)
     regressed = [change for change in found if change.regressed(threshold)]
     table = Table("operation", "case", "implementation", "old", "new", "new / old", "")
     for change in found:

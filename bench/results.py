@@ -21,9 +21,25 @@ class Result:
 
     @classmethod
     def of(cls, extra_info: Mapping[str, Any], seconds: float) -> Result:
-        """From a benchmark's ``extra_info``."""
+        """From a benchmark's ``extra_info``.
+
+        Raises
+        ------
+        KeyError
+            What every result has is missing.
+        ValueError
+            The device is none of ours; the time, or what goals divide by, is no number above 0.
+        """
         rest = dict(extra_info)
         op, case, rival = (rest.pop(name) for name in ("op", "case", "rival"))
+        where = f"{op}, {case}, {rival}"
+        if rest["device"] not in ("cpu", "cuda"):
+            raise ValueError(f"{where}: wanted device cpu or cuda, got {rest['device']}")
+        numbers = {"median": seconds, "copy_gbs": rest["copy_gbs"]}
+        numbers |= {name: rest[name] for name in ("bytes", "peak_bytes") if name in rest}
+        for name, number in numbers.items():
+            if not isinstance(number, (int, float)) or not number > 0:
+                raise ValueError(f"{where}: wanted {name} above 0, got {number}")
         return cls(op, case, rival, seconds, rest)
 
     @property
@@ -56,7 +72,7 @@ class Report:
             ]
             machine = content["machine_info"]["vrga"]
             return cls(results, machine, content.get("absent", {}), content.get("note", ""))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: wanted a file of `pytest bench --benchmark-json`, got {error!r}"
             ) from error

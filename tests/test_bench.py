@@ -265,6 +265,49 @@ def test_files_that_cannot_be_compared(tmp_path):
     assert "wanted a file of `pytest bench --benchmark-json`" in run.output
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("median", 0.0, "wanted median above 0, got 0.0"),
+        ("device", None, "wanted device cpu or cuda, got None"),
+        ("device", ..., "'device'"),
+        ("copy_gbs", None, "wanted copy_gbs above 0, got None"),
+        ("peak_bytes", 0, "wanted peak_bytes above 0, got 0"),
+    ],
+)
+def test_odd_files_are_named_in_one_line(tmp_path, field, value, message):
+    good = write(tmp_path / "good.json", decode())
+    results = decode(peak_bytes=1)
+    place = results[0]["stats" if field == "median" else "extra_info"]
+    place[field] = value
+    if value is ...:
+        del place[field]
+    odd = str(write(tmp_path / "odd.json", results))
+    out = str(tmp_path / "out")
+    for arguments in (
+        ("report", odd, "--out", out),
+        ("join", odd, "--out", out),
+        ("compare", str(good), odd),
+    ):
+        one_line(arguments, message)
+
+
+def test_folders_that_cannot_be_written_to_are_named_in_one_line(tmp_path):
+    good = str(write(tmp_path / "good.json", decode()))
+    one_line(("join", good, "--out", str(tmp_path / "no" / "joined.json")), "No such file")
+    one_line(("report", good, "--out", good), "File exists")
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff")
+    one_line(("report", str(binary), "--out", str(tmp_path)), "binary.json: wanted a file of")
+
+
+def one_line(arguments, message):
+    run = CliRunner().invoke(app, arguments)
+    assert run.exit_code == 2, run.output
+    assert message in run.output
+    assert run.output.count("\n") == 1
+
+
 def test_rounds_are_interleaved_and_the_warm_up_is_not_counted():
     calls = []
 
