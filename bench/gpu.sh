@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command: build, primitives against the emulator, tests,
-# compute-sanitizer, benchmarks. Run in an environment with a CUDA build of torch, and with nvcc.
+# benchmarks, compute-sanitizer. Run in an environment with a CUDA build of torch, and with nvcc.
 #
 #   bench/gpu.sh               bench/results/gpu-NAME.json, .md and .png: figures, GPU, driver,
 #                              versions, commit
