@@ -2,7 +2,8 @@
 
 Environment switches:
 
-    VRGA_EXT_CUDA         auto (default), 0: never, 1: fail unless the CUDA kernels can be built
+    VRGA_EXT_CUDA         CUDA kernels: where they can be built (unset), 0: never, 1: fail without
+    CXX                   the C++ compiler (default c++)
     CUDA_HOME             the CUDA toolkit, where nvcc is not on the PATH
     TORCH_CUDA_ARCH_LIST  architectures to build for (default below); no GPU is ever asked
     MAX_JOBS              parallel compiler processes
@@ -11,6 +12,7 @@ Environment switches:
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from glob import glob
 from pathlib import Path
@@ -31,20 +33,47 @@ def _sources(*patterns: str) -> list[str]:
     return sorted(path for pattern in patterns for path in glob(pattern, recursive=True))
 
 
-def _cuda_obstacle(cuda_sources: list[str]) -> str:
-    """Why the CUDA kernels cannot be built here; empty if they can."""
+def _operation_sources(with_cuda: bool) -> list[str]:
+    cuda = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/host/cuda_*.cpp")
+    cpu = _sources("csrc/ops.cpp", "csrc/host/*.cpp", "csrc/cpu/**/*.cpp")
+    return [path for path in cpu if path not in cuda] + (cuda if with_cuda else [])
+
+
+def _check_compiler() -> None:
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    compiler = get_cxx_compiler()
+    if shutil.which(compiler.partition(" ")[0]) is None:  # CXX may hold options
+        raise SystemExit(
+            f"vrga_ext: wanted a C++ compiler, got {compiler!r}, which was not found; "
+            "install one or set CXX"
+        )
+
+
+def _cuda_obstacle() -> str:
+    """Why no CUDA kernels are built here; empty if they are.
+
+    Raises
+    ------
+    SystemExit
+        If ``VRGA_EXT_CUDA`` asks for kernels that cannot be built, or for anything else.
+    """
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
-    if os.environ.get("VRGA_EXT_CUDA") == "0":
-        return "switched off by VRGA_EXT_CUDA=0 at build time"
-    if not cuda_sources:
-        return "this version has no CUDA kernels"
-    if torch.version.cuda is None:
-        return f"built against torch {torch.__version__}, which is not a CUDA build of torch"
-    if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
-        return "no nvcc was found at build time; install the CUDA toolkit or set CUDA_HOME"
-    return ""
+    switch = os.environ.get("VRGA_EXT_CUDA", "")
+    if switch not in ("", "0", "1"):
+        raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA: wanted 0, 1 or nothing, got {switch!r}")
+    obstacle = ""
+    if switch == "0":
+        obstacle = "switched off by VRGA_EXT_CUDA=0 at build time"
+    elif torch.version.cuda is None:
+        obstacle = f"built against torch {torch.__version__}, which is not a CUDA build of torch"
+    elif CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
+        obstacle = "no nvcc was found at build time; install the CUDA toolkit or set CUDA_HOME"
+    if obstacle and switch == "1":
+        raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA=1, but no CUDA kernels: {obstacle}")
+    return obstacle
 
 
 def _extensions() -> tuple[list[Any], dict[str, Any]]:
@@ -57,23 +86,19 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     from setuptools import Extension
     from torch.utils import cpp_extension
 
-    cuda_sources = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/host/cuda_*.cpp")
-    obstacle = _cuda_obstacle([path for path in cuda_sources if path.endswith(".cu")])
-    if obstacle and os.environ.get("VRGA_EXT_CUDA") == "1":
-        raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA=1, but no CUDA kernels: {obstacle}")
+    _check_compiler()
+    obstacle = _cuda_obstacle()
     with_cuda = not obstacle
     if with_cuda:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
     else:
         print(f"vrga_ext: building CPU operations only: {obstacle}", file=sys.stderr)
 
-    sources = _sources("csrc/ops.cpp", "csrc/host/*.cpp", "csrc/cpu/**/*.cpp")
-    sources = [path for path in sources if path not in cuda_sources]
     defines = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     operations = make(
         "vrga_ext._ops",
-        sources + (cuda_sources if with_cuda else []),
+        _operation_sources(with_cuda),
         include_dirs=[str(Path("csrc").resolve()), str(Path("csrc/include").resolve())],
         define_macros=defines + ([("USE_CUDA", None)] if with_cuda else []),
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
@@ -101,5 +126,6 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     return [operations, build_info], {"build_ext": build_ext}
 
 
-EXTENSIONS, COMMANDS = _extensions()
-setup(ext_modules=EXTENSIONS, cmdclass=COMMANDS)
+if __name__ == "__main__":
+    extensions, commands = _extensions()
+    setup(ext_modules=extensions, cmdclass=commands)
