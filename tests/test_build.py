@@ -1,10 +1,14 @@
-"""The build before its first compiler call: which torch and which sources."""
+"""The build before its first compiler call: which torch, which sources, and what is packed."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -183,3 +187,31 @@ def test_metadata_needs_no_compiler(script, monkeypatch, command):
     monkeypatch.setattr(sys, "argv", ["setup.py", command])
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert script._extensions() == ([], {})
+
+
+# ---- what is packed ----------------------------------------------------------------------------
+
+
+def test_source_archive_holds_the_package_and_its_documents(tmp_path):
+    copy = tmp_path / "copy"
+    for name in ("build_backend", "csrc", "vrga_ext"):
+        shutil.copytree(ROOT / name, copy / name)
+    for path in [*ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / ".clang-format"]:
+        if path.is_file():
+            shutil.copy(path, copy)
+    (copy / "tests").mkdir()
+    (copy / "tests" / "test_one.py").touch()
+    pack = "import vrga_build; print(vrga_build.build_sdist('dist'))"
+    environment = os.environ | {"PYTHONPATH": "build_backend"}
+    packed = subprocess.run(
+        [sys.executable, "-c", pack], cwd=copy, env=environment, capture_output=True, text=True
+    )
+    assert packed.returncode == 0, packed.stderr
+    with tarfile.open(copy / "dist" / packed.stdout.splitlines()[-1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    documents = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
+    assert names >= documents | {"setup.py", "build_backend/vrga_build.py", "csrc/ops.cpp"}
+    assert "csrc/cuda/launch.cu" in names
+    assert "vrga_ext/demo/model/model.safetensors" in names
+    assert not [name for name in names if name.startswith(("tests", "bench", ".clang"))]
+    assert not [name for name in names if name.endswith((".so", ".pyc"))]
