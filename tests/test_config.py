@@ -16,8 +16,10 @@ from vrga_ext import VRGAConfig
         ("gamma", float("nan"), "gamma: wanted a number in"),
         ("efr_percentile", 101, r"efr_percentile: wanted a number in \[0, 100\], got 101"),
         ("ratio_percentile", -1, "ratio_percentile"),
-        ("background_weight", float("inf"), "background_weight"),
-        ("focus_min_tokens", 0, r"focus_min_tokens: wanted a number in \[1, inf\], got 0"),
+        ("background_weight", float("inf"), "wanted a finite number >= 0, got inf"),
+        ("focus_min_tokens", 0, "focus_min_tokens: wanted a finite number >= 1, got 0"),
+        ("focus_std", float("-inf"), "focus_std: wanted a finite number, got -inf"),
+        ("epsilon", 1.0001, r"epsilon: wanted a number in \[0, 1\], got 1.0001"),
         ("border_max_share", 1.5, "border_max_share"),
         ("gate", "open", r"gate: wanted one of \['static', 'dynamic'\], got 'open'"),
         ("mode", "suppress", "mode: wanted one of"),
@@ -27,6 +29,14 @@ from vrga_ext import VRGAConfig
 def test_value_out_of_range_is_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         VRGAConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("gamma", 1e4), ("efr_percentile", 100), ("border_max_share", 1), ("epsilon", 1)],
+)
+def test_ends_of_a_range_belong_to_it(field, value):
+    assert getattr(VRGAConfig(**{field: value}), field) == value
 
 
 @pytest.mark.parametrize(

@@ -219,5 +219,11 @@ def _checked_number(name: str, value: Any, wanted: type) -> Any:
         )
     low, high = _RANGES[name]
     if not low <= float(value) <= high or math.isinf(float(value)):
-        raise ValueError(f"{name}: wanted a number in [{low:g}, {high:g}], got {value!r}")
+        raise ValueError(f"{name}: wanted {_range_in_words(low, high)}, got {value!r}")
     return value
+
+
+def _range_in_words(low: float, high: float) -> str:
+    if high < math.inf:
+        return f"a number in [{low:g}, {high:g}]"
+    return "a finite number" if low == -math.inf else f"a finite number >= {low:g}"
