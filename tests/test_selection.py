@@ -122,6 +122,19 @@ def test_threshold_ignores_suppressed_cells():
     assert cells(plain) == [0]
 
 
+def test_threshold_is_the_mean_and_the_sample_deviation():
+    # Mean 2, squared deviations sum to 32: 2 + 0.75 sqrt(32 / 4) = 4.12; over 5 it would be 3.90.
+    refined = torch.tensor([0.0, 0.0, 0.0, 4.0, 6.0]).double()
+    config = VRGAConfig(focus_min_tokens=1, focus_std=0.75)
+    assert cells(focus_tokens(refined, [Span(0, 5, 0, None)], config)[0]) == [4]
+
+
+def test_threshold_itself_is_not_kept():
+    refined = torch.tensor([0.0, 2.0, 4.0]).double()
+    config = VRGAConfig(focus_min_tokens=1, focus_std=0.0)
+    assert cells(focus_tokens(refined, [Span(0, 3, 0, None)], config)[0]) == [2]
+
+
 def test_at_least_the_largest_are_kept():
     refined = torch.arange(20).double()
     focus, _ = focus_tokens(refined, [Span(0, 20, 0, None)], VRGAConfig(focus_std=9.0))
