@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +17,22 @@ app = typer.Typer(
 )
 
 
+@contextmanager
+def _errors_in_one_line(command: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"vrga_ext {command}: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
 @app.command()
 def info() -> None:
     """Say what was compiled and what of it runs here."""
-    from vrga_ext.build_facts import build_info
+    with _errors_in_one_line("info"):
+        from vrga_ext.build_facts import build_info
 
-    typer.echo(build_info())
+        typer.echo(build_info())
 
 
 @app.command()
@@ -44,20 +56,17 @@ def demo(
 
     Without options: the model and the picture shipped with the package, no download.
     """
-    try:
+    with _errors_in_one_line("demo"):
         from vrga_ext.demo.run import run_demo
 
         run_demo(
+            output=output,
+            samples=samples,
             image=image,
             question=question,
             model_id=model,
-            output=output,
             html=html,
-            samples=samples,
         )
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"vrga_ext demo: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command()
@@ -86,10 +95,7 @@ def reproduce(
 
     Without options: the model shipped with the package, no download.
     """
-    try:
+    with _errors_in_one_line("reproduce"):
         from vrga_ext.reproduce.run import reproduce as measure
 
         measure(model or (), data, output, samples, max_new_tokens)
-    except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"vrga_ext reproduce: {error}", err=True)
-        raise typer.Exit(2) from error
