@@ -103,6 +103,7 @@ def test_demo_takes_a_checkpoint(tmp_path):
         question="directly: what color is the solid square?",
         model_id=str(MODEL_PATH),
         output=tmp_path / "figure.svg",
+        samples=0,
         max_new_tokens=8,
     )
     assert outcome.answer_without == "so solid square purple"
@@ -118,7 +119,10 @@ def test_maps_lie_over_the_part_that_the_model_sees(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "draw", lambda figure, output: drawn.append(figure.image))
     pixels = np.random.default_rng(0).integers(0, 255, size=(48, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    run_demo(tmp_path / "wide.png", "what is it?", "some/llava", max_new_tokens=3)
+    run_demo(
+        tmp_path / "figure.png", 0, tmp_path / "wide.png", "what is it?", "some/llava",
+        max_new_tokens=3,
+    )  # fmt: skip
     assert np.array_equal(drawn[0], pixels[:, 24:72])
 
 
@@ -172,11 +176,13 @@ def test_unusable_pictures_get_a_clear_message(tmp_path):
 def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
     output = tmp_path / "figure.png"
     with pytest.raises(DemoError, match="wanted one to go with the picture"):
-        run_demo(image=SAMPLE_IMAGE, output=output)
+        run_demo(output, 0, image=SAMPLE_IMAGE)
     with pytest.raises(DemoError, match="does not know 'cat'"):
-        run_demo(image=SAMPLE_IMAGE, question="what color is the cat?", output=output)
+        run_demo(output, 0, image=SAMPLE_IMAGE, question="what color is the cat?")
     with pytest.raises(DemoError, match="wanted a picture of yours"):
-        run_demo(model_id="somebody/something", output=output)
+        run_demo(output, 0, model_id="somebody/something")
+    with pytest.raises(DemoError, match="samples: wanted at least 0, got -1"):
+        run_demo(output, -1)
     assert not output.exists()
 
 

@@ -62,21 +62,22 @@ class _Run:
 
 
 def run_demo(
+    output: Path,
+    samples: int,
     image: Path | None = None,
     question: str | None = None,
     model_id: str | None = None,
-    output: Path = Path("vrga-demo.png"),
     html: Path | None = None,
-    samples: int = 128,
-    steps: int = STEPS,
-    gamma: float | None = None,
     max_new_tokens: int = 256,
-    console: Console | None = None,
 ) -> Outcome:
     """Answer a question about a picture with and without VRGA, and draw where the model looked.
 
     Parameters
     ----------
+    output
+        Where the drawing goes.
+    samples
+        Held-out questions for the accuracies, 0 for none. Demo model only.
     image
         A picture file; the demo's own without it. A picture of your own needs ``question``.
     question
@@ -84,29 +85,19 @@ def run_demo(
     model_id
         A checkpoint of the hub or a folder, loaded from safetensors only and never with code of
         its own; the demo model without it.
-    output
-        Where the drawing goes.
     html
         Where a page of the answer with VRGA goes, token by token; none is written without it.
-    samples
-        Held-out questions for the accuracies, 0 for none. Demo model only.
-    steps
-        Steps of the demo model's long answers.
-    gamma
-        Boost; the configuration's own (4 for the demo model, 0.5 for a checkpoint) without it.
     max_new_tokens
         Longest answer of a real checkpoint.
-    console
-        Where to print.
 
     Raises
     ------
     DemoError
         The picture or the question cannot be used; nothing was loaded or written then.
     """
-    console = console or Console()
-    if samples < 0 or steps < 1:
-        raise DemoError(f"samples, steps: wanted at least 0 and 1, got {samples} and {steps}")
+    console = Console()
+    if samples < 0:
+        raise DemoError(f"samples: wanted at least 0, got {samples}")
     if image is not None and question is None:
         raise DemoError("question: wanted one to go with the picture, got none")
     if model_id is not None and image is None:
@@ -121,11 +112,9 @@ def run_demo(
         text = check_question(text)
         model, processor = load_demo()
         config = DEMO_CONFIG
-    if gamma is not None:
-        config = config.replace(gamma=gamma)
     forced = None
     if model_id is None:
-        forced = steps if MODES[1] in text.lower() else 0
+        forced = STEPS if MODES[1] in text.lower() else 0
 
     console.print(f"[bold]{text}[/bold]")
     runs = tuple(
@@ -138,9 +127,9 @@ def run_demo(
     accuracy: tuple[float, float] | None = None
     if model_id is None and samples:
         with one_thread():
-            accuracy = _accuracies(model, processor, config, samples, steps, console)
+            accuracy = _accuracies(model, processor, config, samples, console)
         console.print(
-            f"accuracy over {samples} held-out questions, {steps} steps: "
+            f"accuracy over {samples} held-out questions, {STEPS} steps: "
             f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
         )
     truth = SAMPLE_COLOR if image is None and question is None else None
@@ -231,7 +220,7 @@ def _attention(capture: Capture, written: Tensor, at_color: bool) -> np.ndarray:
 
 
 def _accuracies(
-    model: Any, processor: Any, config: VRGAConfig, count: int, steps: int, console: Console
+    model: Any, processor: Any, config: VRGAConfig, count: int, console: Console
 ) -> tuple[float, float]:
     """Accuracy without and with VRGA over the same held-out questions."""
     samples = held_out(count, _HELD_OUT_SEED)
@@ -248,10 +237,10 @@ def _accuracies(
             batch = samples[first : first + _BATCH]
             for which, setting in enumerate((None, config)):
                 if setting is None:
-                    found = list(answers.answer_all(model, processor, batch, steps))
+                    found = list(answers.answer_all(model, processor, batch, STEPS))
                 else:
                     with vrga_ext.enable(model, setting, processor=processor):
-                        found = list(answers.answer_all(model, processor, batch, steps))
+                        found = list(answers.answer_all(model, processor, batch, STEPS))
                 right[which] += sum(a.is_right(s) for a, s in zip(found, batch, strict=True))
             progress.advance(task, len(batch))
     return right[0] / count, right[1] / count
