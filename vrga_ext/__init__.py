@@ -7,6 +7,7 @@ of them is first used, so that the operations alone stay light.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vrga_ext.build_facts import build_info
     from vrga_ext.captures import Capture
 
+    __version__: str
+
 __all__ = [
     "Capture",
     "Recording",
@@ -29,6 +32,7 @@ __all__ = [
     "VRGAConfig",
     "VRGAHandle",
     "VRGAWarning",
+    "__version__",
     "build_info",
     "capture",
     "disable",
@@ -44,6 +48,8 @@ _LAZY["build_info"] = "vrga_ext.build_facts"
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # not at import: a clone that was never installed has none
+        return globals().setdefault(name, version("vrga_ext"))
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import dataclass
 
 import torch
 
+import vrga_ext
 from vrga_ext import ops
 
 
@@ -56,7 +56,7 @@ def build_info() -> BuildInfo:
     from vrga_ext import _build_info as facts
 
     return BuildInfo(
-        version=importlib.metadata.version("vrga_ext"),
+        version=vrga_ext.__version__,
         torch_built=facts.torch_version,
         torch_running=torch.__version__,
         compiler=facts.compiler,

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 
+import vrga_ext
 from tests.ops.cases import DTYPES, attention_case
 from vrga_ext import ops, reference
 
@@ -227,6 +229,7 @@ def test_build_info():
     from vrga_ext.build_facts import build_info
 
     info = build_info()
+    assert info.version == vrga_ext.__version__ == version("vrga_ext")
     assert info.simd in info.simd_compiled
     assert info.torch_running == torch.__version__
     assert info.threads == torch.get_num_threads()
