@@ -7,6 +7,7 @@ n = 96 is at most 5.1 points; bounds leave several of them.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +160,7 @@ def test_command_measures_draws_and_reports(found, tmp_path, monkeypatch):
     assert asked == [("shipped", "3 x 2 pictures drawn afresh (seeds 1, 2, 3)")]
     text = (tmp_path / "README.md").read_text()
     assert all(finding in text for finding in FINDINGS)
+    assert "\n    python -m vrga_ext reproduce --samples 2 --output FOLDER\n" in text
     assert str(tmp_path) not in text
     assert "z = (better - worse)" in (tmp_path / "printed.txt").read_text()
     for name in report.FIGURES:
@@ -166,3 +168,14 @@ def test_command_measures_draws_and_reports(found, tmp_path, monkeypatch):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 800
     assert sorted(figures.DRAWINGS) == sorted(report.FIGURES)
+
+
+def test_printed_commands_name_no_model_that_cannot_be_given():
+    shipped, seed1, seed2 = str(MODEL_PATH), "models/seed1", "models/seed2"
+    plain = "python -m vrga_ext reproduce --samples 4 --output FOLDER"
+    named = "python -m vrga_ext reproduce --model seed1 --model seed2 --samples 4 --output FOLDER"
+    assert run._commands([shipped], None, 4, 9) == [plain]
+    assert run._commands([seed1, seed2], None, 4, 9) == [named]
+    assert run._commands([shipped, seed1, seed2], None, 4, 9) == [plain, named]
+    (asked,) = run._commands([shipped, seed1], Path("data/boxes"), 4, 9)
+    assert " --model model --model seed1 --data boxes --max-new-tokens 9 " in asked

@@ -54,7 +54,7 @@ def print_report(studies: Sequence[Study], console: Console) -> None:
     console.print(_RULES)
 
 
-def write_report(studies: Sequence[Study], folder: Path, command: str) -> Path:
+def write_report(studies: Sequence[Study], folder: Path, commands: Sequence[str]) -> Path:
     """Write ``README.md`` beside the figures; returns its path."""
     task = studies[0].task
     lines = [
@@ -78,7 +78,8 @@ def write_report(studies: Sequence[Study], folder: Path, command: str) -> Path:
         lines += ["", f"![{FINDINGS[index]}]({FIGURES[index]})"]
         for more in per_finding[index]:
             lines += ["", f"**{more.title}.** {more.note}".strip(), "", *_markdown(more)]
-    lines += ["", "## Where it was measured", "", f"    {command}", "", _provenance(), ""]
+    lines += ["", "## Where it was measured", "", *(f"    {command}" for command in commands)]
+    lines += ["", _provenance(), ""]
     path = folder / "README.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path

@@ -92,7 +92,8 @@ def reproduce(
         from vrga_ext.reproduce.figures import draw_figures
 
         draw_figures(studies, output)
-        path = write_report(studies, output, _command(names, data, samples, max_new_tokens))
+        commands = _commands(list(names.values()), data, samples, max_new_tokens)
+        path = write_report(studies, output, commands)
         console.print(f"report written to {path}")
     return studies
 
@@ -101,10 +102,13 @@ def _names(models: Sequence[str]) -> dict[str, str]:
     """What each model is called: the end of its path or id, made unique."""
     names: dict[str, str] = {}
     for where in models or [str(MODEL_PATH)]:
-        shipped = Path(where).is_dir() and Path(where).samefile(MODEL_PATH)
-        name = "shipped" if shipped else Path(where).name
+        name = "shipped" if _is_shipped(where) else Path(where).name
         names[name if name not in names else f"{name} ({len(names) + 1})"] = where
     return names
+
+
+def _is_shipped(where: str) -> bool:
+    return Path(where).is_dir() and Path(where).samefile(MODEL_PATH)
 
 
 def _load_trained(where: str) -> tuple[Any, Any]:
@@ -138,11 +142,21 @@ def _studied(name: str, model: Any, processor: Any, task: Task, console: Console
         )
 
 
-def _command(names: dict[str, str], data: Path | None, samples: int, max_new_tokens: int) -> str:
-    """The command line, with the names of folders instead of their paths."""
-    parts = ["python -m vrga_ext reproduce"]
-    if list(names) != ["shipped"]:
-        parts += [f"--model {name}" for name in names]
+def _commands(
+    models: Sequence[str], data: Path | None, samples: int, max_new_tokens: int
+) -> list[str]:
+    """The command lines, with the names of folders instead of their paths.
+
+    The shipped model is what is measured where none is named, in a line of its own.
+    """
+    options = f"--samples {samples} --output FOLDER"
     if data is not None:
-        parts += [f"--data {data.name}", f"--max-new-tokens {max_new_tokens}"]
-    return " ".join([*parts, f"--samples {samples}", "--output FOLDER"])
+        options = f"--data {data.name} --max-new-tokens {max_new_tokens} {options}"
+    named = [
+        f"--model {Path(where).name} "
+        for where in models
+        if data is not None or not _is_shipped(where)
+    ]
+    lines = [""] if len(named) < len(models) else []
+    lines += ["".join(named)] if named else []
+    return [f"python -m vrga_ext reproduce {line}{options}" for line in lines]
