@@ -78,9 +78,6 @@ inline float exp2_fast(float x) {
   const float result = exp2f(x);
   return result < 0x1p-126f ? 0.0f : result;
 }
-inline float at_most(float x, float limit) {
-  return x > limit ? limit : x;
-}
 
 inline float widen(BFloat16 value) {
   return bits_float(uint32_t{value.bits} << 16);

@@ -12,6 +12,7 @@ from tests.emulator import build
 from tests.emulator.conftest import route_to
 from tests.ops.test_decode import *  # noqa: F403
 from tests.ops.test_edges import *  # noqa: F403
+from tests.ops.test_extremes import *  # noqa: F403
 from tests.ops.test_layout import *  # noqa: F403
 from tests.ops.test_statistics import *  # noqa: F403
 

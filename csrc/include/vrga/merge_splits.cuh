@@ -241,8 +241,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
     VRGA_UNROLL
     for (int i = 0; i < kRowKeys; ++i) {
       if (first + i * kRowThreads < flagged) {
-        const float difference = at_most(fmaf(value[i], multiplier, -state.m), kHighestDifference);
-        const float probability = exp2_fast(difference) * normaliser;
+        const float probability = exp2_fast(fmaf(value[i], multiplier, -state.m)) * normaliser;
         attention[i * kRowThreads] = (image >> i & 1u) != 0 ? probability : 0.0f;
       }
     }
@@ -253,8 +252,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
       // Of other keys the split kernel wrote nothing.
       const bool attended = (image >> i & 1u) != 0 && own.attended;
       const float dot = attended ? attention[i * kRowThreads] : 0.0f;
-      const float difference =
-          at_most(fmaf(dot, multiplier, own.bias_bits - state.m), kHighestDifference);
+      const float difference = fmaf(dot, multiplier, own.bias_bits - state.m);
       attention[i * kRowThreads] = attended ? exp2_fast(difference) * normaliser : 0.0f;
     }
   }

@@ -7,7 +7,7 @@
 //   copy_async  copy_async_commit  copy_async_wait           16 bytes, global to shared (cp.async)
 //   load_matrices                                            four 8x8 matrices (ldmatrix)
 //   mma_m16n8k16                                             D = A B + C, fp32 sums
-//   exp2_fast  at_most  widen  narrow  pack                  scalars
+//   exp2_fast  widen  narrow  pack                           scalars
 //   allow_next_kernel  wait_for_previous_kernel              overlap of dependent launches (sm_90)
 //   launch                                                   throws std::runtime_error
 #pragma once
@@ -100,13 +100,6 @@ VRGA_DEVICE float bits_float(uint32_t bits) {
 VRGA_DEVICE float exp2_fast(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
-
-// The lower one; NaN stays NaN.
-VRGA_DEVICE float at_most(float x, float limit) {
-  float result;
-  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(limit));
   return result;
 }
 

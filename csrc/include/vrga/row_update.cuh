@@ -57,9 +57,6 @@ VRGA_DEVICE float exponential(Nats, float x) {
 
 // exp(x) = 0 below it, in bits and in nats.
 constexpr float kLowestDifference = -256.0f;
-// No score is further above the reference point, but for rounding. That of huge scores may be any
-// number: the reference point was rounded, the product is not.
-constexpr float kHighestDifference = 8.5f;
 
 // The sums of a thread's own keys, z_weighted excepted; `state.m` is already at or above every
 // score of the group, or not far below. `image`: bit of key i; has_image says whether any matters.
@@ -72,8 +69,8 @@ VRGA_DEVICE void add_keys(SoftmaxState& state, KeyGroup<kKeys>& keys, const Scor
   VRGA_UNROLL
   for (int i = 0; i < kKeys; ++i) {
     // One fused multiply-add: the product is not rounded before the difference is taken.
-    const float difference =
-        at_most(fmaf(keys.x[i], scale.multiplier, keys.bias[i] - reference), kHighestDifference);
+    // m was; beyond 2^30 the two may be further apart than exp2 reaches, and the row becomes NaN.
+    const float difference = fmaf(keys.x[i], scale.multiplier, keys.bias[i] - reference);
     keys.p[i] = keys.attended[i] ? exponential(Unit{}, difference) : 0.0f;
     sum += keys.p[i];
     state.attended += keys.attended[i];
