@@ -47,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     group.addoption("--threads", type=int, help="CPU threads; default: torch's own")
     group.addoption("--rounds", type=int, default=40, help="rounds of a race; default: 40")
+    group.addoption(
+        "--max-seconds",
+        type=float,
+        default=60,
+        help="a race ends after so long, but not before three rounds; default: 60",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -62,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
         smoke=os.environ.get("VRGA_BENCH_SMOKE", "0") != "0",
         timed=not config.option.benchmark_disable,
         rounds=config.option.rounds,
+        max_seconds=config.option.max_seconds,
     )
     config.stash[_RESULTS] = []
     config.stash[_ABSENT] = {}
