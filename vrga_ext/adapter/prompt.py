@@ -116,7 +116,8 @@ class Prompt:
         if mask.dim() == 2:
             self.mask = mask.detach().cpu().bool()
         elif mask.dim() == 4 and not self.managed:
-            attended = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+            additive = mask.is_floating_point()
+            attended = mask > torch.finfo(mask.dtype).min if additive else mask.bool()
             self.mask = attended.detach().any(dim=2).any(dim=1).cpu()
 
     @on_cpu
