@@ -66,7 +66,7 @@ def test_a_step_after_an_interrupted_call_is_a_step(family):
 
 
 @pytest.mark.parametrize("options", [{}, {"gate": "dynamic"}, {"reaim_every": 1}])
-@pytest.mark.parametrize("name", ["llava", "mistral3"])
+@pytest.mark.parametrize("name", ["llava", "internvl"])
 def test_any_default_device(name, options):
     """Meta stands for a GPU; the types' own code runs with either."""
     family = build(name)
