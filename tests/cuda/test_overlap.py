@@ -27,7 +27,8 @@ def test_all_kernels_are_found():
 def test_a_kernel_waits_before_it_reads_or_writes(name):
     before, wait, _ = KERNELS[name].partition("wait_for_previous_kernel();")
     assert wait
-    # Addresses and places in the grid are all there is until then.
+    # Addresses and places in the grid are all there is until then. By names, without a compiler;
+    # where nvcc is, ptxas_table.waits_first looks at what it made of them.
     assert not re.search(r"\b(load|read|read_\w+|copy_async)\(", before)
 
 

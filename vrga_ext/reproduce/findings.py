@@ -90,9 +90,7 @@ def _heads(study: Study) -> list[Claim]:
         Claim(
             0,
             "the lower its EFR, the better a head aims (Spearman with RRAR, over heads)",
-            ranks["EFR"] * math.sqrt(seen.sum() - 1) < -SURE
-            if ranks["EFR"] == ranks["EFR"]
-            else None,
+            None if math.isnan(ranks["EFR"]) else ranks["EFR"] * math.sqrt(seen.sum() - 1) < -SURE,
             ", ".join(f"{name} {rank:+.2f}" for name, rank in ranks.items()),
         ),
         Claim(
