@@ -26,6 +26,9 @@ EMULATOR = Path(__file__).resolve().parents[1] / "emulator"
 # Shared memory of a multiprocessor in KiB; every block takes 1 KiB of it for itself.
 SHARED_KIB = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 REGISTERS = 65536
+# PTX is compiled once for each of these and assembled for the architectures from there up to the
+# next, for which the sources compile to the same but for the name of the target.
+VIRTUAL = (80, 90, 100)
 
 
 class Kernel(NamedTuple):
@@ -70,24 +73,31 @@ def dynamic_shared() -> dict[tuple[int, int], int]:
     return {(int(d), int(slots)): int(size) for d, slots, size in (line.split() for line in lines)}
 
 
-def compile_file(nvcc: str, source: Path, architecture: int) -> tuple[str, str]:
-    """The output of ptxas -v, and the PTX."""
+def compile_ptx(nvcc: str, source: Path, virtual: int) -> str:
+    """The PTX of a source."""
+    flags = ["-std=c++17", "-O3", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin"]
-        command += [
-            "--keep",
-            f"--keep-dir={folder}",
-            f"-I{CSRC / 'include'}",
-            f"-I{CSRC / 'cuda'}",
-            str(source),
-            "-o",
-            f"{folder}/out",
-        ]
-        result = subprocess.run(command, capture_output=True, text=True)
-        text = result.stdout + result.stderr
-        if result.returncode != 0:
-            raise SystemExit(f"{source.name} for sm_{architecture}:\n{text}")
-        return text, (Path(folder) / f"{source.stem}.ptx").read_text()
+        out = Path(folder) / "out.ptx"
+        run([nvcc, *flags, "-ptx", f"-arch=compute_{virtual}", source, "-o", out])
+        return out.read_text()
+
+
+def assemble(nvcc: str, ptx: str, architecture: int) -> str:
+    """What ptxas -v says."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.ptx"
+        source.write_text(ptx)
+        tool = Path(nvcc).resolve().with_name("ptxas")
+        return run([tool, "-v", f"-arch=sm_{architecture}", source, "-o", f"{folder}/out"])
+
+
+def run(command: list[str | Path]) -> str:
+    """What a command prints; SystemExit with it if the command fails."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    text = result.stdout + result.stderr
+    if result.returncode != 0:
+        raise SystemExit(f"{' '.join(map(str, command))}:\n{text}")
+    return text
 
 
 def waits_first(body: str) -> bool:
@@ -158,10 +168,18 @@ def main() -> int:
 
     nvcc, shared = find_nvcc(), dynamic_shared()
     sources = sorted(path for path in (CSRC / "cuda").rglob("*.cu") if arguments.files in path.name)
-    work = [(source, int(a)) for a in arguments.architectures.split(",") for source in sources]
+    wanted: dict[int, list[int]] = {}  # virtual architecture -> real ones
+    for architecture in map(int, arguments.architectures.split(",")):
+        virtual = max(v for v in VIRTUAL if v <= architecture)
+        wanted.setdefault(virtual, []).append(architecture)
+
+    def table_of(item: tuple[int, Path]) -> list[Kernel]:
+        ptx = compile_ptx(nvcc, item[1], item[0])
+        return [k for a in wanted[item[0]] for k in parse(assemble(nvcc, ptx, a), ptx, a, shared)]
+
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        texts = list(pool.map(lambda item: compile_file(nvcc, *item), work))
-    kernels = [k for (_, a), text in zip(work, texts, strict=True) for k in parse(*text, a, shared)]
+        tables = pool.map(table_of, [(v, source) for v in wanted for source in sources])
+        kernels = sorted((k for table in tables for k in table), key=lambda k: k.architecture)
 
     print("| arch | kernel | registers | spilled bytes | shared bytes | blocks per SM |")
     print("| --- | --- | --- | --- | --- | --- |")
