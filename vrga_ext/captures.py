@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from vrga_ext.selection import RowStatistics, Span
 _FORMAT = 1  # of saved files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth
 class Capture:
     """Attention statistics of one prompt and its answer, per layer and head (paper section 3).
 
@@ -27,7 +28,8 @@ class Capture:
 
     All tensors are on the CPU, and floats are float32. Where a sample has fewer rows, image tokens
     or keys than another one, ``positions``, ``image_positions`` and ``columns`` hold -1; statistics
-    of such a row are NaN and its attention is 0.
+    of such a row are NaN and its attention is 0. So they are of a row that sees no image token: of
+    a sample without an image, or before its first one.
 
     Examples
     --------
@@ -273,7 +275,14 @@ class Capture:
     # ---- files -------------------------------------------------------------------------------
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file; :meth:`load` reads it."""
+        """Write a safetensors file; :meth:`load` reads it.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -283,7 +292,10 @@ class Capture:
             for index, region in enumerate(self.regions)
         ]
         metadata = {"vrga_capture": json.dumps({"format": _FORMAT} | about)}
-        save_file(tensors, path, metadata)
+        try:
+            save_file(tensors, path, metadata)
+        except SafetensorError as error:
+            raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Capture:
@@ -291,19 +303,28 @@ class Capture:
 
         Raises
         ------
+        FileNotFoundError
+            There is no such file.
         ValueError
             The file holds no capture, or one of a newer format.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("vrga_capture")
-            if metadata is None:
-                raise ValueError(f"path: wanted a file written by Capture.save, got {path}")
-            about = json.loads(metadata)
-            if about.pop("format") != _FORMAT:
-                raise ValueError(f"path: wanted a capture of format {_FORMAT}, got {path}")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path: wanted a file written by Capture.save, got {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = (file.metadata() or {}).get("vrga_capture")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(
+                f"path: wanted a file written by Capture.save, got {path} ({error})"
+            ) from error
+        if metadata is None:
+            raise ValueError(f"path: wanted a file written by Capture.save, got {path}")
+        about = json.loads(metadata)
+        if about.pop("format") != _FORMAT:
+            raise ValueError(f"path: wanted a capture of format {_FORMAT}, got {path}")
         about["layers"] = tuple(about["layers"])
         about["images"] = tuple(tuple(map(_span, spans)) for spans in about["images"])
         regions = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
+import weakref
 from dataclasses import fields, replace
 from typing import Any
 
@@ -355,6 +357,55 @@ def test_rows_of_each_sample():
     torch.testing.assert_close(recording.last.image_ratio[0, ..., 0], prompt.image_ratio[0, ..., 0])
 
 
+def test_a_row_that_sees_no_image_token_has_no_statistics(family):
+    """Of a sample without an image, or before it: left out of means and fits, not counted as 0."""
+    inputs = family.prompt([5, (4, 4), 7, 8], [5, 6, 7, 8])
+    end = question_end(inputs)
+    for rows in (False, True):
+        with vrga_ext.capture(family.model, rows=rows, prompt_rows=[[0, end], [end]]) as recording:
+            greedy(family.model, inputs, 2)
+        capture = recording.last
+        assert capture.image_keys.tolist() == [[0, 16, 16], [0, 0, 0]]
+        blind = (capture.image_keys == 0)[:, None, None].expand_as(capture.image_ratio)
+        for name in ("image_ratio", "image_entropy", "joint_entropy", "efr"):
+            assert torch.equal(getattr(capture, name).isnan(), blind), name
+
+
+def test_a_capture_that_goes_on_after_it_was_looked_at(family):
+    """The rows that were kept for it become views of the capture's: memory is used once."""
+    inputs = family.prompt(*ROWS)
+    looked: list[Capture] = []
+
+    def look(input_ids, scores, **kwargs):
+        looked.append(recording.last)
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    for rows in (True, "all"):
+        options: dict[str, Any] = {"num_beams": 2, "suppress_tokens": MARKS}
+        with vrga_ext.capture(family.model, rows=rows) as recording:
+            greedy(family.model, inputs, STEPS, **options)
+        plain = recording.last
+        with vrga_ext.capture(family.model, rows=rows) as recording:
+            greedy(family.model, inputs, STEPS, stopping_criteria=[look], **options)
+        assert [c.positions.shape[1] for c in looked] == list(range(1, STEPS + 1))
+        assert_same(recording.last, plain, Capture)
+        (session,) = recording._recorder.sessions
+        kept = [row.attention.untyped_storage() for row in session.rows.values()]
+        assert {s.data_ptr() for s in kept} == {recording.last.rows.untyped_storage().data_ptr()}
+        looked.clear()
+
+
+def test_a_recording_does_not_keep_the_model():
+    own = build("llava")
+    model = weakref.ref(own.model)
+    with vrga_ext.capture(own.model, rows=True) as recording:
+        greedy(own.model, own.prompt(*ROWS), 2)
+    del own
+    gc.collect()
+    assert model() is None
+    assert recording.last.rows is not None
+
+
 @pytest.mark.parametrize("row", [3, 15])
 def test_every_key_of_a_row_within_the_image(family, eager, row):
     """Row 3 ends before the image does; row 15 sees as many keys as there are image tokens."""
@@ -385,8 +436,18 @@ def test_save_and_load(family, rows, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"wanted a file written by Capture\.save"):
-        Capture.load(tmp_path / "other.safetensors")
+    content = (tmp_path / "capture.safetensors").read_bytes()
+    for name, broken in (("text", b"hello"), ("empty", b""), ("cut", content[: len(content) // 2])):
+        (tmp_path / name).write_bytes(broken)
+    for name in ("other.safetensors", "text", "empty", "cut"):
+        with pytest.raises(ValueError, match=rf"path: wanted .* Capture\.save, got .*{name}"):
+            Capture.load(tmp_path / name)
+    for name in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=f"path: wanted a file .* got {name}"):
+            Capture.load(name)
+    with pytest.raises(OSError, match=r"path: wanted a file to write to, got .*nowhere/new"):
+        capture.save(tmp_path / "nowhere" / "new")
+    assert capture not in [loaded]
 
 
 def assert_same(ours, theirs, kind) -> None:

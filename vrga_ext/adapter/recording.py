@@ -29,8 +29,9 @@ class Recording:
     """
 
     def __init__(self, handle: VRGAHandle, recorder: _CaptureRecorder) -> None:
-        self._handle = handle
+        self._handle: VRGAHandle | None = handle
         self._recorder = recorder
+        self._notices: tuple[str, ...] = ()  # of the handle, once the block is over
 
     @property
     def captures(self) -> tuple[Capture, ...]:
@@ -49,8 +50,14 @@ class Recording:
         for session in reversed(self._recorder.sessions):
             if session.seen:
                 return session.build()
-        why = "; ".join(self._handle.notices) or "the model was not called, or paused"
+        notices = self._notices if self._handle is None else self._handle.notices
+        why = "; ".join(notices) or "the model was not called, or paused"
         raise ValueError(f"capture: wanted a prompt with an image, got none ({why})")
+
+    def _end(self) -> None:
+        """Let go of the model."""
+        if self._handle is not None:
+            self._notices, self._handle = self._handle.notices, None
 
 
 @contextmanager
@@ -131,9 +138,11 @@ def capture(
     elif any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
     handle.recorders.append(recorder)
+    recording = Recording(handle, recorder)
     try:
-        yield Recording(handle, recorder)
+        yield recording
     finally:
+        recording._end()
         handle.recorders.remove(recorder)
         if owned:
             handle.disable()

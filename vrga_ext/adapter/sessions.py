@@ -217,15 +217,21 @@ class Session:
         boosted = torch.stack([row.boosted for row in rows], dim=1)  # [S, R, prompt columns]
         index = image_positions.clamp(min=0)[:, None].expand(-1, len(rows), -1)
         statistics = torch.stack([row.statistics for row in rows], dim=-1)  # [L, 3, S, H, R]
-        ratio, entropy, joint = statistics.permute(1, 2, 0, 3, 4).contiguous()
+        image_keys = torch.stack([row.image_keys for row in rows], dim=1)  # [S, R]
+        blind = (image_keys == 0)[:, None, None]
+        statistics = statistics.permute(1, 2, 0, 3, 4).masked_fill(blind, torch.nan)
+        ratio, entropy, joint = statistics.contiguous()
         attention = columns = None
         kept = [row.attention for row in rows if row.attention is not None]
         if kept:
             width = max(tensor.shape[-1] for tensor in kept)
             if self._every_key:  # rows of the prompt may all end before its image does
                 width = max(width, self._prompt_columns)
-            stacked = torch.stack([_widened(tensor, width) for tensor in kept], dim=3)
-            attention = stacked.transpose(0, 1).contiguous()  # [S, L, H, R, C]
+            by_sample = [_widened(tensor, width).transpose(0, 1) for tensor in kept]
+            attention = torch.stack(by_sample, dim=3)  # [S, L, H, R, C]
+            views = attention.transpose(0, 1).unbind(3)  # so that nothing is kept twice
+            for slot, row, view in zip(order, rows, views, strict=True):
+                self.rows[slot] = replace(row, attention=view)
             columns = image_positions
             if self._every_key:
                 columns = torch.arange(width).expand(batch, -1)
@@ -238,7 +244,7 @@ class Session:
             positions=torch.stack([row.columns for row in rows], dim=1),
             token_ids=torch.stack([row.token_ids for row in rows], dim=1),
             attended=torch.stack([row.attended for row in rows], dim=1),
-            image_keys=torch.stack([row.image_keys for row in rows], dim=1),
+            image_keys=image_keys,
             image_ratio=ratio,
             image_entropy=entropy,
             joint_entropy=joint,
