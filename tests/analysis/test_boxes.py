@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vrga_ext
 from tests.adapter.families import build, greedy
@@ -42,6 +44,21 @@ def test_a_small_box_gets_the_cell_it_covers_most():
     assert box_tokens([(-5, -5, 2, 2)], SIZE, GRID).nonzero().tolist() == [[0, 0]]
 
 
+def test_a_box_that_grazes_the_image_or_a_cell_gets_no_cell_it_does_not_touch():
+    edge = box_tokens([(639.9999999999999, 100, 700, 200)], (640, 480), (4, 5))
+    assert edge.nonzero().tolist() == [[1, 4]]
+    small = box_tokens([(10, 10, 10.001, 10.001)], (4000, 3000), (2, 2))
+    assert small.nonzero().tolist() == [[0, 0]]
+
+
+def test_a_picture_is_a_mask():
+    pixels = np.zeros((31, 50), dtype=np.uint8)
+    pixels[:11, :25] = 255
+    picture = Image.fromarray(pixels)
+    for mask in (picture, picture.convert("1"), torch.tensor(pixels).bfloat16()):
+        assert torch.equal(mask_tokens(mask, GRID), mask_tokens(pixels, GRID))
+
+
 @pytest.mark.parametrize("box", [(3, 3, 3, 9), (9, 3, 4, 9), (60, 3, 70, 9)])
 def test_a_box_without_an_area_is_refused(box):
     with pytest.raises(ValueError, match=r"wanted \(left, top, right, bottom\) with an area"):
@@ -55,6 +72,21 @@ def test_other_bad_arguments():
         mask_tokens(torch.zeros(4, 4), GRID)
     with pytest.raises(ValueError, match=r"wanted \[height, width\]"):
         mask_tokens(torch.ones(4), GRID)
+    with pytest.raises(ValueError, match=r"mask: wanted \[height, width\], got \[4, 4, 3\]"):
+        mask_tokens(Image.new("RGB", (4, 4)), GRID)
+    for boxes in ((10, 10, 50, 20), [(1, 2, 3)], [(1, 2, 3, "4")], 5):
+        with pytest.raises(
+            ValueError, match=r"boxes: wanted a list of \(left, top, right, bottom\)"
+        ):
+            box_tokens(boxes, SIZE, GRID)
+    for size in (640, (640,), None):
+        with pytest.raises(ValueError, match=r"image_size: wanted \(width, height\), got"):
+            box_tokens([(0, 0, 9, 9)], size, GRID)
+    for grid in ((0, 5), (5, -1), (2.0, 3.0), 4):
+        with pytest.raises(ValueError, match=r"grid: wanted \(rows, columns\)"):
+            box_tokens([(0, 0, 9, 9)], SIZE, grid)
+        with pytest.raises(ValueError, match=r"grid: wanted \(rows, columns\)"):
+            mask_tokens(torch.ones(4, 4), grid)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +110,26 @@ def test_tokens_of_a_capture(capture):
     assert relevant_tokens(capture, masks=masks).sum(1).tolist() == [16, 16, 6, 6]
 
 
+def test_a_row_without_a_region_needs_no_image():
+    family = build("qwen2_5_vl")
+    inputs = family.prompt([5, (4, 4), 7, 8], [5, 6, 7])
+    with vrga_ext.capture(family.model, question_end=inputs["input_ids"].shape[1] - 1) as recording:
+        greedy(family.model, inputs, 2)
+    boxes, sizes = [[(0, 0, 50, 50)], []], [(100, 100), (100, 100)]
+    tokens = relevant_tokens(recording.last, boxes, sizes)
+    assert tokens.sum(1).tolist() == [4, 0]
+    masked = relevant_tokens(recording.last, masks=[torch.ones(8, 8), None])
+    assert masked.sum(1).tolist() == [16, 0]
+    with pytest.raises(ValueError, match="image: wanted one of 0 of sample 1, got 0"):
+        relevant_tokens(recording.last, boxes[:1] * 2, sizes)
+
+
 def test_tokens_of_a_capture_that_do_not_fit(capture):
     boxes, sizes = [[(0, 0, 50, 50)], [(20, 0, 40, 20)]], [(100, 100), (30, 20)]
+    with pytest.raises(ValueError, match=r"boxes: wanted a list of .* got \(0, 0, 50, 50\)"):
+        relevant_tokens(capture, [(0, 0, 50, 50)] * 2, sizes)
+    with pytest.raises(ValueError, match=r"image_sizes: wanted \(width, height\), got 100"):
+        relevant_tokens(capture, boxes, (100, 100))
     with pytest.raises(ValueError, match=r"boxes: wanted one for each row of the prompt \(2\)"):
         relevant_tokens(capture, boxes[:1], sizes)
     with pytest.raises(ValueError, match="image_sizes: wanted one for each row"):

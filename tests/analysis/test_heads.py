@@ -11,7 +11,8 @@ import torch
 
 import vrga_ext
 from tests.adapter.families import LOOSE, ROWS, build, greedy, logits
-from vrga_ext import VRGAConfig, analysis
+from vrga_ext import Capture, VRGAConfig, analysis, viz
+from vrga_ext.analysis.ablation import heads_by_policy
 from vrga_ext.demo.answers import answer_all, held_out, load_demo
 
 STEPS = 4
@@ -57,6 +58,55 @@ def test_rrar_of_every_head_and_row(capture):
         analysis.rrar(capture, tokens[:1])
 
 
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
+def test_rrar_is_over_the_tokens_that_a_row_sees(name):
+    """Rows before, within (gemma3 sees its whole image there) and after images."""
+    family = build(name)
+    inputs = family.prompt(ROWS[2])
+    image = family.image_columns(inputs)[0].nonzero().flatten()
+    middle = int(image[len(image) // 3])
+    wanted = [int(image[0]) - 1, middle, int(image[-1]) + 1]
+    with vrga_ext.capture(family.model, rows="all", prompt_rows=wanted) as recording:
+        greedy(family.model, inputs, 1)
+    capture = recording.last
+    tokens = torch.arange(len(image))[None] < len(image) // 4
+    found = analysis.rrar(capture, tokens)[0]
+    assert found[..., 0].isnan().all()
+    for row in (1, 2):
+        a = capture.image_rows()[0, :, :, row].double()  # [L, H, n]
+        seen = (a > 0).any(1).any(0)
+        assert int(seen.sum()) == int(capture.image_keys[0, row])
+        expected = a[..., seen & tokens[0]].mean(-1) / a[..., seen].mean(-1)
+        torch.testing.assert_close(found[..., row].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_tokens_may_be_arrays_and_have_to_be_boolean(capture):
+    tokens = capture.boosted[:, 0]
+    wanted = analysis.rrar(capture, tokens)
+    for given in (tokens.numpy(), tokens.tolist()):
+        torch.testing.assert_close(analysis.rrar(capture, given), wanted, equal_nan=True)
+    for given in (tokens.float(), tokens.long().numpy(), tokens[0], None):
+        with pytest.raises(ValueError, match=r"tokens: wanted bool \[3, \d+\], got"):
+            analysis.rrar(capture, given)
+
+
+def test_only_the_chosen_heads_are_reweighted(capture, monkeypatch):
+    """Else two heads of a large model cost as much as all."""
+    shapes = []
+    stock = Capture.image_rows
+
+    def spied(self, **options):
+        shapes.append(tuple(self.rows.shape[:3]))
+        return stock(self, **options)
+
+    tokens, heads = capture.image_positions >= 0, [(0, 1), (2, 3)]
+    every = analysis.rrar(capture, tokens)[:, [0, 2], [1, 3], 1:].mean(1)
+    monkeypatch.setattr(Capture, "image_rows", spied)
+    torch.testing.assert_close(analysis.drift(capture, tokens, heads).rrar, every)
+    viz.head_maps(capture, sample=1, heads=heads)
+    assert shapes == [(3, 1, 2), (1, 1, 2)]
+
+
 def test_drift_is_the_mean_over_heads(capture):
     tokens = capture.boosted[:, 0]
     found = analysis.drift(capture, tokens)
@@ -69,6 +119,9 @@ def test_drift_is_the_mean_over_heads(capture):
         analysis.drift(capture, heads=[(3, 0)])
     with pytest.raises(ValueError, match="heads: wanted at least one"):
         analysis.drift(capture, heads=[])
+    for heads in ((2, 0), [(2, 0, 1)], [(2.0, 0.0)], ["20"], 3):
+        with pytest.raises(ValueError, match=r"heads: wanted a list of \(layer, head\)"):
+            analysis.drift(capture, heads=heads)
 
 
 def test_focused_heads_are_those_of_enable(family, inputs, end, capture):
@@ -97,6 +150,17 @@ def test_linear_fit_is_least_squares():
         analysis.linear_fit(torch.ones(3), torch.ones(4))
 
 
+@pytest.mark.parametrize("count", [1, 7, 112])
+def test_equal_numbers_have_no_fit_whatever_their_mean_rounds_to(count):
+    equal, other = torch.full((count,), 0.1).double(), torch.arange(float(count))
+    with pytest.raises(ValueError, match="at least two different finite values"):
+        analysis.linear_fit(other, equal)
+    if count > 1:
+        found = analysis.linear_fit(equal, other)
+        assert found.slope == pytest.approx(0)
+        assert math.isnan(found.pearson_r)
+
+
 @pytest.mark.parametrize("better", [0, 3, 8, 9])
 def test_sign_test_counts_every_outcome(better):
     worse = 9 - better
@@ -118,6 +182,8 @@ def test_long_comparisons_take_the_normal_limit():
 
 
 def test_comparisons_that_cannot_be_made():
+    half = torch.tensor([1.0, 0.5, 0.0], dtype=torch.bfloat16, requires_grad=True)
+    assert analysis.compare(half, [0, 0, 0]).mean_difference == 0.5
     with pytest.raises(ValueError, match="wanted one value per question"):
         analysis.compare([1, 2], [1])
     with pytest.raises(ValueError, match="at least one pair"):
@@ -149,6 +215,9 @@ def test_masked_heads_do_not_see_the_image(family, inputs, capture):
 def test_heads_that_cannot_be_masked(family, inputs):
     with pytest.raises(ValueError, match="at least one"), analysis.mask_heads(family.model, []):
         pass
+    flat = analysis.mask_heads(family.model, [1, 2])
+    with pytest.raises(ValueError, match=r"heads: wanted a list of \(layer, head\)"), flat:
+        pass
     unknown = analysis.mask_heads(family.model, [(7, 0)])
     with pytest.warns(vrga_ext.VRGAWarning), pytest.raises(ValueError, match="layers"), unknown:
         greedy(family.model, inputs, 2)
@@ -173,8 +242,39 @@ def test_policies(capture):
     assert len(set(one)) == 6
     with pytest.raises(ValueError, match="policy: wanted one of"):
         analysis.choose_heads(capture, "best", 1)
-    with pytest.raises(ValueError, match="per_layer: wanted 1 to 2 of a layer's 4 heads, got 3"):
-        analysis.choose_heads(capture, "efr", 3)
+    for count in (3, 1.5, 0):
+        wanted = f"per_layer: wanted 1 to 2 of a layer's 4 heads, got {count}"
+        with pytest.raises(ValueError, match=wanted):
+            analysis.choose_heads(capture, "efr", count)
+    for row in (99, STEPS, -STEPS - 1):
+        wanted = f"row: wanted one of the capture's {STEPS} rows, got {row}"
+        with pytest.raises(ValueError, match=wanted):
+            analysis.choose_heads(capture, "efr", 1, row=row)
+        with pytest.raises(ValueError, match=wanted):
+            analysis.focused_heads(capture, row=row)
+
+
+def test_heads_without_statistics_are_never_chosen():
+    ratio = torch.tensor([[0.1, 2.0, 1.0, math.nan], [math.nan] * 4])
+    efr = torch.tensor([[math.inf, 0.9, 2.0, math.nan], [math.nan] * 4])
+    assert heads_by_policy(ratio, efr, (5, 6), "efr", 2) == ((5, 1),)  # alone above the median
+    assert heads_by_policy(ratio, efr, (5, 6), "lowest_ratio", 2) == ((5, 0), (5, 2))
+    drawn = {heads_by_policy(ratio, efr, (5, 6), "random", 2, seed=seed) for seed in range(20)}
+    assert len(drawn) == 3
+    assert not any((5, 3) in heads or len(heads) != 2 for heads in drawn)
+
+
+@pytest.mark.parametrize(
+    ("per_layer", "policies", "message"), [(1, ("efr", "best"), "policy"), (5, ("efr",), "per_lay")]
+)
+def test_a_study_that_cannot_be_made_asks_nothing(per_layer, policies, message):
+    model, processor = load_demo()
+
+    def answer():
+        raise AssertionError("asked")
+
+    with pytest.raises(ValueError, match=f"{message}.*: wanted"):
+        analysis.ablate(model, answer, per_layer, policies=policies, processor=processor)
 
 
 def test_the_focused_heads_of_the_demo_model_are_the_ones_that_matter():

@@ -154,8 +154,10 @@ def test_requests_that_do_not_fit_are_refused(tokens):
     bare = scene.capture.select(slice(0, 1))
     with pytest.raises(ValueError, match="image: wanted 1 pictures, got 2"):
         html_page(scene.capture, [scene.image] * 2, tokens)
-    with pytest.raises(ValueError, match="count: wanted at most 1 tokens"):
+    with pytest.raises(ValueError, match="count: wanted 0 to 1 tokens"):
         html_page(bare, scene.image, tokens)
+    with pytest.raises(ValueError, match=r"count: wanted 0 to 1 tokens.* got -1"):
+        per_token(bare.positions[0], bare, -1)
     with pytest.raises(ValueError, match="sample: wanted one of 1 samples, got 3"):
         html_page(scene.capture, scene.image, tokens, sample=3)
     with pytest.raises(ValueError, match=r"got \(0, 99\)"):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrga_ext.analysis.arguments import as_rows, check_row
 from vrga_ext.analysis.heads import head_mask
 from vrga_ext.analysis.paired import Paired, compare
 from vrga_ext.captures import Capture
@@ -45,7 +46,7 @@ def choose_heads(
         ``"efr"``: of the heads whose R_img is above the layer's median, the k of lowest EFR (all of
         them, if they are fewer). ``"random"``: any k. ``"lowest_ratio"``: the k of lowest R_img.
     per_layer
-        k, at most half of a layer's heads.
+        k, at most half of a layer's heads. Heads without statistics are never chosen.
     row
         Which of the R rows; the first one is the question's, unless others were asked for.
     seed
@@ -59,7 +60,7 @@ def choose_heads(
     Raises
     ------
     ValueError
-        No such policy, or ``per_layer`` is out of range; no capture.
+        No such policy or row, or ``per_layer`` is out of range; no capture.
 
     Examples
     --------
@@ -98,29 +99,34 @@ def heads_by_policy(
     >>> heads_by_policy(ratio, efr, (5,), "lowest_ratio", 2)
     ((5, 0), (5, 2))
     """
-    if policy not in get_args(Policy):
-        raise ValueError(f"policy: wanted one of {[*get_args(Policy)]}, got {policy!r}")
-    heads = ratio.shape[1]
-    if not 1 <= per_layer <= max(heads // 2, 1):
-        raise ValueError(
-            f"per_layer: wanted 1 to {max(heads // 2, 1)} of a layer's {heads} heads, "
-            f"got {per_layer}"
-        )
+    _check_choice(policy, per_layer, ratio.shape[1])
     if policy == "random":
         generator = torch.Generator().manual_seed(seed)
         score = torch.rand(ratio.shape, generator=generator)
     elif policy == "lowest_ratio":
         score = ratio
     else:
-        looking = ratio > ratio.quantile(0.5, dim=1, keepdim=True)
+        looking = ratio > ratio.nanquantile(0.5, dim=1, keepdim=True)
         score = torch.where(looking, efr, torch.inf)
-    lowest = score.argsort(dim=1, stable=True)[:, :per_layer]
+    score = torch.where(ratio.isfinite(), score, torch.inf)
+    lowest = score.argsort(dim=1, stable=True)[:, : int(per_layer)]
     return tuple(
         (layer, head)
         for index, layer in enumerate(layers)
         for head in sorted(lowest[index].tolist())
-        if policy != "efr" or torch.isfinite(score[index, head])
+        if torch.isfinite(score[index, head])
     )
+
+
+def _check_choice(policy: str, per_layer: int, heads: int) -> None:
+    """A policy, and a number of heads that it can choose of a layer's."""
+    if policy not in get_args(Policy):
+        raise ValueError(f"policy: wanted one of {[*get_args(Policy)]}, got {policy!r}")
+    most = max(heads // 2, 1)
+    if per_layer not in range(1, most + 1):
+        raise ValueError(
+            f"per_layer: wanted 1 to {most} of a layer's {heads} heads, got {per_layer!r}"
+        )
 
 
 def mean_statistics(
@@ -131,12 +137,13 @@ def mean_statistics(
     Raises
     ------
     ValueError
-        No capture, or captures of different layers.
+        No capture, captures of different layers, or no such row.
     """
     several = [captures] if isinstance(captures, Capture) else list(captures)
     layers = {capture.layers for capture in several}
     if len(layers) != 1:
         raise ValueError(f"captures: wanted some of one model, got layers {sorted(layers)}")
+    check_row(row, min(capture.image_ratio.shape[3] for capture in several))
 
     def mean(name: str) -> Tensor:
         return torch.cat([getattr(c, name)[..., row] for c in several]).double().nanmean(0)
@@ -204,7 +211,8 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
     """
     from vrga_ext.adapter import enable
 
-    wanted = tuple(dict.fromkeys((int(layer), int(head)) for layer, head in heads))
+    pairs = as_rows("heads", heads, "(layer, head)", whole=True)
+    wanted = tuple(dict.fromkeys((layer, head) for layer, head in pairs))
     if not wanted:
         raise ValueError("heads: wanted at least one (layer, head), got none")
 
@@ -267,7 +275,8 @@ def ablate(
     Raises
     ------
     ValueError
-        As :func:`choose_heads` and :func:`mask_heads`.
+        As :func:`choose_heads` and :func:`mask_heads`; a policy or ``per_layer`` before anything is
+        asked.
 
     Examples
     --------
@@ -281,9 +290,13 @@ def ablate(
     >>> found.masked_accuracy("efr") < found.masked_accuracy("random") == found.accuracy
     True
     """
+    from vrga_ext.adapter import unwrapped
     from vrga_ext.adapter.recording import capture
 
     with capture(model, processor=processor) as recording:
+        count = unwrapped(model).config.get_text_config(decoder=True).num_attention_heads
+        for policy in policies:
+            _check_choice(policy, per_layer, count)
         right = np.asarray(answer(), dtype=bool)
     heads: dict[str, tuple[HeadIndex, ...]] = {}
     masked: dict[str, np.ndarray] = {}

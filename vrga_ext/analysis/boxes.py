@@ -12,18 +12,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from vrga_ext.analysis.arguments import as_array, as_numbers, as_rows
 from vrga_ext.captures import Capture
 
 Box = Sequence[float]  # left, top, right, bottom in pixels
+_BOX = "(left, top, right, bottom)"
 
 
 def box_tokens(
     boxes: Sequence[Box],
-    image_size: tuple[int, int],
-    grid: tuple[int, int],
+    image_size: Sequence[float],
+    grid: Sequence[int],
     *,
     min_coverage: float = 0.5,
 ) -> Tensor:
@@ -48,7 +51,8 @@ def box_tokens(
     Raises
     ------
     ValueError
-        A box is empty within the image, or ``min_coverage`` is out of range.
+        A box is no box, or empty within the image; ``image_size`` or ``grid`` is no pair;
+        ``min_coverage`` is out of range.
 
     Examples
     --------
@@ -57,30 +61,29 @@ def box_tokens(
             [False, False, False, False]])
     """
     _check_coverage(min_coverage)
-    width, height = image_size
-    rows, columns = grid
-    chosen = torch.zeros(grid, dtype=torch.bool, device="cpu")
-    for box in boxes:
-        left, top, right, bottom = box
+    width, height = as_numbers("image_size", image_size, "(width, height)")
+    rows, columns = _checked_grid(grid)
+    chosen = torch.zeros(rows, columns, dtype=torch.bool, device="cpu")
+    for left, top, right, bottom in as_rows("boxes", boxes, _BOX):
         across = _overlap(left, right, width, columns)
         down = _overlap(top, bottom, height, rows)
         coverage = down[:, None] * across  # [rows, columns]
         if not coverage.max() > 0:
             raise ValueError(
-                f"boxes: wanted (left, top, right, bottom) with an area inside the image of "
-                f"{width} x {height} pixels, got {tuple(box)}"
+                f"boxes: wanted {_BOX} with an area inside the image of "
+                f"{width} x {height} pixels, got {(left, top, right, bottom)}"
             )
         chosen |= _enough(coverage, min_coverage)
     return chosen
 
 
-def mask_tokens(mask: Any, grid: tuple[int, int], *, min_coverage: float = 0.5) -> Tensor:
+def mask_tokens(mask: Any, grid: Sequence[int], *, min_coverage: float = 0.5) -> Tensor:
     """Tokens of one image that belong to a mask.
 
     Parameters
     ----------
     mask : bool [height, width]
-        Pixels of the region; an array or tensor.
+        Pixels of the region; an array, a tensor or a picture.
     grid, min_coverage
         As in :func:`box_tokens`.
 
@@ -91,7 +94,7 @@ def mask_tokens(mask: Any, grid: tuple[int, int], *, min_coverage: float = 0.5) 
     Raises
     ------
     ValueError
-        The mask has no pixel or is not two-dimensional.
+        The mask has no pixel or is not two-dimensional; ``grid`` or ``min_coverage`` as there.
 
     Examples
     --------
@@ -102,13 +105,14 @@ def mask_tokens(mask: Any, grid: tuple[int, int], *, min_coverage: float = 0.5) 
             [False, False, False]])
     """
     _check_coverage(min_coverage)
-    pixels = torch.as_tensor(mask)
-    if pixels.dim() != 2 or not pixels.any():
-        raise ValueError(
-            f"mask: wanted [height, width] with at least one pixel, got {[*pixels.shape]}"
-        )
-    share = (pixels != 0).double()
-    for size in grid:  # rows, then columns: each cell's mean over its pixels, whole or in part
+    pixels = np.asarray(as_array(mask) != 0)
+    if pixels.ndim != 2:
+        raise ValueError(f"mask: wanted [height, width], got {[*pixels.shape]}")
+    if not pixels.any():
+        raise ValueError(f"mask: wanted at least one pixel, got none in {[*pixels.shape]}")
+    share = torch.from_numpy(pixels).double()
+    # Rows, then columns: each cell's mean over its pixels, whole or in part.
+    for size in _checked_grid(grid):
         share = (_cell_weights(share.shape[0], size) @ share).T
     return _enough(share, min_coverage)
 
@@ -116,7 +120,7 @@ def mask_tokens(mask: Any, grid: tuple[int, int], *, min_coverage: float = 0.5) 
 def relevant_tokens(
     capture: Capture,
     boxes: Sequence[Sequence[Box]] | None = None,
-    image_sizes: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Sequence[Sequence[float]] | None = None,
     *,
     masks: Sequence[Any] | None = None,
     image: int = 0,
@@ -129,9 +133,10 @@ def relevant_tokens(
     capture
         Of S samples and n image tokens; the patch grid of each image is the model's own.
     boxes, image_sizes
-        A list of boxes, and the image's width and height in pixels, for each row of the prompt.
+        A list of boxes, and the image's width and height in pixels, for each row of the prompt. A
+        row with an empty list has no region, and needs no image.
     masks
-        Instead of them: a mask for each row of the prompt.
+        Instead of them: a mask for each row of the prompt; None is an empty list.
     image
         Which of a sample's images they are in.
     min_coverage
@@ -168,9 +173,16 @@ def relevant_tokens(
             raise ValueError(
                 f"{name}: wanted one for each row of the prompt ({count}), got {len(given)}"
             )
+    if boxes is not None:
+        per_row: Sequence[Any] = [as_rows("boxes", own, _BOX) or None for own in boxes]
+    else:
+        assert masks is not None
+        per_row = masks
     chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
     for sample, spans in enumerate(capture.images):
         row = sample // capture.copies
+        if per_row[row] is None:
+            continue
         if not 0 <= image < len(spans):
             raise ValueError(f"image: wanted one of {len(spans)} of sample {sample}, got {image}")
         span = spans[image]
@@ -179,12 +191,11 @@ def relevant_tokens(
                 f"image: wanted one whose tokens form a rectangle, got image {image} of sample "
                 f"{sample}, of which only the number of tokens is known ({span.length})"
             )
-        if masks is not None:
-            cells = mask_tokens(masks[row], span.grid, min_coverage=min_coverage)
+        if image_sizes is None:
+            cells = mask_tokens(per_row[row], span.grid, min_coverage=min_coverage)
         else:
-            assert boxes is not None
-            assert image_sizes is not None
-            cells = box_tokens(boxes[row], image_sizes[row], span.grid, min_coverage=min_coverage)
+            size = as_numbers("image_sizes", image_sizes[row], "(width, height)")
+            cells = box_tokens(per_row[row], size, span.grid, min_coverage=min_coverage)
         first = span.start + span.lead
         chosen[sample, first : first + cells.numel()] = cells.flatten()
     return chosen
@@ -207,8 +218,15 @@ def _cell_weights(pixels: int, cells: int) -> Tensor:
 
 
 def _enough(coverage: Tensor, min_coverage: float) -> Tensor:
-    wanted = min(min_coverage, float(coverage.max()))
-    return coverage >= wanted - 1e-9  # rounding of cell edges
+    wanted = min(min_coverage, float(coverage.max())) * (1 - 1e-9)  # rounding of cell edges
+    return (coverage >= wanted) & (coverage > 0)
+
+
+def _checked_grid(grid: Sequence[int]) -> list[int]:
+    sides = as_numbers("grid", grid, "(rows, columns)", whole=True)
+    if min(sides) < 1:
+        raise ValueError(f"grid: wanted (rows, columns) of at least 1 each, got {grid!r}")
+    return sides
 
 
 def _check_coverage(min_coverage: float) -> None:

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga_ext import selection
+from vrga_ext.analysis.arguments import as_array, as_rows, check_row
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import HeadIndex
 
 
-def rrar(capture: Capture, tokens: Tensor, *, reweighted: bool = True) -> Tensor:
+def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
     r"""Relevant-region attention ratio ``RRAR = mean_B(a) / mean_V(a)`` (paper section 3).
 
     Above 1 a head looks at the region B more than at the image's average token. The paper's
-    per-layer figure is the mean over heads: ``rrar(...).nanmean(2)``.
+    per-layer figure is the mean over heads: ``rrar(...).nanmean(2)``. Both means are over the
+    tokens that the row sees: a row of the prompt within an image may see only the first ones.
 
     Parameters
     ----------
     capture
         Made with ``rows=True``.
     tokens : bool [S, n]
-        B for each sample: :func:`relevant_tokens`.
+        B for each sample, a tensor or an array: :func:`relevant_tokens`.
     reweighted
         Of attention as the heads used it, or (False) as it was before.
 
     Returns
     -------
     float32 [S, L, H, R]
-        NaN where a head does not see the image, or the sample has no such row or no region.
+        NaN where a head does not see the image, the sample has no such row, or the row sees nothing
+        of the region.
 
     Raises
     ------
     ValueError
-        The capture holds statistics only, or ``tokens`` is not of its image tokens.
+        The capture holds statistics only, or ``tokens`` is not boolean or not of its image tokens.
 
     Examples
     --------
@@ -52,17 +57,18 @@ def rrar(capture: Capture, tokens: Tensor, *, reweighted: bool = True) -> Tensor
     >>> rrar(recording.last, region).shape
     torch.Size([1, 4, 8, 4])
     """
-    if tokens.shape != capture.image_positions.shape:
-        raise ValueError(
-            f"tokens: wanted {[*capture.image_positions.shape]}, got {[*tokens.shape]}"
-        )
-    return region_ratio(
-        capture.image_rows(reweighted=reweighted), tokens, capture.image_positions >= 0
-    )
+    marked, shape = as_array(tokens), capture.image_positions.shape
+    if marked.dtype != bool or marked.shape != shape:
+        raise ValueError(f"tokens: wanted bool {[*shape]}, got {marked.dtype} {[*marked.shape]}")
+    region = torch.from_numpy(marked.copy())[:, None, None, None]  # [S, 1, 1, 1, n]
+    # A row sees the image tokens up to its own, or to the end of its own image: the first ones.
+    order = torch.arange(shape[1], device="cpu")
+    seen = (order < capture.image_keys[..., None])[:, None, None]  # [S, 1, 1, R, n]
+    return region_ratio(capture.image_rows(reweighted=reweighted), region, seen)
 
 
 def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-    """RRAR from attention [S, ..., n], the region and the image tokens, both bool [S, n].
+    """RRAR from attention [..., n], the region and the image tokens, bool and broadcastable to it.
 
     Examples
     --------
@@ -74,10 +80,7 @@ def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tens
 
     def mean(of: Tensor) -> Tensor:
         weights = of.to(image_attention.dtype)
-        weights = weights / weights.sum(-1, keepdim=True)  # NaN where there is none
-        between = (1,) * (image_attention.dim() - 2)
-        weights = weights.view(weights.shape[0], *between, weights.shape[1])
-        return (image_attention * weights).sum(-1)
+        return (image_attention * weights).sum(-1) / weights.sum(-1)  # NaN where there is none
 
     return mean(tokens & image) / mean(image)
 
@@ -87,7 +90,7 @@ class LinearFit(NamedTuple):
 
     slope: float  # per nat
     intercept: float
-    pearson_r: float
+    pearson_r: float  # NaN where all R_img are equal
     heads: int  # that took part
 
 
@@ -115,15 +118,15 @@ def linear_fit(image_ratio: Tensor, image_entropy: Tensor) -> LinearFit:
         )
     finite = torch.isfinite(image_ratio) & torch.isfinite(image_entropy)
     ratio, entropy = image_ratio[finite].double(), image_entropy[finite].double()
+    if not len(entropy) or entropy.max() == entropy.min():
+        raise ValueError(
+            f"image_entropy: wanted at least two different finite values, got {len(entropy)} heads"
+        )
     x, y = entropy - entropy.mean(), ratio - ratio.mean()
     spread = float((x * x).sum())
-    if len(x) < 2 or not spread > 0:
-        raise ValueError(
-            f"image_entropy: wanted at least two different finite values, got {len(x)} heads"
-        )
     slope = float((x * y).sum()) / spread
     varied = spread * float((y * y).sum())
-    r = float((x * y).sum()) / varied**0.5 if varied > 0 else 0.0
+    r = float((x * y).sum()) / varied**0.5 if ratio.max() > ratio.min() else math.nan
     return LinearFit(slope, float(ratio.mean()) - slope * float(entropy.mean()), r, len(x))
 
 
@@ -140,6 +143,11 @@ def focused_heads(
         Which of the capture's R rows; the first one is the question's, unless others were asked
         for.
 
+    Raises
+    ------
+    ValueError
+        No such row.
+
     Examples
     --------
     >>> import vrga_ext
@@ -153,6 +161,7 @@ def focused_heads(
     >>> len(focused_heads(recording.last)[0]) < len(focused_heads(recording.last, wide)[0])
     True
     """
+    check_row(row, capture.image_ratio.shape[3])
     config = config or VRGAConfig()
     found = []
     for sample in range(capture.image_ratio.shape[0]):
@@ -171,9 +180,7 @@ class Drift(NamedTuple):
     rrar: Tensor | None  # if a region was given
 
 
-def drift(
-    capture: Capture, tokens: Tensor | None = None, heads: Sequence[HeadIndex] | None = None
-) -> Drift:
+def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | None = None) -> Drift:
     """R_img, H_img and RRAR at each generated token (paper section 3).
 
     Parameters
@@ -205,17 +212,43 @@ def drift(
     True
     """
     part = capture.generated
-    chosen = torch.ones(part.image_ratio.shape[1:3], dtype=torch.bool, device="cpu")
     if heads is not None:
-        chosen = head_mask(heads, capture.layers, chosen.shape[1])
+        chosen = head_mask(heads, capture.layers, part.image_ratio.shape[2])
         if not chosen.any():
             raise ValueError("heads: wanted at least one (layer, head), got none")
+        part = of_heads(part, chosen)
 
     def mean(values: Tensor) -> Tensor:  # [S, L, H, T] -> [S, T]
-        return values[:, chosen].nanmean(1)
+        return values.flatten(1, 2).nanmean(1)
 
     aimed = None if tokens is None else mean(rrar(part, tokens))
     return Drift(mean(part.image_ratio), mean(part.image_entropy), aimed)
+
+
+def of_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
+    """Some heads, bool [L, H], as one layer [S, 1, k, ...], of all samples or of one.
+
+    What is computed of it costs no more than these heads. Their ``layers`` are not kept.
+    """
+    samples = slice(sample, None if sample is None else sample + 1)
+    per_sample = ("positions", "token_ids", "attended", "image_keys", "image_positions", "boosted")
+    per_head = ("image_ratio", "image_entropy", "joint_entropy", "gate")
+    tensors: dict[str, Any] = {name: getattr(capture, name)[samples] for name in per_sample}
+    for name in per_head:
+        tensors[name] = getattr(capture, name)[samples][:, mask][:, None]
+    if capture.rows is not None:
+        assert capture.columns is not None
+        tensors["rows"] = capture.rows[samples][:, mask][:, None]
+        tensors["columns"] = capture.columns[samples]
+    every = range(len(capture.positions))[samples]
+    return replace(
+        capture,
+        layers=(),
+        copies=1,
+        images=capture.images[samples],
+        regions=tuple(capture.region(each) for each in every),
+        **tensors,
+    )
 
 
 def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int) -> Tensor:
@@ -224,7 +257,7 @@ def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int)
     Raises
     ------
     ValueError
-        A head that is not there.
+        A head that is not there, or an entry that is no pair.
 
     Examples
     --------
@@ -233,7 +266,7 @@ def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int)
             [False,  True]])
     """
     mask = torch.zeros(len(layers), per_layer, dtype=torch.bool, device="cpu")
-    for layer, head in heads:
+    for layer, head in as_rows("heads", heads, "(layer, head)", whole=True):
         if layer not in layers or not 0 <= head < per_layer:
             raise ValueError(
                 f"heads: wanted (layer, head) of layers {[*layers]} with {per_layer} heads each, "

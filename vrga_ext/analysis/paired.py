@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vrga_ext.analysis.arguments import as_array
+
 _EXACT = 1000  # up to so many changed pairs the binomial sum is exact; beyond, its normal limit
 
 
@@ -46,7 +48,8 @@ def compare(first: Any, second: Any) -> Paired:
     Parameters
     ----------
     first, second
-        One number, or one bool, per question; pairs with a NaN are left out.
+        One number, or one bool, per question, a sequence, an array or a tensor; pairs with a NaN
+        are left out.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def compare(first: Any, second: Any) -> Paired:
     >>> found.mean_difference, found.better, found.worse, found.p_value
     (0.5, 2, 0, 0.5)
     """
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    one, other = as_array(first).astype(float), as_array(second).astype(float)
     if one.ndim != 1 or one.shape != other.shape:
         raise ValueError(f"second: wanted one value per question {one.shape}, got {other.shape}")
     difference = (one - other)[~np.isnan(one - other)]

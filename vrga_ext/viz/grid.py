@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from vrga_ext.analysis.arguments import as_array
 from vrga_ext.selection import Span
 
 Picture = Image.Image | np.ndarray
@@ -73,15 +73,6 @@ def boundary(marked: np.ndarray) -> np.ndarray:
     return np.concatenate(
         [np.stack([level, level + across], 1), np.stack([upright, upright + down], 1)]
     )
-
-
-def as_array(values: Any) -> np.ndarray:
-    """A numpy array of a tensor (of any device and dtype), an array or a sequence."""
-    detach: Callable[[], Any] | None = getattr(values, "detach", None)
-    if detach is None:
-        return np.asarray(values)
-    tensor = detach().cpu()
-    return np.asarray(tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def as_picture(image: Picture) -> Image.Image:

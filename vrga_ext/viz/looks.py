@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vrga_ext.analysis import head_mask
+from vrga_ext.analysis.heads import of_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import as_array
@@ -62,7 +63,7 @@ def head_maps(
         raise ValueError("heads: wanted at least one (layer, head), got none")
     mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = capture.image_rows(reweighted=reweighted)[sample][mask]  # [k, R, n]
+    rows = of_heads(capture, mask, sample).image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
     mean: np.ndarray = as_array(rows).mean(0)[:, there]
     return mean
 
@@ -117,9 +118,9 @@ def per_token(
         raise ValueError(f"values: wanted [{len(positions)}, ...], got {[*array.shape]}")
     first = capture.prompt_rows
     generated = int((positions[first:] >= 0).sum())
-    if count > generated + 1:
+    if not 0 <= count <= generated + 1:
         raise ValueError(
-            f"count: wanted at most {generated + 1} tokens, as many as were captured, got {count}"
+            f"count: wanted 0 to {generated + 1} tokens, as many as were captured, got {count}"
         )
     sorted_ = np.full((count, *array.shape[1:]), blank, dtype=float)
     sorted_[1:] = array[first : first + count - 1]

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from vrga_ext.analysis import head_mask, rrar
+from vrga_ext.analysis.heads import of_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
@@ -199,19 +200,18 @@ def _strips(
 ) -> list[_Strip]:
     """RRAR, R_img and H_img at each of ``count`` tokens, means over the heads."""
     mask = head_mask(heads, capture.layers, capture.image_ratio.shape[2])
+    shown = of_heads(capture, mask, sample)
 
-    def mean(values: Tensor) -> np.ndarray:  # [S, L, H, R] -> [T]
-        return per_token(values[sample][mask].nanmean(0), capture, count, sample=sample)
+    def mean(values: Tensor) -> np.ndarray:  # [1, 1, k, R] -> [T]
+        return per_token(values[0, 0].nanmean(0), capture, count, sample=sample)
 
     when = " before the boost" if capture.gate.any() else ""
     strips = [
-        _strip(f"R_img, image attention ratio{when}", mean(capture.image_ratio)),
-        _strip(f"H_img, image attention entropy{when} (nats)", mean(capture.image_entropy)),
+        _strip(f"R_img, image attention ratio{when}", mean(shown.image_ratio)),
+        _strip(f"H_img, image attention entropy{when} (nats)", mean(shown.image_entropy)),
     ]
     if marked.any():
-        tokens = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
-        tokens[sample] = marked
-        aim = mean(rrar(capture, tokens))
+        aim = mean(rrar(shown, marked[None]))
         strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
     return strips
 
