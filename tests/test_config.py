@@ -53,9 +53,10 @@ def test_config_is_frozen():
         VRGAConfig().gamma = 2.0
 
 
-def test_unknown_override_lists_the_fields():
+@pytest.mark.parametrize("make", [VRGAConfig().replace, VRGAConfig.paper, VRGAConfig.released])
+def test_unknown_override_lists_the_fields(make):
     with pytest.raises(TypeError, match=r"gama: no such field of VRGAConfig; fields: \['gamma'"):
-        VRGAConfig().replace(gama=1.0)
+        make(gama=1.0)
 
 
 def test_presets_differ_where_documented():

@@ -167,7 +167,8 @@ class VRGAConfig:
     @classmethod
     def paper(cls, **overrides: Any) -> VRGAConfig:
         """The paper's text (section 4) alone: no border suppression, no minimum, no widening."""
-        return cls(**{"border_suppression": False, "focus_min_tokens": 1, "widen": 0} | overrides)
+        paper = {"border_suppression": False, "focus_min_tokens": 1, "widen": 0}
+        return cls().replace(**paper | overrides)
 
     @classmethod
     def released(cls, **overrides: Any) -> VRGAConfig:
@@ -184,7 +185,7 @@ class VRGAConfig:
             "ratio_keys": "prompt",
             "epsilon": 1e-12,
         }
-        return cls(**released | overrides)
+        return cls().replace(**released | overrides)
 
     def replace(self, **overrides: Any) -> VRGAConfig:
         """A copy with some fields changed; an unknown name raises ``TypeError``."""

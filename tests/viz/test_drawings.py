@@ -154,7 +154,7 @@ def test_a_models_text_is_no_formula(axes):
 
 def test_what_does_not_fit_is_refused(axes):
     ones = np.ones((2, 2))
-    for wrong in (ones[0], -ones, np.full((2, 2), np.nan), np.ones((0, 2))):
+    for wrong in (ones[0], -ones, np.nan * ones, np.inf * ones, np.ones((0, 2))):
         with pytest.raises(ValueError, match="values: wanted"):
             viz.draw_map(axes, WHITE, wrong)
     with pytest.raises(ValueError, match=r"region: wanted \[2, 2\], got \[1, 2\]"):
@@ -183,6 +183,10 @@ def test_what_does_not_fit_is_refused(axes):
         viz.draw_layers(axes, {})
     with pytest.raises(ValueError, match=r"wanted \[2\] for 'b', got \[3\]"):
         viz.draw_layers(axes, {"a": [1, 2], "b": [1, 2, 3]})
+    with pytest.raises(ValueError, match=r"errors: wanted \[3\] for 'a', got \[2\]"):
+        viz.draw_layers(axes, {"a": [1, 2, 3]}, errors={"a": [1, 2]})
+    with pytest.raises(ValueError, match="pair: wanted two, got 3"):
+        viz.compare_maps([axes] * 3, WHITE, ones, ones)
     with pytest.raises(ValueError, match="RRAR: wanted one value for each of 1 tokens"):
         viz.draw_drift(axes, {"RRAR": [1.0, 2.0]}, ["a"])
 

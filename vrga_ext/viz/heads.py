@@ -129,7 +129,7 @@ def draw_layers(
     Raises
     ------
     ValueError
-        Nothing to draw, or the lines do not have L values each.
+        Nothing to draw, or the lines or errors do not have L values each.
 
     Examples
     --------
@@ -143,17 +143,19 @@ def draw_layers(
         raise ValueError("rrar: wanted at least one prompt style, got none")
     length = len(next(iter(lines.values())))
     order = range(length) if layers is None else layers
-    for name, values in lines.items():
-        if values.shape != (len(order),):
-            raise ValueError(f"rrar: wanted [{len(order)}] for {name!r}, got {[*values.shape]}")
+    given = {} if errors is None else errors
+    bands = {name: as_array(given[name]).astype(float) for name in lines if name in given}
+    for argument, arrays in (("rrar", lines), ("errors", bands)):
+        for name, values in arrays.items():
+            if values.shape != (len(order),):
+                wanted = f"[{len(order)}] for {name!r}"
+                raise ValueError(f"{argument}: wanted {wanted}, got {[*values.shape]}")
     for index, (name, values) in enumerate(lines.items()):
         color = style.LINES[index % len(style.LINES)]
         axes.plot(order, values, color=color, linewidth=1.8, marker="o", markersize=4, label=name)
-        if errors is not None and name in errors:
-            band = as_array(errors[name]).astype(float)
-            axes.fill_between(
-                order, values - band, values + band, color=color, alpha=0.15, linewidth=0
-            )
+        if name in bands:
+            low, high = values - bands[name], values + bands[name]
+            axes.fill_between(order, low, high, color=color, alpha=0.15, linewidth=0)
     style.plot_area(axes, "layer", "RRAR", whole_x=True)
     style.even_line(axes, 1.0)
     axes.set_ylim(bottom=0)

@@ -30,7 +30,8 @@ def draw_map(
     image
         The picture, PIL or uint8 [height, width(, 3)].
     values : [rows, columns]
-        At least 0, one per patch: :func:`cells` makes them from one value per image token.
+        Finite and at least 0, one per patch: :func:`cells` makes them from one value per image
+        token.
     region : bool [rows, columns], optional
         Patches to outline, T_q for example.
     top
@@ -48,7 +49,8 @@ def draw_map(
     Raises
     ------
     ValueError
-        ``values`` is not a grid of numbers of at least 0, or ``region`` or ``box`` does not fit.
+        ``values`` is not a grid of finite numbers of at least 0, or ``region`` or ``box`` does not
+        fit.
 
     Examples
     --------
@@ -60,8 +62,11 @@ def draw_map(
     (2, 3)
     """
     array = as_array(values).astype(float)
-    if array.ndim != 2 or not array.size or not (array >= 0).all():
-        raise ValueError(f"values: wanted [rows, columns], each >= 0, got {_describe(array)}")
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"values: wanted [rows, columns], got {[*array.shape]}")
+    wrong = array[~np.isfinite(array) | (array < 0)]
+    if wrong.size:
+        raise ValueError(f"values: wanted finite numbers >= 0, got {wrong[0]:g}")
     picture = as_picture(image)
     left, upper, right, lower = covered(picture, box)
     faded = np.asarray(picture.convert("L"))[..., None].repeat(3, -1) * 0.45 + 255 * 0.55
@@ -136,7 +141,9 @@ def outline(axes: style.Axes, region: Any, box: Box, color: str = style.REGION) 
     """
     marked = as_array(region)
     if marked.ndim != 2 or marked.dtype != bool:
-        raise ValueError(f"region: wanted bool [rows, columns], got {_describe(marked)}")
+        raise ValueError(
+            f"region: wanted bool [rows, columns], got {marked.dtype} {[*marked.shape]}"
+        )
     left, upper, right, lower = box
     rows, columns = marked.shape
     size = np.array([(right - left) / columns, (lower - upper) / rows])
@@ -240,7 +247,7 @@ def compare_maps(
     Raises
     ------
     ValueError
-        As :func:`draw_map`.
+        As :func:`draw_map`; or ``pair`` or ``titles`` are not two.
 
     Examples
     --------
@@ -251,6 +258,9 @@ def compare_maps(
     >>> pair[0].images[-1].norm.vmax == pair[1].images[-1].norm.vmax == 0.4
     True
     """
+    for name, two in (("pair", pair), ("titles", titles)):
+        if len(two) != 2:
+            raise ValueError(f"{name}: wanted two, got {len(two)}")
     maps = as_array(before).astype(float), as_array(after).astype(float)
     top = max(float(array.max(initial=0)) for array in maps)
     for axes, array, title in zip(pair, maps, titles, strict=True):
@@ -271,9 +281,3 @@ def _show(axes: style.Axes, pixels: np.ndarray) -> None:
 def _same_shape(region: np.ndarray, values: np.ndarray) -> None:
     if region.shape != values.shape:
         raise ValueError(f"region: wanted {[*values.shape]}, got {[*region.shape]}")
-
-
-def _describe(array: np.ndarray) -> str:
-    if array.ndim == 2 and array.size and array.dtype == float:
-        return f"one of {array.min():g}" if not np.isnan(array).any() else "NaN"
-    return f"{array.dtype} {[*array.shape]}"
