@@ -132,7 +132,46 @@ def test_a_model_that_is_never_right_shows_nothing(found):
 
 def test_one_value_has_no_error():
     assert np.isnan(Mean.of(np.array([3.0, np.nan])).error)
-    assert Mean.of(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5 / 2**0.5))
+    assert Mean.of(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5))
+
+
+def test_the_error_of_a_mean_is_not_too_small():
+    """Of few values as well: its square is right on average."""
+    draws = np.random.default_rng(0).normal(size=(20_000, 3))
+    errors = np.array([Mean.of(values).error for values in draws])
+    assert np.mean(errors**2) == pytest.approx(1 / 3, rel=0.03)
+
+
+def test_controls_that_cannot_have_as_many_say_how_many_they_have(found):
+    """Too few tokens or heads are left: the numbers stand in the claims and in the tables."""
+
+    def texts(study):
+        lines = [f"{claim.text}: {claim.figures}" for claim in claims(study)]
+        return lines + [" ".join(row) for table in tables([study]) for row in table.rows]
+
+    assert not any("tokens, not" in text or "heads, not" in text for text in texts(found))
+    fewer = replace(found.controls["tokens elsewhere"], boosted=6.0)
+    random = replace(found.masks["as many others"], heads=2.5)
+    short = replace(
+        found,
+        controls=found.controls | {"tokens elsewhere": fewer},
+        masks=found.masks | {"as many others": random},
+    )
+    told = [text for text in texts(short) if " tokens, not " in text or " heads, not " in text]
+    assert len(told) == 4
+    boosted, heads = found.guided[LONG].boosted, found.masks["visual heads"].heads
+    assert sum(f"(6 tokens, not {boosted:g})" in text for text in told) == 2
+    assert sum(f"(2.5 heads, not {heads:g})" in text for text in told) == 2
+
+
+def test_what_was_boosted_is_counted(found):
+    guided, controls, masks = found.guided[LONG], found.controls, found.masks
+    assert 1 < guided.boosted < 36
+    assert controls["whole image"].boosted == 36
+    assert controls["true region"].boosted == 1
+    assert guided.heads == controls["other heads"].heads == controls["tokens elsewhere"].heads
+    assert masks["visual heads"].heads == masks["as many others"].heads
+    assert masks["per layer, lowest EFR"].heads == 4 * 2  # 5 / 16 of 8 heads, in 4 layers
 
 
 def test_tables_hold_every_condition(found):

@@ -88,6 +88,9 @@ def test_parquet_without_pyarrow_says_what_is_needed(folder, monkeypatch):
     [
         ({"bbox": [1, 2, 3]}, r"bbox: wanted \[x, y, width, height\] in bad.jsonl, row 1"),
         ({"bbox": [1, 2, 0, 3]}, "a width and height above 0"),
+        ({"bbox": [10**400, 0, 1, 1]}, r"bbox: wanted \[x, y, width, height\] in bad"),
+        ({"bbox": [0, 0, True, 1]}, "bbox: wanted .* got .0, 0, True, 1"),
+        ({"image": ""}, "image: wanted a file name or bytes"),
         ({"bbox": 5}, "bbox: wanted .* got 5"),
         ({"bbox": [math.nan, 0, 1, 1]}, "bbox: wanted .* got .nan, 0, 1, 1"),
         ({"bbox": None}, "got no bbox"),
@@ -120,6 +123,31 @@ def test_files_that_do_not_fit_are_named(folder):
         load_questions(folder)[0].picture()
 
 
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    number = json.dumps(ROW).replace("24.0", "1" * 5000, 1).encode()
+    for name, content in [
+        ("bad.jsonl", b'{"question": "\xff"}'),
+        ("bad.json", b"\xff\xfe"),
+        ("long.jsonl", number),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"data: {name} is not valid JSON"):
+            load_questions(tmp_path / name)
+    pytest.importorskip("pyarrow", reason="reads parquet: pip install pyarrow")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and no more PAR1")
+    with pytest.raises(ValueError, match=r"data: bad\.parquet cannot be read as parquet"):
+        load_questions(tmp_path / "bad.parquet")
+
+
+def test_files_of_other_programs(tmp_path):
+    """A byte order mark, and a suffix in capitals."""
+    (tmp_path / "ROWS.JSONL").write_text(json.dumps(ROW), encoding="utf-8-sig")
+    (tmp_path / "list.Json").write_text(json.dumps([ROW] * 2), encoding="utf-8-sig")
+    assert len(load_questions(tmp_path)) == 1
+    assert len(load_questions(tmp_path / "ROWS.JSONL")) == 1
+    assert len(load_questions(tmp_path / "list.Json")) == 2
+
+
 def test_soft_score_is_that_of_vqa():
     humans = ["2 dogs"] * 2 + ["two cats"] * 8
     # Of the ten sets of nine humans two hold one match and eight hold two.
@@ -127,6 +155,8 @@ def test_soft_score_is_that_of_vqa():
     assert soft_score("2 cats", humans) == 1
     assert soft_score("birds", humans) == 0
     assert soft_score("the dog's", ["dogs"]) == 1
+    assert soft_score("5", [".5"] * 10) == 0
+    assert soft_score(".5 kg.", [".5 kg"] * 10) == 1
     assert soft_score("", ["a"]) == 1  # both are nothing once articles are gone
 
 

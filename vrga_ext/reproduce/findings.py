@@ -96,7 +96,7 @@ def _heads(study: Study) -> list[Claim]:
         Claim(
             0,
             f"R grows linearly with H over the heads (Pearson r > {PEARSON})",
-            fit.pearson_r > PEARSON,
+            None if math.isnan(fit.pearson_r) else fit.pearson_r > PEARSON,
             f"r = {fit.pearson_r:.2f}, R = {fit.slope:.2f} H {fit.intercept:+.2f}",
         ),
     ]
@@ -112,7 +112,9 @@ def _masks(study: Study) -> list[Claim]:
         return holds if plain > 0 else None
 
     def figures(*masks: str) -> str:
-        left = ", ".join(f"{study.masks[mask].accuracy.value:.1%}" for mask in masks)
+        left = ", ".join(
+            f"{study.masks[mask].accuracy.value:.1%}{_unlike(study, mask)}" for mask in masks
+        )
         return f"{plain:.1%} → {left}"
 
     found = []
@@ -192,7 +194,8 @@ def _recovery(study: Study) -> list[Claim]:
     def no_gain(control: str) -> tuple[bool, str]:
         found = study.controls[control]
         apart = guided.against(found).z > SURE  # else the questions are too few to deny a gain
-        return apart and found.against(plain).z < LIKELY, _gain(found, plain)
+        figures = _gain(found, plain) + _unlike(study, control)
+        return apart and found.against(plain).z < LIKELY, figures
 
     return [
         Claim(
@@ -234,7 +237,7 @@ def tables(studies: Sequence[Study]) -> list[Table]:
 
     masks = [row("nothing hidden", [_accuracy(s.plain[s.short]) for s in studies])]
     for mask in first.masks:
-        cells = [_accuracy(s.masks[mask], s.plain[s.short]) for s in studies]
+        cells = [_accuracy(s.masks[mask], s.plain[s.short]) + _unlike(s, mask) for s in studies]
         masks.append(row(mask, cells))
     lengths = []
     for mode in first.task.modes:
@@ -257,7 +260,9 @@ def tables(studies: Sequence[Study]) -> list[Table]:
     cells = [_accuracy(s.guided[s.long], s.plain[s.long]) for s in studies]
     boosts.append(row(f"VRGA, gamma {first.task.config.gamma:g}", cells))
     for control in CONTROLS:
-        cells = [_accuracy(s.controls[control], s.plain[s.long]) for s in studies]
+        cells = [
+            _accuracy(s.controls[control], s.plain[s.long]) + _unlike(s, control) for s in studies
+        ]
         boosts.append(row(control_label(control), cells))
     found = [
         Table(
@@ -323,6 +328,20 @@ def _number(mean: Mean) -> str:
 def _accuracy(run: Run, base: Run | None = None) -> str:
     text = f"{100 * run.accuracy.value:.1f} ± {100 * run.accuracy.error:.1f}"
     return text if base is None else f"{text} (z {run.against(base).z:+.1f})"
+
+
+def _unlike(study: Study, control: str) -> str:
+    """The numbers of tokens and heads, where a control that was to have as many has not."""
+    if control in MASKS or control in LAYER_MASKS:
+        run = study.masks[control]
+        original = study.masks[next(iter(MASKS if control in MASKS else LAYER_MASKS))]
+    elif control in ("tokens elsewhere", "other heads"):
+        run, original = study.controls[control], study.guided[study.long]
+    else:
+        return ""
+    counts = (run.boosted, original.boosted, "tokens"), (run.heads, original.heads, "heads")
+    apart = [f"{mine:g} {what}, not {wanted:g}" for mine, wanted, what in counts if mine != wanted]
+    return f" ({'; '.join(apart)})" if apart else ""
 
 
 def _gain(run: Run, base: Run) -> str:

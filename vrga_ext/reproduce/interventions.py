@@ -19,7 +19,7 @@ Box = Sequence[float]  # left, top, right, bottom in pixels
 
 
 def permuted_tokens(seed: int) -> Hook:
-    """As many boosted tokens as VRGA found, drawn from the rest of the picture."""
+    """As many boosted tokens as VRGA found, drawn from the rest of the picture; all, if fewer."""
     generator = torch.Generator().manual_seed(seed)
 
     def hook(row: int, region: Region) -> Region:
@@ -56,7 +56,7 @@ def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
 
 
 def random_heads(seed: int) -> Hook:
-    """As many heads as were chosen, drawn from those that were not."""
+    """As many heads as were chosen, drawn from those that were not; all, if fewer."""
     generator = torch.Generator().manual_seed(seed)
 
     def hook(row: int, region: Region) -> Region:

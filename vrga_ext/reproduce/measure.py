@@ -19,10 +19,7 @@ from vrga_ext.reproduce.tasks import Task
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error; for right and wrong answers the binomial one.
-
-    Of fewer than two values the error is NaN.
-    """
+    """A mean and its standard error, from the sample deviation; NaN for fewer than two values."""
 
     value: float
     error: float
@@ -33,7 +30,7 @@ class Mean(NamedTuple):
         kept = values[np.isfinite(values)]
         if not len(kept):
             return cls(float("nan"), float("nan"))
-        error = float(kept.std() / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
+        error = float(kept.std(ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else float("nan")
         return cls(float(kept.mean()), error)
 
 
@@ -67,6 +64,8 @@ class Run:
     """The outcome of one condition: scores in [0, 1], ``[n]``, and the aim where it was asked."""
 
     scores: np.ndarray
+    boosted: float  # tokens, mean over the questions
+    heads: float  # that were reweighted, mean over the questions
     recorded: Aim | None = None
 
     @property
@@ -112,6 +111,7 @@ def measure(
         Told how many questions were answered, batch by batch.
     """
     scores: list[float] = []
+    used: list[tuple[int, int]] = []
     aims: list[Aim] = []
     with vrga_ext.enable(model, config, processor=processor) as handle:
         handle.region_hook = hook
@@ -123,8 +123,10 @@ def measure(
             else:
                 written = _trimmed(model, task.answer(model, inputs, mode))
             scores += [task.score(i, row) for i, row in zip(indices, written, strict=True)]
+            used += [(len(r.boosted), len(r.visual_heads)) for r in handle.regions]
             advance(len(indices))
-    return Run(np.array(scores), _joined(aims) if aims else None)
+    boosted, heads = np.mean(used, axis=0).tolist()
+    return Run(np.array(scores), boosted, heads, _joined(aims) if aims else None)
 
 
 def _trimmed(model: Any, written: Tensor) -> list[Tensor]:

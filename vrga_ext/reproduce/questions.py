@@ -18,7 +18,7 @@ Other columns (``dataset_id``) are not read.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -89,7 +89,7 @@ def load_questions(path: Path, count: int | None = None) -> list[BoxedQuestion]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
-        if path.suffix not in _SUFFIXES:
+        if path.suffix.lower() not in _SUFFIXES:
             raise ValueError(f"data: wanted a file of {', '.join(_SUFFIXES)}, got {path}")
         return [path]
     if not path.exists():
@@ -99,40 +99,45 @@ def _files(path: Path) -> list[Path]:
         )
     for suffix in _SUFFIXES:
         for folder in (path, path / "data"):
-            files = sorted(folder.glob(f"*{suffix}"))
+            files = sorted(file for file in folder.glob("*") if file.suffix.lower() == suffix)
             if files:
                 return files
     raise FileNotFoundError(f"data: wanted files of {', '.join(_SUFFIXES)} in {path}, got none")
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    if file.suffix == ".parquet":
+def _rows(file: Path) -> Iterator[Any]:
+    if file.suffix.lower() == ".parquet":
+        yield from _parquet_rows(file)
+        return
+    with file.open(encoding="utf-8-sig") as lines:
         try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise ImportError(
-                f"data: reading {file.name} needs pyarrow (pip install pyarrow); JSON lines with "
-                "picture files need nothing more"
-            ) from error
+            if file.suffix.lower() == ".jsonl":
+                yield from (json.loads(line) for line in lines if line.strip())
+                return
+            rows = json.load(lines)
+        except ValueError as error:  # of JSON, of UTF-8, or an integer of too many digits
+            raise ValueError(f"data: {file.name} is not valid JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise ValueError(
+            f"data: wanted a list of objects in {file.name}, got {type(rows).__name__}"
+        )
+    yield from rows
+
+
+def _parquet_rows(file: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise ImportError(
+            f"data: reading {file.name} needs pyarrow (pip install pyarrow); JSON lines with "
+            "picture files need nothing more"
+        ) from error
+    try:
         with parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=16):
                 yield from batch.to_pylist()
-        return
-    with file.open(encoding="utf-8") as lines:
-        try:
-            if file.suffix == ".json":
-                rows = json.load(lines)
-                if not isinstance(rows, list):
-                    raise ValueError(
-                        f"data: wanted a list of objects in {file.name}, got {type(rows).__name__}"
-                    )
-                yield from rows
-                return
-            for line in lines:
-                if line.strip():
-                    yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"data: {file.name} is not valid JSON ({error})") from error
+    except (ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"data: {file.name} cannot be read as parquet ({error})") from error
 
 
 def _question(row: Any, file: Path, where: str) -> BoxedQuestion:
@@ -150,7 +155,7 @@ def _question(row: Any, file: Path, where: str) -> BoxedQuestion:
     source: Any = image
     if isinstance(image, dict):
         source = image.get("bytes") or image.get("path")
-    if isinstance(source, str):
+    if isinstance(source, str) and source:
         source = file.parent / source
     if not isinstance(source, bytes | Path):
         raise ValueError(f"data: image: wanted a file name or bytes in {where}, got {image!r}")
@@ -167,4 +172,5 @@ def _question(row: Any, file: Path, where: str) -> BoxedQuestion:
 
 
 def _is_finite(side: Any) -> bool:
-    return isinstance(side, int | float) and math.isfinite(side)
+    number = isinstance(side, int | float) and not isinstance(side, bool)
+    return number and abs(side) <= sys.float_info.max  # an integer may be beyond every float

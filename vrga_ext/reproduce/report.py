@@ -32,7 +32,7 @@ _RULES = (
     f"tested here. A difference counts from {SURE:.0f} standard errors on (paired, on the same "
     f"questions); a gain is denied below {LIKELY:.0f}, if VRGA is {SURE:.0f} above; a collapse "
     f"loses at least {COLLAPSE:.0%} of the accuracy, and a loss below {100 * HARDLY:.0f} points "
-    "hardly matters. ± is one standard error, for accuracies the binomial one; "
+    "hardly matters. ± is one standard error; "
     "z = (better - worse) / sqrt(better + worse), McNemar's."
 )
 _NOTES = (
@@ -40,7 +40,8 @@ _NOTES = (
     "attention on the true region's image tokens over the mean of all image tokens. Visual heads "
     "are those that VRGA finds by EFR and R at the question, for each question anew. With VRGA, "
     "RRAR is that of the reweighted attention, which a boost of the right tokens raises by itself; "
-    "the accuracy tells whether it helped.",
+    "the accuracy tells whether it helped. Where a picture or a model has too few tokens or heads "
+    "left for a control that is to have as many, their mean numbers stand beside it.",
 )
 
 

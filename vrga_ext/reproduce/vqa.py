@@ -50,7 +50,7 @@ def normalised(answer: str) -> str:
     """
     text = re.sub("['\u2019]", "", answer.lower())
     text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]", " ", text)
+    text = re.sub(r"\.(?!\d)|[^\w\s.]", " ", text)
     words = (_NUMBERS.get(word, word) for word in text.split() if word not in _ARTICLES)
     return " ".join(words)
 
