@@ -75,8 +75,8 @@ FAULTS = [
         "warp barrier where the block must meet",
         "plain",
         TENSOR,
-        "sync_block();\n  finish_states",
-        "sync_warp();\n  finish_states",
+        "sync_block();\n  const uint32_t enabled",
+        "sync_warp();\n  const uint32_t enabled",
     ),
     Fault(
         "no barrier before the results are read",
@@ -89,8 +89,8 @@ FAULTS = [
         "no barrier after the tile marks",
         "plain",
         ACCESS,
-        "sync_block();\n  return list;",
-        "return list;",
+        "  sync_block();\n}\n\n}  // namespace",
+        "}\n\n}  // namespace",
     ),
     Fault(
         "swizzle missing on one side",

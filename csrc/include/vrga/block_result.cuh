@@ -40,9 +40,18 @@ VRGA_DEVICE bool writes_result(const SplitParams& p) {
   return p.pitch > 0 && p.splits == 1;
 }
 
-VRGA_DEVICE bool row_enabled(const SplitParams& p, const BlockPlace& place, const RowPlace& row) {
-  return head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
-}
+// Which rows of a block have a head that may be reweighted: every lane of a warp loads one row's,
+// long before `bits` (bit r: row r) are asked for, which all lanes do together.
+template <int kRows>
+struct EnabledRows {
+  bool own;
+
+  VRGA_DEVICE_MEMBER EnabledRows(const SplitParams& p, const BlockPlace& place) {
+    const RowPlace row = row_of(p, place, place.row_block * kRows + lane_index() % kRows);
+    own = head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
+  }
+  VRGA_DEVICE_MEMBER uint32_t bits() const { return ballot(own); }
+};
 
 // peaks: shared [kWarps, kRows], written by the warps before a block barrier.
 template <int kWarps, int kRows>
@@ -56,9 +65,9 @@ VRGA_DEVICE float block_peak(const float* peaks, int row) {
 }
 
 // Adds the warps' states of each row, in warp order: the row's partial result, or its statistics
-// and gate. After a block barrier; ends with one if writes_result.
+// and gate. After a block barrier; ends with one if writes_result. enabled: of EnabledRows.
 template <int kWarps, int kRows>
-VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
+VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, uint32_t enabled,
                                ResultScratch<kWarps, kRows>& scratch) {
   const int r = thread_index();
   const RowPlace row = row_of(p, place, place.row_block * kRows + r);
@@ -70,7 +79,7 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
     }
     if (writes_result(p)) {
       const HeadStatistics statistics = head_statistics<Bits>(merged.row);
-      const GateDecision decision = resolve<Bits>(p.decode.gate, row_enabled(p, place, row),
+      const GateDecision decision = resolve<Bits>(p.decode.gate, (enabled >> r & 1u) != 0,
                                                   merged.row, merged.row.z_output, statistics);
       scratch.results[r] = {decision.normaliser,
                             decision.open && p.planes != Planes::kPlain ? 1 : 0};
@@ -89,7 +98,7 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place,
 // first_plane + kPlanes). sums: shared [kWarps, kPlanes, kRows, row_stride]. After finish_states.
 // kColumns: D if the kernel knows it, else 0 and `columns`.
 template <class T, int kPlanes, int kColumns, int kWarps, int kRows>
-VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
+VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place, uint32_t enabled,
                             const ResultScratch<kWarps, kRows>& scratch, const float* sums,
                             int row_stride, int columns, int first_plane) {
   constexpr int kThreads = kWarps * kWarpSize, kWidth = 4;  // columns per thread
@@ -102,10 +111,9 @@ VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place,
     if (!row.valid) {
       return;
     }
-    const bool enabled = p.planes == Planes::kByGate && row_enabled(p, place, row);
     VRGA_UNROLL
     for (int plane = 0; plane < kPlanes; ++plane) {
-      const int stored = stored_plane(p.planes, enabled, first_plane + plane);
+      const int stored = stored_plane(p.planes, (enabled >> r & 1u) != 0, first_plane + plane);
       if (direct ? scratch.results[r].plane != first_plane + plane : stored < 0) {
         continue;
       }

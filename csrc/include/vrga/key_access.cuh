@@ -47,15 +47,26 @@ VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
 }
 
 // The tiles of one split, in ascending order. A tile that no row of the block attends to is never
-// loaded: the unused end of a static cache costs its mask, not its keys.
+// loaded: the unused end of a static cache costs its mask, not its keys. The first tile is loaded
+// whatever its mask says, so that its copy is under way while the mask is read.
 struct TileList {
   // Tiles beyond that many are always loaded. 128 more, and two blocks of D = 128 no longer fit
   // into the shared memory of a multiprocessor of sm_86, sm_89 and sm_120.
   static constexpr int kMarked = 640;
 
-  const uint8_t* marks;  // shared [kMarked]
-  bool marked;           // otherwise every tile is loaded
+  uint8_t* marks;  // shared [kMarked], by mark_tiles
+  bool marked;     // otherwise every tile is loaded
   int32_t first, step, count;
+
+  VRGA_DEVICE_MEMBER TileList(const SplitParams& p, const BlockPlace& place, int32_t tile_keys,
+                              uint8_t* shared_marks)
+      : marks(shared_marks),
+        marked(p.decode.mask.kind != MaskKind::kNone),
+        first(place.split),
+        step(p.splits) {
+    const auto tiles = static_cast<int32_t>((p.decode.s_kv + tile_keys - 1) / tile_keys);
+    count = tiles > first ? p.by_splits.quotient(tiles - first + step - 1) : 0;
+  }
 
   VRGA_DEVICE_MEMBER int32_t skip(int32_t i) const {
     if (marked) {
@@ -68,34 +79,65 @@ struct TileList {
   VRGA_DEVICE_MEMBER int32_t tile(int32_t i) const { return first + i * step; }
 };
 
-// `marks`: shared memory. Ends with a block barrier if there is a mask.
-template <int kTileKeys, int kWarps, int kRows>
-VRGA_DEVICE TileList list_tiles(const SplitParams& p, const BlockPlace& place, uint8_t* marks) {
-  const DecodeParams& decode = p.decode;
-  const auto tiles = static_cast<int32_t>((decode.s_kv + kTileKeys - 1) / kTileKeys);
-  const int32_t count = tiles > place.split ? (tiles - place.split + p.splits - 1) / p.splits : 0;
-  if (decode.mask.kind == MaskKind::kNone) {
-    return {marks, false, place.split, p.splits, count};
+struct alignas(16) MaskBytes {
+  uint32_t words[4];
+};
+
+// Whether a row attends to any of the kTileKeys keys whose mask begins at `mask`, or to one of the
+// 16 around them: whole words are read, wherever they begin.
+template <int kTileKeys>
+VRGA_DEVICE bool attends_near(const uint8_t* mask) {
+  const auto* source =
+      reinterpret_cast<const MaskBytes*>(mask - reinterpret_cast<uintptr_t>(mask) % 16);
+  uint32_t any = 0;
+  VRGA_UNROLL
+  for (int i = 0; i <= kTileKeys / 16; ++i) {
+    const MaskBytes bytes = source[i];
+    any |= bytes.words[0] | bytes.words[1] | bytes.words[2] | bytes.words[3];
   }
-  const TileList list{marks, true, place.split, p.splits, count};
-  const bool shared_row = one_mask_row(decode);
-  for (int i = warp_index(); i < count && i < TileList::kMarked; i += kWarps) {
-    bool attended = false;
-    for (int key = lane_index(); key < kTileKeys; key += kWarpSize) {
-      const int64_t index = int64_t{list.tile(i)} * kTileKeys + key;
-      for (int r = 0; r < (shared_row ? 1 : kRows) && index < decode.s_kv && !attended; ++r) {
-        const RowPlace row = row_of(p, place, place.row_block * kRows + r);
-        attended = row.valid &&
-                   read_mask(decode.mask, mask_offset(decode.mask, place.b, row), index).attended;
+  return any != 0;
+}
+
+// Ends with a block barrier if there is a mask.
+template <int kTileKeys, int kWarps, int kRows>
+VRGA_DEVICE void mark_tiles(const SplitParams& p, const BlockPlace& place, const TileList& list) {
+  if (!list.marked) {
+    return;
+  }
+  const MaskView& mask = p.decode.mask;
+  const int32_t end = list.count < TileList::kMarked ? list.count : TileList::kMarked;
+  const int rows = one_mask_row(p.decode) ? 1 : kRows;
+  const auto row_at = [&](int r) { return row_of(p, place, place.row_block * kRows + r); };
+  if (mask.kind == MaskKind::kBool && mask.stride_k == 1) {
+    // A tile per lane: all of a warp's loads are under way together.
+    for (int32_t i = thread_index(); i < end; i += kWarps * kWarpSize) {
+      const int64_t key = int64_t{list.tile(i)} * kTileKeys;
+      // Marked unread where what attends_near reads may not be the row's.
+      bool attended = i == 0 || key + kTileKeys + 16 > p.decode.s_kv;
+      for (int r = 0; r < rows && !attended; ++r) {
+        const RowPlace row = row_at(r);
+        attended = row.valid && attends_near<kTileKeys>(static_cast<const uint8_t*>(mask.data) +
+                                                        mask_offset(mask, place.b, row) + key);
       }
+      list.marks[i] = attended;
     }
-    const bool any = any_in_warp(attended);
-    if (lane_index() == 0) {
-      marks[i] = any;
+  } else {
+    for (int32_t i = warp_index(); i < end; i += kWarps) {
+      bool attended = i == 0;
+      for (int part = lane_index(); part < kTileKeys; part += kWarpSize) {
+        const int64_t key = int64_t{list.tile(i)} * kTileKeys + part;
+        for (int r = 0; r < rows && key < p.decode.s_kv && !attended; ++r) {
+          const RowPlace row = row_at(r);
+          attended = row.valid && read_mask(mask, mask_offset(mask, place.b, row), key).attended;
+        }
+      }
+      const bool any = any_in_warp(attended);
+      if (lane_index() == 0) {
+        list.marks[i] = any;
+      }
     }
   }
   sync_block();
-  return list;
 }
 
 }  // namespace vrga::gpu

@@ -77,40 +77,48 @@ inline int merge_shared_bytes(int pitch) {
 template <int kParts>
 struct SplitSums {
   static constexpr int kAtOnce = 8 / kParts;  // splits whose loads are under way together
-  Vector<kMergeWidth> sums[2][kParts] = {};   // by stored plane
+  const PartialState* states;
+  const float* columns[2][kParts];  // own, of split 0, by stored plane
+  int32_t split[kAtOnce];
+  Vector<kMergeWidth> sums[2][kParts] = {};  // by stored plane
 
-  VRGA_DEVICE_MEMBER void add(const SplitParams& p, int row, int first) {
-    const PartialState* states = p.partial_states + row * p.splits;
+  // What `add` will load follows from the parameters. Columns and planes beyond the last one repeat
+  // another; they are not used.
+  VRGA_DEVICE_MEMBER void place(const SplitParams& p, int row, int first) {
+    states = p.partial_states + row * p.splits;
     const float* partials = p.partial_sums + int64_t{row * p.splits * p.stored_planes} * p.pitch;
-    float peak = negative_infinity();
-    for (int i = lane_index(); i < p.splits; i += kWarpSize) {
-      peak = fmaxf(peak, states[i].row.m);
+    VRGA_UNROLL
+    for (int part = 0; part < kParts; ++part) {
+      const int own = kMergeWidth * (lane_index() + part * kWarpSize);
+      columns[0][part] = partials + (own < p.pitch ? own : 0);
+      columns[1][part] = columns[0][part] + (p.stored_planes - 1) * p.pitch;
     }
+    choose(p, first);
+  }
+
+  VRGA_DEVICE_MEMBER void add(const SplitParams& p, int first) {
+    const int stride = p.stored_planes * p.pitch;
+    float peak = lane_index() < p.splits ? states[lane_index()].row.m : negative_infinity();
     VRGA_NO_UNROLL
     for (int start = first; start < p.splits; start += kAtOnce * kSumWarps) {
       float m[kAtOnce];
       Vector<kMergeWidth> partial[2][kAtOnce][kParts];
       VRGA_UNROLL
       for (int j = 0; j < kAtOnce; ++j) {
-        // Splits, columns and planes beyond the last one repeat another; they are not used.
-        const int wanted = start + j * kSumWarps;
-        const int split = wanted < p.splits ? wanted : start;
-        m[j] = states[split].row.m;
-        const float* source = partials + split * p.stored_planes * p.pitch;
+        m[j] = states[split[j]].row.m;
         VRGA_UNROLL
-        for (int part = 0; part < kParts; ++part) {
-          const int own = kMergeWidth * (lane_index() + part * kWarpSize);
-          const int column = own < p.pitch ? own : 0;
-          VRGA_UNROLL
-          for (int plane = 0; plane < 2; ++plane) {
-            const int skipped = plane == 0 ? 0 : (p.stored_planes - 1) * p.pitch;
-            partial[plane][j][part] =
-                *reinterpret_cast<const Vector<kMergeWidth>*>(source + skipped + column);
-          }
+        for (int i = 0; i < 2 * kParts; ++i) {
+          const int plane = i / kParts, part = i % kParts;
+          partial[plane][j][part] = *reinterpret_cast<const Vector<kMergeWidth>*>(
+              columns[plane][part] + split[j] * stride);
         }
       }
       sync_warp();  // no load moves down across it, to where its result is used
       if (start == first) {
+        VRGA_NO_UNROLL
+        for (int i = lane_index() + kWarpSize; i < p.splits; i += kWarpSize) {
+          peak = fmaxf(peak, states[i].row.m);
+        }
         peak = max_in_warp(peak);
         // Where no split saw a finite score all sums are 0, or NaN.
         peak = peak == negative_infinity() ? 0.0f : peak;
@@ -127,6 +135,17 @@ struct SplitSums {
           }
         }
       }
+      choose(p, start + kAtOnce * kSumWarps);
+    }
+  }
+
+ private:
+  // Splits beyond the last one repeat the first; they are not used.
+  VRGA_DEVICE_MEMBER void choose(const SplitParams& p, int start) {
+    VRGA_UNROLL
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int wanted = start + j * kSumWarps;
+      split[j] = wanted < p.splits ? wanted : 0;
     }
   }
 };
@@ -143,6 +162,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
   auto* warp_sums = reinterpret_cast<float*>(shared);
   auto& result = *reinterpret_cast<RowResult*>(shared + kSumWarps * 2 * p.pitch * 4);
 
+  SplitSums<kParts> own;
+  if (warp != kSumWarps) {
+    own.place(p, row, warp);
+  }
   wait_for_previous_kernel();
   allow_next_kernel();
   if (warp == kSumWarps) {
@@ -159,8 +182,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
                        decision.open);
     }
   } else {
-    SplitSums<kParts> own;
-    own.add(p, row, warp);
+    own.add(p, warp);
     VRGA_UNROLL
     for (int i = 0; i < 2 * kParts; ++i) {
       const int plane = i / kParts, part = i % kParts;

@@ -77,7 +77,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   for (int r = 0; r < kPlainRows; ++r) {
     rows[r] = row_of(p, place, place.row_block * kPlainRows + r);
   }
-  const TileList list = list_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, shared.marks);
+  const EnabledRows<kPlainRows> heads(p, place);
+  const TileList list(p, place, kPlainTile, shared.marks);
+  mark_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, list);
   sync_block();
 
   const auto* k = static_cast<const T*>(decode.k) + place.b * decode.stride_k_b +
@@ -194,9 +196,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     }
   }
   sync_block();
-  finish_states(p, place, shared.scratch);
+  const uint32_t enabled = heads.bits();
+  finish_states(p, place, enabled, shared.scratch);
   if constexpr (kDecode) {
-    store_sums<T, 2, 0>(p, place, shared.scratch, sum_rows, p.pitch, columns, 0);
+    store_sums<T, 2, 0>(p, place, enabled, shared.scratch, sum_rows, p.pitch, columns, 0);
   }
 }
 

@@ -9,7 +9,7 @@
 //   mma_m16n8k16                                             D = A B + C, fp32 sums
 //   exp2_fast  widen  narrow  pack                           scalars
 //   allow_next_kernel  wait_for_previous_kernel              overlap of dependent launches (sm_90)
-//   launch                                                   throws std::runtime_error
+//   launch  ptx_version                                      throw std::runtime_error
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,11 @@ struct Float16 {
 
 #  include <cuda_runtime.h>
 
+#  include <map>
+#  include <mutex>
 #  include <stdexcept>
 #  include <string>
+#  include <utility>
 
 #  define VRGA_KERNEL static __global__ void
 #  define VRGA_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
@@ -185,31 +188,50 @@ VRGA_DEVICE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
   }
 }
 
+inline void check_cuda(cudaError_t error, const char* name, const char* step) {
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // not left for whoever asks next
+    throw std::runtime_error(std::string(name) + ": " + step + ": " + cudaGetErrorString(error));
+  }
+}
+
+// Of the code that the current device runs: 90 for sm_90, and for a newer device whose code was
+// compiled from PTX of sm_90.
+template <class Params>
+int ptx_version(void (*kernel)(Params)) {
+  cudaFuncAttributes attributes{};
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "kernel", "attributes");
+  return attributes.ptxVersion;
+}
+
+// Lets a kernel have more than 48 KB of shared memory on the current device. The driver is asked
+// once for each and not on every launch, which would take longer than the launch.
+inline void allow_shared_memory(const void* kernel, const char* name, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<const void*, int>, size_t> allowed;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), name, "device");
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{kernel, device}];
+  if (bytes > most) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(bytes)),
+               name, "shared memory");
+    most = bytes;
+  }
+}
+
 // `overlap`: the kernel may be scheduled before its predecessor has ended (sm_90 and newer); it
 // then begins with wait_for_previous_kernel().
 template <class Params>
 void launch(void (*kernel)(Params), const char* name, int64_t grid, int threads,
             size_t shared_bytes, bool overlap, Stream stream, const Params& params) {
-  const auto check = [&](cudaError_t error, const char* step) {
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // not left for whoever asks next
-      throw std::runtime_error(std::string(name) + ": " + step + ": " + cudaGetErrorString(error));
-    }
-  };
   if (grid > 2147483647) {
     throw std::runtime_error(std::string(name) + ": wanted fewer than 2^31 blocks, got " +
                              std::to_string(grid));
   }
   if (shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          "shared memory");
-  }
-  // Code that the driver compiled from PTX older than sm_90 does not wait: no overlap for it.
-  if (overlap) {
-    cudaFuncAttributes attributes{};
-    check(cudaFuncGetAttributes(&attributes, kernel), "attributes");
-    overlap = attributes.ptxVersion >= 90;
+    allow_shared_memory(reinterpret_cast<const void*>(kernel), name, shared_bytes);
   }
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -221,7 +243,7 @@ void launch(void (*kernel)(Params), const char* name, int64_t grid, int threads,
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = overlap ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, params), "launch");
+  check_cuda(cudaLaunchKernelEx(&config, kernel, params), name, "launch");
 }
 
 }  // namespace vrga::gpu

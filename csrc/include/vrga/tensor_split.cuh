@@ -33,6 +33,13 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   VRGA_SHARED(shared);
   const int ring = Shape::kRingOffset + warp * Shape::kSlots * Shape::kSlotBytes;
   auto* mask_rows = reinterpret_cast<int64_t*>(shared + Shape::kRowsOffset);
+  const auto* k = static_cast<const uint16_t*>(decode.k) + place.b * decode.stride_k_b +
+                  place.h_kv * decode.stride_k_h;
+  const auto* v = static_cast<const uint16_t*>(decode.v) + place.b * decode.stride_v_b +
+                  place.h_kv * decode.stride_v_h;
+  const auto s_kv = static_cast<int>(decode.s_kv);
+  const CopyLane<kDim> copy;
+  const TileList list(p, place, kTensorTile, shared + Shape::kMarksOffset);
   const KeyReader reader(decode, place.b);
   if (reader.mask_per_row && thread_index() < Shape::kRows) {
     const RowPlace row = row_of(p, place, place.row_block * Shape::kRows + thread_index());
@@ -40,19 +47,10 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   }
   wait_for_previous_kernel();
   allow_next_kernel();
-  const TileList list =
-      list_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, shared + Shape::kMarksOffset);
-
-  const auto* k = static_cast<const uint16_t*>(decode.k) + place.b * decode.stride_k_b +
-                  place.h_kv * decode.stride_k_h;
-  const auto* v = static_cast<const uint16_t*>(decode.v) + place.b * decode.stride_v_b +
-                  place.h_kv * decode.stride_v_h;
-  const auto s_kv = static_cast<int>(decode.s_kv);
   const auto first_key = [&](int i) { return list.tile(i) * kTensorTile + warp * kWarpKeys; };
 
   // The producer runs kSlots - 1 copies ahead of the consumer, through K and V of tile after tile.
-  const CopyLane<kDim> copy;
-  int load_tile = list.skip(0);
+  int load_tile = 0;
   bool load_value = false;
   const auto start_copy = [&](int slot) {
     if (load_tile < list.count) {
@@ -67,9 +65,15 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     }
     copy_async_commit();  // empty at the end, so that the count of groups stays right
   };
+  if (!kDecode) {
+    mark_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, list);
+  }
   VRGA_NO_UNROLL
   for (int slot = 0; slot < Shape::kSlots - 1; ++slot) {
     start_copy(slot);
+    if (kDecode && slot == 0) {  // while the first keys are under way
+      mark_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, list);
+    }
   }
   int slot = 0;
   // Waits for the oldest copy and starts the next one, into the slot that every lane has left.
@@ -84,6 +88,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   QueryFragments<kDim, kRowSlots> query;
   query.load(p, place, shared);
+  const EnabledRows<Shape::kRows> heads(p, place);
   const ScoreScale scale = score_scale(decode);
   int result_row[kRowSlots];
   bool row_valid[kRowSlots];
@@ -274,16 +279,17 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     spill_sums(sums[0]);
   }
   sync_block();
-  finish_states(p, place, scratch);
+  const uint32_t enabled = heads.bits();
+  finish_states(p, place, enabled, scratch);
   if constexpr (kDecode) {
-    store_sums<T, kRowSlots == 1 ? 2 : 1, kDim>(p, place, scratch, sum_rows, Shape::kSumStride,
-                                                kDim, 0);
+    store_sums<T, kRowSlots == 1 ? 2 : 1, kDim>(p, place, enabled, scratch, sum_rows,
+                                                Shape::kSumStride, kDim, 0);
     if constexpr (kRowSlots == 2) {
       if (p.planes != Planes::kPlain) {
         sync_block();
         spill_sums(sums[1]);
         sync_block();
-        store_sums<T, 1, kDim>(p, place, scratch, sum_rows, Shape::kSumStride, kDim, 1);
+        store_sums<T, 1, kDim>(p, place, enabled, scratch, sum_rows, Shape::kSumStride, kDim, 1);
       }
     }
   }
