@@ -14,6 +14,10 @@ struct Workspace {
   void* partial_states = nullptr;  // 16-byte aligned
 };
 
+// Whether kernels may be scheduled before their predecessor has ended: on sm_90 and newer, unless
+// the driver compiled them from older PTX, which does not wait. Asks the current device.
+bool overlaps_launches();
+
 void launch_decode(const DecodeParams& params, const CallPlan& plan, const Workspace& workspace,
                    const Device& device, StreamHandle stream);
 void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,

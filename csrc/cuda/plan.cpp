@@ -10,7 +10,10 @@ namespace {
 
 constexpr int64_t kTensorMinKeys = 128;  // per split
 constexpr int64_t kPlainMinKeys = 256;
-constexpr int kBlocks = 2;  // per multiprocessor, by registers and shared memory
+// Blocks per multiprocessor, by registers and shared memory: two, but for D = 256 only where there
+// is shared memory for two of 73 KB.
+constexpr int kBlocks = 2;
+constexpr int kTwoWideBlocks = 150 * 1024;
 // Row statistics, which need fewer registers: as many blocks as fit (four on sm_90 and sm_100, by
 // shared memory two or three elsewhere), of 512 keys or more; where that leaves multiprocessors
 // idle, smaller ones.
@@ -89,7 +92,9 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
   int64_t splits = 1;
   if (!tensor) {
     splits = splits_of(kBlocks, kPlainMinKeys);
-  } else if (decode || p.d > 128) {
+  } else if (p.d > 128) {
+    splits = splits_of(device.shared_bytes < kTwoWideBlocks ? 1 : kBlocks, kTensorMinKeys);
+  } else if (decode) {
     splits = splits_of(kBlocks, kTensorMinKeys);
   } else {
     splits = std::max(splits_of(kRowStatisticsBlocks, kRowStatisticsMinKeys),

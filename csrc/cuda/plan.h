@@ -12,7 +12,8 @@ namespace vrga::gpu {
 
 struct Device {
   int multiprocessors = 1;
-  bool overlaps_launches = false;  // compute capability 9.0 or newer
+  int shared_bytes = 228 * 1024;   // of a multiprocessor
+  bool overlaps_launches = false;  // as overlaps_launches() says
 };
 
 enum class Path : int32_t {

@@ -73,7 +73,13 @@ def test_a_kernel_of_head_dim_128_fits_twice():
     one_block = ptxas_table.Kernel(90, "tensor_split<Float16, 128, 1, true>", 255, 0, 120000, 1)
     assert not one_block.fits()
     assert one_block._replace(blocks=2).fits()
-    assert one_block._replace(name="tensor_split<Float16, 256, 1, true>").fits()
+
+
+def test_a_kernel_of_head_dim_256_fits_twice_where_shared_memory_allows():
+    wide = ptxas_table.Kernel(90, "tensor_split<Float16, 256, 1, true>", 255, 0, 73792, 1)
+    assert not wide.fits()
+    assert wide._replace(blocks=2).fits()
+    assert wide._replace(architecture=86).fits()
 
 
 def test_row_statistics_fit_four_times_where_shared_memory_allows():

@@ -7,7 +7,7 @@ import torch
 
 from vrga_ext import _build_info, _library
 
-BUILT = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+BUILT = "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX"
 
 
 @pytest.fixture
@@ -23,14 +23,14 @@ def gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     "capability",
-    [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1), (13, 0)],
+    [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0)],
 )
 def test_served(gpu, capability):
     gpu(capability)
     assert _library.cuda_obstacle(0, 128) == ""
 
 
-@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (11, 0)])
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
 def test_gpus_without_a_kernel_are_named(gpu, capability):
     gpu(capability)
     reason = _library.cuda_obstacle(0, 128)

@@ -169,6 +169,10 @@ void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 }
 
 template <class Params>
+int ptx_version(void (*)(Params)) {
+  return 90;
+}
+template <class Params>
 void launch(void (*kernel)(Params), const char*, int64_t grid, int threads, size_t shared_bytes,
             bool, Stream, const Params& params) {
   simt::launch(grid, threads, shared_bytes, [&] { kernel(params); });

@@ -18,7 +18,7 @@ namespace {
 
 void run(const Case& c) {
   const int64_t rows = c.b * c.h_q * c.s_q, group = c.h_q / c.h_kv;
-  const vrga::gpu::Device device{c.multiprocessors, true};
+  const vrga::gpu::Device device{c.multiprocessors, 228 * 1024, true};
   Values q(c.dtype, rows * c.d), k(c.dtype, c.b * c.h_kv * c.s_kv * c.d),
       v(c.dtype, c.b * c.h_kv * c.s_kv * c.d), out(c.dtype, rows * c.d);
   std::vector<uint8_t> flags(c.b * c.n_flags);
