@@ -20,7 +20,7 @@ from typing import Any
 
 from setuptools import setup
 
-DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # LibTorch stable ABI of 2.11: serves every later torch
 
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
