@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, a dtype, and which keys are image and question-relevant tokens.
+    """A shape, a dtype, and which keys are used, image and question-relevant tokens.
 
     Parameters
     ----------
@@ -44,6 +44,9 @@ class Case:
         Boosted tokens as one run, else scattered at random.
     gated_heads
         Heads that may be gated, the first ones; None is all.
+    filled
+        Share of the keys that are used: the others are a static cache's free end, which a mask
+        leaves out. None is all, without a mask.
     """
 
     shape: Shape
@@ -52,15 +55,23 @@ class Case:
     focus_share: float = 0.05
     contiguous: bool = False
     gated_heads: int | None = None
+    filled: float | None = None
 
     def __str__(self) -> str:
         return f"{self.shape} {self.dtype}"
 
     @property
+    def used_keys(self) -> int:
+        """Keys that are attended to."""
+        return self.shape.keys if self.filled is None else round(self.filled * self.shape.keys)
+
+    @property
     def kv_bytes(self) -> int:
-        """Bytes of K and V together."""
+        """Bytes of K and V together, as far as they are used."""
         s = self.shape
-        return 2 * s.batch * s.heads_kv * s.keys * s.dim * getattr(torch, self.dtype).itemsize
+        return (
+            2 * s.batch * s.heads_kv * self.used_keys * s.dim * getattr(torch, self.dtype).itemsize
+        )
 
     @property
     def scores_bytes(self) -> int:
@@ -79,6 +90,7 @@ class Inputs:
     value: Tensor  # the same
     flags: Tensor  # uint8 [B, M]
     heads: Tensor | None  # bool [B, Hq]
+    mask: Tensor | None  # bool [B, 1, 1, M]
     scores: Tensor  # [B, Hq, 1, M], for the softmax only
     bias: Tensor  # [B, 1, 1, M], ln(weight): what a static gate in all heads amounts to
 
@@ -125,6 +137,10 @@ def make_inputs(case: Case, device: str, seed: int = 0, scores_only: bool = Fals
     if case.gated_heads is not None:
         heads = torch.arange(shape.heads, device=device) < case.gated_heads
         heads = heads.expand(shape.batch, -1).contiguous()
+    mask = None
+    if case.filled is not None:
+        mask = torch.arange(shape.keys, device=device) < case.used_keys
+        mask = mask.expand(shape.batch, 1, 1, -1).contiguous()
     bias = ((flags & FOCUS_FLAG) != 0) * math.log(FOCUS_WEIGHT)
     query = normal(shape.batch, shape.heads, 1, shape.dim)
     key, value = (
@@ -138,6 +154,7 @@ def make_inputs(case: Case, device: str, seed: int = 0, scores_only: bool = Fals
         value,
         flags,
         heads,
+        mask,
         normal(shape.batch, shape.heads, 1, shape.keys),
         bias.to(dtype)[:, None, None],
     )

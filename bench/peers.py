@@ -42,7 +42,8 @@ def sdpa_packed(backend: str | None = None, bias: bool = False) -> Run:
 
     def run(x: Inputs) -> Tensor:
         packed = x.packed
-        mask = x.bias.expand(*packed.shape[:3], -1) if bias else None
+        mask = x.bias if bias else x.mask
+        mask = None if mask is None else mask.expand(*packed.shape[:3], -1)
         with _pinned(backend):
             output = scaled_dot_product_attention(packed, x.key, x.value, attn_mask=mask)
         return output.reshape(x.query.shape)

@@ -69,7 +69,7 @@ def _vrga(gate: str) -> Rival:
 
     def run(x: Inputs) -> Tensor:
         return ops.decode_attention(
-            x.query, x.key, x.value, x.flags, heads=x.heads, **keywords
+            x.query, x.key, x.value, x.flags, attn_mask=x.mask, heads=x.heads, **keywords
         ).output
 
     return Rival(_plain(run), gate)
@@ -77,7 +77,7 @@ def _vrga(gate: str) -> Rival:
 
 def _vrga_off(x: Inputs) -> Tensor:
     """The same kernel without a flag."""
-    return ops.decode_attention(x.query, x.key, x.value, x.flags[:, :0]).output
+    return ops.decode_attention(x.query, x.key, x.value, x.flags[:, :0], attn_mask=x.mask).output
 
 
 def _rows(x: Inputs) -> Tensor:
@@ -179,5 +179,6 @@ def _expected(computes: str, x: Inputs) -> Tensor:
         result = reference.reweighted_softmax(scores, x.flags, **keywords)
         return result.probabilities
     if computes == "plain":
-        return reference.decode_attention(q, k, v, x.flags[:, :0]).output
-    return reference.decode_attention(q, k, v, x.flags, heads=x.heads, **_gate(computes)).output
+        return reference.decode_attention(q, k, v, x.flags[:, :0], attn_mask=x.mask).output
+    keywords = _gate(computes) | {"attn_mask": x.mask, "heads": x.heads}
+    return reference.decode_attention(q, k, v, x.flags, **keywords).output

@@ -1,4 +1,4 @@
-"""Cost of a decode step against keys, batch, image and boosted tokens, gated heads."""
+"""Cost of a decode step against keys, batch, image and boosted tokens, gated heads, free cache."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ def points(settings: Settings) -> list[Point]:
     middle = Case(Shape(1, 16, 2, 4096, 128), dtype)
     lengths, batches = [1 << n for n in range(9, 16)], [1, 2, 4, 8, 16]
     shares, heads = [0.0, 0.25, 0.5, 0.75, 1.0], [0, 4, 8, 12, 16]
+    cache, filled = 32768, [1 / 16, 0.25, 0.5, 0.75, 1.0]
     if settings.smoke:
         middle = replace(middle, shape=Shape(1, 4, 2, 96, 64))
         lengths, batches, shares, heads = [32], [2], [0.0, 1.0], [0, 4]
+        cache, filled = 320, [0.25]
     shape = middle.shape
     boosted = replace(middle, image_share=0.75)
     found = [Point("keys", n, replace(middle, shape=replace(shape, keys=n))) for n in lengths]
@@ -44,6 +46,8 @@ def points(settings: Settings) -> list[Point]:
             case = replace(boosted, focus_share=x, contiguous=contiguous)
             found.append(Point(f"share of boosted image tokens, {form}", x, case))
     found += [Point("heads gated", n, replace(middle, gated_heads=n)) for n in heads]
+    static = replace(middle, shape=replace(shape, keys=cache))
+    found += [Point("filled share of a static cache", x, replace(static, filled=x)) for x in filled]
     return found
 
 
