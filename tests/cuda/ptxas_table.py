@@ -43,8 +43,10 @@ class Kernel(NamedTuple):
     waits_first: bool = True
 
     def fits(self) -> bool:
-        wanted = 1 if "256" in self.name and SHARED_KIB[self.architecture] < 150 else 2
-        if wanted == 2 and self.name.endswith(", 1, false>") and self.architecture in (90, 100):
+        wanted = 2
+        if "256" in self.name:
+            wanted = 1 if SHARED_KIB[self.architecture] < 150 else 2
+        elif self.name.endswith(", 1, false>") and self.architecture in (90, 100):
             wanted = 4  # row statistics
         return self.spill_bytes == 0 and (self.blocks is None or self.blocks >= wanted)
 

@@ -75,8 +75,8 @@ FAULTS = [
         "warp barrier where the block must meet",
         "plain",
         TENSOR,
-        "sync_block();\n  const uint32_t enabled",
-        "sync_warp();\n  const uint32_t enabled",
+        "sync_block();\n  finish_states",
+        "sync_warp();\n  finish_states",
     ),
     Fault(
         "no barrier before the results are read",

@@ -40,18 +40,16 @@ VRGA_DEVICE bool writes_result(const SplitParams& p) {
   return p.pitch > 0 && p.splits == 1;
 }
 
-// Which rows of a block have a head that may be reweighted: every lane of a warp loads one row's,
-// long before `bits` (bit r: row r) are asked for, which all lanes do together.
+// Which rows of a block have a head that may be reweighted, to `enabled`, shared [kRows]: asked for
+// long before it is read, which is after a block barrier.
 template <int kRows>
-struct EnabledRows {
-  bool own;
-
-  VRGA_DEVICE_MEMBER EnabledRows(const SplitParams& p, const BlockPlace& place) {
-    const RowPlace row = row_of(p, place, place.row_block * kRows + lane_index() % kRows);
-    own = head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
+VRGA_DEVICE void find_enabled(const SplitParams& p, const BlockPlace& place, bool* enabled) {
+  const int r = thread_index();
+  if (r < kRows) {
+    const RowPlace row = row_of(p, place, place.row_block * kRows + r);
+    enabled[r] = head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
   }
-  VRGA_DEVICE_MEMBER uint32_t bits() const { return ballot(own); }
-};
+}
 
 // peaks: shared [kWarps, kRows], written by the warps before a block barrier.
 template <int kWarps, int kRows>
@@ -65,9 +63,9 @@ VRGA_DEVICE float block_peak(const float* peaks, int row) {
 }
 
 // Adds the warps' states of each row, in warp order: the row's partial result, or its statistics
-// and gate. After a block barrier; ends with one if writes_result. enabled: of EnabledRows.
+// and gate. After a block barrier; ends with one if writes_result. enabled: of find_enabled.
 template <int kWarps, int kRows>
-VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, uint32_t enabled,
+VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, const bool* enabled,
                                ResultScratch<kWarps, kRows>& scratch) {
   const int r = thread_index();
   const RowPlace row = row_of(p, place, place.row_block * kRows + r);
@@ -79,8 +77,8 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, ui
     }
     if (writes_result(p)) {
       const HeadStatistics statistics = head_statistics<Bits>(merged.row);
-      const GateDecision decision = resolve<Bits>(p.decode.gate, (enabled >> r & 1u) != 0,
-                                                  merged.row, merged.row.z_output, statistics);
+      const GateDecision decision =
+          resolve<Bits>(p.decode.gate, enabled[r], merged.row, merged.row.z_output, statistics);
       scratch.results[r] = {decision.normaliser,
                             decision.open && p.planes != Planes::kPlain ? 1 : 0};
       write_statistics(p.decode.statistics + int64_t{row.row} * kDecodeStatistics, statistics,
@@ -98,7 +96,7 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, ui
 // first_plane + kPlanes). sums: shared [kWarps, kPlanes, kRows, row_stride]. After finish_states.
 // kColumns: D if the kernel knows it, else 0 and `columns`.
 template <class T, int kPlanes, int kColumns, int kWarps, int kRows>
-VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place, uint32_t enabled,
+VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place, const bool* enabled,
                             const ResultScratch<kWarps, kRows>& scratch, const float* sums,
                             int row_stride, int columns, int first_plane) {
   constexpr int kThreads = kWarps * kWarpSize, kWidth = 4;  // columns per thread
@@ -113,7 +111,7 @@ VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place, uint3
     }
     VRGA_UNROLL
     for (int plane = 0; plane < kPlanes; ++plane) {
-      const int stored = stored_plane(p.planes, (enabled >> r & 1u) != 0, first_plane + plane);
+      const int stored = stored_plane(p.planes, enabled[r], first_plane + plane);
       if (direct ? scratch.results[r].plane != first_plane + plane : stored < 0) {
         continue;
       }

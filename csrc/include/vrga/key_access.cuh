@@ -50,9 +50,9 @@ VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
 // loaded: the unused end of a static cache costs its mask, not its keys. The first tile is loaded
 // whatever its mask says, so that its copy is under way while the mask is read.
 struct TileList {
-  // Tiles beyond that many are always loaded. 128 more, and two blocks of D = 128 no longer fit
+  // Tiles beyond that many are always loaded. A few more, and two blocks of D = 128 no longer fit
   // into the shared memory of a multiprocessor of sm_86, sm_89 and sm_120.
-  static constexpr int kMarked = 640;
+  static constexpr int kMarked = 624;
 
   uint8_t* marks;  // shared [kMarked], by mark_tiles
   bool marked;     // otherwise every tile is loaded

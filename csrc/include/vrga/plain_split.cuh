@@ -21,6 +21,7 @@ struct PlainShared {
   ResultScratch<kPlainWarps, kPlainRows> scratch;
   float peaks[kPlainWarps * kPlainRows];
   uint8_t marks[TileList::kMarked];
+  bool enabled[16];  // kPlainRows of them
   // and [kPlainWarps, 2, kPlainRows, pitch] floats
 };
 static_assert(sizeof(PlainShared) % 16 == 0);
@@ -77,7 +78,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   for (int r = 0; r < kPlainRows; ++r) {
     rows[r] = row_of(p, place, place.row_block * kPlainRows + r);
   }
-  const EnabledRows<kPlainRows> heads(p, place);
+  find_enabled<kPlainRows>(p, place, shared.enabled);
   const TileList list(p, place, kPlainTile, shared.marks);
   mark_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, list);
   sync_block();
@@ -196,10 +197,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     }
   }
   sync_block();
-  const uint32_t enabled = heads.bits();
-  finish_states(p, place, enabled, shared.scratch);
+  finish_states(p, place, shared.enabled, shared.scratch);
   if constexpr (kDecode) {
-    store_sums<T, 2, 0>(p, place, enabled, shared.scratch, sum_rows, p.pitch, columns, 0);
+    store_sums<T, 2, 0>(p, place, shared.enabled, shared.scratch, sum_rows, p.pitch, columns, 0);
   }
 }
 

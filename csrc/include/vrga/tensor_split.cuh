@@ -88,7 +88,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   QueryFragments<kDim, kRowSlots> query;
   query.load(p, place, shared);
-  const EnabledRows<Shape::kRows> heads(p, place);
+  auto* enabled = reinterpret_cast<bool*>(shared + Shape::kEnabledOffset);
+  find_enabled<Shape::kRows>(p, place, enabled);
   const ScoreScale scale = score_scale(decode);
   int result_row[kRowSlots];
   bool row_valid[kRowSlots];
@@ -279,7 +280,6 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     spill_sums(sums[0]);
   }
   sync_block();
-  const uint32_t enabled = heads.bits();
   finish_states(p, place, enabled, scratch);
   if constexpr (kDecode) {
     store_sums<T, kRowSlots == 1 ? 2 : 1, kDim>(p, place, enabled, scratch, sum_rows,

@@ -148,12 +148,13 @@ struct TensorShape {
   static constexpr int kResultBytes = kSumBytes + static_cast<int>(sizeof(Scratch));
   static constexpr int kSlots = ring_slots(kDim);
   static constexpr int kRingBytes = kTensorWarps * kSlots * kSlotBytes;
-  // The query, the mask offsets of the rows, their peaks in every warp, the marks of the tiles;
-  // then the ring, later the results.
+  // The query, the mask offsets of the rows, their peaks in every warp, the marks of the tiles,
+  // which rows may be reweighted; then the ring, later the results.
   static constexpr int kRowsOffset = QueryFragments<kDim, kRowSlots>::kSharedBytes;
   static constexpr int kPeaksOffset = kRowsOffset + 16 * static_cast<int>(sizeof(int64_t));
   static constexpr int kMarksOffset = kPeaksOffset + kTensorWarps * 16 * 4;
-  static constexpr int kRingOffset = kMarksOffset + TileList::kMarked;
+  static constexpr int kEnabledOffset = kMarksOffset + TileList::kMarked;
+  static constexpr int kRingOffset = kEnabledOffset + 16;
   static constexpr int kSharedBytes =
       kRingOffset + (kRingBytes > kResultBytes ? kRingBytes : kResultBytes);
   static_assert(kRingOffset % 128 == 0);
