@@ -202,6 +202,24 @@ def test_as_attentions(family, eager):
         statistics.as_attentions()
 
 
+def test_rows_that_moved_to_other_samples_are_left_out(family):
+    model, inputs = family.model, family.prompt(ROWS[0], ROWS[0])
+    end = question_end(inputs)
+    with (
+        vrga_ext.enable(model, **LOOSE, question_end=end, reaim_every=1) as handle,
+        vrga_ext.capture(model) as recording,
+        torch.no_grad(),
+    ):
+        output = model(**inputs, use_cache=True)
+        output[CACHE].batch_select_indices(torch.tensor([1]))
+        model.model.rope_deltas = model.model.rope_deltas[[1]]
+        model(input_ids=torch.tensor([[9]]), **{CACHE: output[CACHE]})
+    (notice,) = handle.notices
+    assert notice.startswith("capture and re-aiming leave out what follows")
+    assert recording.last.positions.tolist() == [[end], [end]]
+    assert [region.aimed_at for region in handle.regions] == [None, None]
+
+
 def test_beams(family, eager):
     inputs = family.prompt(*ROWS)
     options = {"num_beams": 3, "num_return_sequences": 2, "suppress_tokens": MARKS}

@@ -8,7 +8,7 @@ import torch
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from vrga_ext import selection
-from vrga_ext.adapter.state import state_of
+from vrga_ext.adapter.caches import state_of
 
 EVERY, NEW = 3, 8
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import DynamicCache
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
@@ -119,6 +123,71 @@ def test_repeated_cache(family):
             model.model.rope_deltas = model.model.rope_deltas.repeat_interleave(3, 0)
         repeated = model(input_ids=token.expand(3, 1), **{CACHE: cache}).logits
     torch.testing.assert_close(repeated, single.expand_as(repeated), atol=1e-5, rtol=1e-5)
+
+
+def first_step(family, cache) -> tuple[Tensor, Tensor]:
+    """Logits of a step after a prompt of two rows, on a copy of the cache, and its tokens."""
+    inputs = family.prompt(ROWS[0], [11, (4, 4), 12, 13, 14, 15, 16])
+    token = family.model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
+    return family.model(input_ids=token, **{CACHE: copy.deepcopy(cache)}).logits, token
+
+
+def moved_step(family, cache, token, rows) -> Tensor:
+    """Logits of the same step on a cache of these rows."""
+    deltas = getattr(family.model.model, "rope_deltas", None)
+    if deltas is not None:
+        family.model.model.rope_deltas = deltas[rows]
+    return family.model(input_ids=token[rows], **{CACHE: cache}).logits
+
+
+@pytest.mark.parametrize(
+    ("rows", "moves"),
+    [
+        ([1, 0], [("reorder_cache", torch.tensor([1, 0]))]),
+        ([0, 1, 0, 1], [("reorder_cache", torch.tensor([0, 1, 0, 1]))]),
+        ([1], [("batch_select_indices", torch.tensor([False, True]))]),
+        ([1, 1], [("batch_select_indices", torch.tensor([1])), ("batch_repeat_interleave", 2)]),
+    ],
+    ids=["exchanged", "tiled", "dropped", "dropped and repeated"],
+)
+def test_boosts_follow_the_rows_of_a_cache(family, rows, moves):
+    with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
+        cache = DynamicCache(config=family.model.config)
+        expected, token = first_step(family, cache)
+        copied = pickle.loads(pickle.dumps(cache))
+        for name, argument in moves:
+            getattr(copied, name)(argument)
+        ours = moved_step(family, copied, token, rows)
+    torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_5"])
+def test_boosts_follow_the_rows_of_other_caches(name):
+    """A static cache, and one whose layers are of several kinds."""
+    family, rows = build(name), torch.tensor([1, 0])
+    config = family.model.config.get_text_config()
+    static = StaticCache(config=config, max_cache_len=40)
+    with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
+        cache = static if name == "llava" else DynamicCache(config=config)
+        expected, token = first_step(family, cache)
+        cache.reorder_cache(beam_idx=rows)
+        ours = moved_step(family, cache, token, rows)
+    torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_cache_is_freed_with_its_last_reference(family):
+    """At once, not when the garbage collector comes by."""
+    with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
+        cache = DynamicCache(config=family.model.config)
+        family.model(**family.prompt(ROWS[0]), **{CACHE: cache})
+        cache.reorder_cache(torch.tensor([0]))
+        gone = weakref.ref(cache)
+        gc.disable()
+        try:
+            del cache
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_cropped_cache_is_read_anew(family):

@@ -1,4 +1,4 @@
-"""The KV cache in the calls of a model's modules and in what they return, whatever it is called.
+"""The KV cache: in calls of a model's modules and in their outputs, and VRGA's state on it.
 
 transformers 5.24 renamed ``past_key_values`` to ``cache``, and takes the old name for some time. It
 renames inside ``forward``, so that hooks may meet either name. No other file knows the names.
@@ -6,13 +6,17 @@ renames inside ``forward``, so that hooks may meet either name. No other file kn
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import EncoderDecoderCache
+from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from vrga_ext.adapter.state import SequenceState
 
 # The newest first: where it is known, asking for an older one is a deprecation warning.
 _NAMES = ("cache", "past_key_values")
@@ -85,3 +89,40 @@ def returned_cache(output: Any) -> Any:
     raise TypeError(
         f"wanted an output of transformers with the KV cache, got {type(output).__name__}"
     )
+
+
+def state_of(cache: Any) -> SequenceState | None:
+    """The state kept on a KV cache, or None."""
+    return getattr(cache, "_vrga_state", None)
+
+
+def attach_state(cache: Any, state: SequenceState) -> None:
+    """Keep a state on a KV cache; it follows the cache's rows."""
+    cache._vrga_state = state
+
+
+def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> Callable[..., None]:
+    """A method that moves the rows of a cache, and those of its state with them.
+
+    ``taken`` tells from their number and the method's argument which rows become the new ones.
+    """
+
+    @functools.wraps(stock)
+    def moved(self: Cache, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        state = state_of(self)
+        if state is not None:
+            rows = taken(state.batch, *args, *kwargs.values())
+            state.take(torch.as_tensor(rows).cpu())
+
+    return moved
+
+
+# In the class, where copies and pickles of a cache find them. A method of the instance would refer
+# to it, and keys and values would stay in memory until the garbage collector comes by.
+for _name, _taken in {
+    "reorder_cache": lambda batch, rows: rows,
+    "batch_select_indices": lambda batch, rows: rows,
+    "batch_repeat_interleave": lambda batch, times: torch.arange(batch).repeat_interleave(times),
+}.items():
+    setattr(Cache, _name, _followed(getattr(Cache, _name), _taken))

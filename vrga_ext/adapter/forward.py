@@ -14,13 +14,13 @@ from torch import nn
 
 from vrga_ext.adapter import drafts, grids, images
 from vrga_ext.adapter.attention import as_under_sdpa
-from vrga_ext.adapter.caches import CacheArgument, returned_cache
+from vrga_ext.adapter.caches import CacheArgument, attach_state, returned_cache, state_of
 from vrga_ext.adapter.obstacles import Obstacles
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
-from vrga_ext.adapter.state import SequenceState, attach_state, state_of
+from vrga_ext.adapter.state import SequenceState
 from vrga_ext.adapter.survey import notices
 from vrga_ext.region import Region
 
@@ -231,7 +231,7 @@ class ForwardHooks:
         if handle.paused or not (state.layer_heads or handle.recorders):
             return None
         why = self._obstacles.of_model()
-        if why is None and not state.fits(batch):
+        if why is None and state.batch != batch:
             why = "rows were added to or taken out of the KV cache"
         if why is not None:
             handle._notice(f"VRGA is not applied: {why}")
@@ -247,6 +247,12 @@ class ForwardHooks:
     @torch.compiler.disable
     def _watch(self, state: SequenceState, past: int, tokens: int) -> WatchedCall | None:
         """The recorders' watches over a forward call; None if nobody wants anything of it."""
+        if state.decoding and not state.in_order:
+            self._handle._notice(
+                "capture and re-aiming leave out what follows: rows of the KV cache were dropped, "
+                "or moved to other samples"
+            )
+            return None
         call = Call(state, past, tokens, state.prompt.call_ids)
         watches = [w for r in self._handle.recorders if (w := r.watch(call)) is not None]
         return WatchedCall(call, watches) if watches else None

@@ -40,7 +40,8 @@ class SequenceState:
         self.attended: list[int] = []  # keys that each question row attends to
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
         self.batch = 0  # rows of the cache; a compiled step must not depend on the shape of `image`
-        self.copies = 1  # rows per sample: beams, or returned sequences
+        self.copies = 1  # rows per sample of the prompt: beams, or returned sequences
+        self.samples = torch.arange(0)  # int64 [B], index of each row's sample
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
@@ -92,7 +93,7 @@ class SequenceState:
         else:
             given = prompt.image.repeat_interleave(copies, 0)
         image[:, columns - known :] = given[:, -known:]
-        if past and self.fits(batch):  # what was generated since is never an image token
+        if past and self.batch == batch:  # what was generated since is never an image token
             kept = min(past, self.image.shape[1])
             image[:, :past] = False
             image[:, :kept] = self.image[:, :kept]
@@ -107,6 +108,7 @@ class SequenceState:
         self.prompt, self.config, self.copies = prompt, config, copies
         self.decoding = False
         self.batch = batch
+        self.samples = torch.arange(batch) // copies
         self.image = image
         self._counted = torch.zeros_like(image)
         self.keys = images.image_keys(image, config.image_span) & mask
@@ -220,12 +222,11 @@ class SequenceState:
         ``layers`` are the full-attention layers, ``heads`` the query heads of each.
         """
         self.regions = regions
-        batch = self.image.shape[0]
         flags = torch.zeros(self.image.shape, dtype=torch.uint8)
-        gated = torch.zeros(len(layers), batch, heads, dtype=torch.bool)
+        gated = torch.zeros(len(layers), len(flags), heads, dtype=torch.bool)
         order = {layer: index for index, layer in enumerate(layers)}
-        for row in range(batch):
-            region = regions[row * len(regions) // batch]
+        for row, sample in enumerate(self.samples.tolist()):
+            region = regions[sample]
             flags[row, region.image_positions] = IMAGE_FLAG
             flags[row, region.boosted] |= FOCUS_FLAG
             for layer, head in region.visual_heads:
@@ -269,27 +270,32 @@ class SequenceState:
         runs = torch.compiler.is_compiling() or layer not in self.idle_layers
         return runs and layer in self.layer_heads
 
-    def fits(self, batch: int) -> bool:
-        """Whether the state is of a cache of ``batch`` rows; a cache whose rows were repeated is.
+    @on_cpu
+    def take(self, rows: Tensor) -> None:
+        """Follow the cache, each of whose rows has become a copy of one that was there before.
 
-        Rows are repeated by ``cache.batch_repeat_interleave`` to continue one prompt several times.
+        ``rows``: int64 [B], its index. Beams change places within a sample, where nothing changes.
         """
-        if self.batch == batch:
-            return True
-        if not self.batch or batch % self.batch:
-            return False
-        times = batch // self.batch
-        self.batch = batch
-        self.image = self.image.repeat_interleave(times, 0)
-        self.keys = self.keys.repeat_interleave(times, 0)
-        self.boosted = self.boosted.repeat_interleave(times, 0)
-        self._image_flags = {}
-        self.axes = None if self.axes is None else self.axes.repeat_interleave(times, 1)
-        for device, flags in self._flags.items():
-            self._flags[device] = flags.repeat_interleave(times, 0)
-        for layer, heads in self.layer_heads.items():
-            self.layer_heads[layer] = None if heads is None else heads.repeat_interleave(times, 0)
-        return True
+        try:
+            samples = self.samples[rows]
+        except IndexError:  # rows were added past the methods of the cache
+            self.batch = 0
+            return
+        if torch.equal(samples, self.samples):
+            return
+        self.samples, self.batch = samples, len(samples)
+        self.image, self.keys, self._image_flags = self.image[rows], self.keys[rows], {}
+        self.axes = None if self.axes is None else self.axes[:, rows]
+        if self.decoding:
+            self.aim(self.regions, self.regions[0].layers, self.regions[0].image_ratio.shape[1])
+
+    @property
+    @on_cpu
+    def in_order(self) -> bool:
+        """Whether the rows are those of the prompt, each repeated equally often, if at all."""
+        rows = len(self.regions) * self.copies
+        samples = torch.arange(rows) // self.copies
+        return torch.equal(self.samples, samples.repeat_interleave(self.batch // rows))
 
     def flags_on(self, device: torch.device) -> Tensor:
         """Flags of the prompt's keys, uint8 [B, columns], on a layer's device."""
@@ -309,13 +315,3 @@ class SequenceState:
         if heads is not None and heads.device != device:
             self.layer_heads[layer] = heads = heads.to(device)
         return heads
-
-
-def state_of(cache: Any) -> SequenceState | None:
-    """The state kept on a KV cache, or None."""
-    return getattr(cache, "_vrga_state", None)
-
-
-def attach_state(cache: Any, state: SequenceState) -> None:
-    """Keep a state on a KV cache."""
-    cache._vrga_state = state
