@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
@@ -92,6 +94,30 @@ def test_enabled_already(family):
         assert handle.regions[0].visual_heads
 
 
+def test_enabled_already_by_another_thread(family, monkeypatch):
+    """Which is not done with it."""
+    others = []
+
+    def check(*arguments):
+        others.append(pool.submit(vrga_ext.enable, family.model))
+        wait(others, timeout=0.5)
+        return []
+
+    monkeypatch.setattr("vrga_ext.adapter.controller.check_decoder", check)
+    with ThreadPoolExecutor(1) as pool, vrga_ext.enable(family.model):
+        error = others[0].exception()
+    assert str(error) == "model: VRGA is enabled already; disable it first"
+    assert_untouched(family.model)
+
+
+def test_handle_is_not_entered_after_its_end(family):
+    with vrga_ext.enable(family.model) as handle:
+        pass
+    with pytest.raises(ValueError, match="handle: wanted one that is enabled"), handle:
+        pass
+    assert_untouched(family.model)
+
+
 @pytest.mark.parametrize(
     ("question_end", "message"),
     [
@@ -110,6 +136,18 @@ def test_question_end_that_does_not_fit(family, question_end, message):
     ):
         greedy(family.model, inputs, 3)
     assert torch.equal(logits(greedy(family.model, inputs, 3)), logits(plain))
+
+
+def test_question_end_is_of_prompts_that_are_analysed(family):
+    """An index is not checked against others."""
+    inputs, text = family.prompt(ROW), family.prompt([5, 6, 7])
+    plain = logits(greedy(family.model, inputs, 2)), logits(greedy(family.model, text, 2))
+    with vrga_ext.enable(family.model, question_end=500) as handle:
+        with handle.pause():
+            paused = greedy(family.model, inputs, 2)
+        without_image = greedy(family.model, text, 2)
+    assert torch.equal(logits(paused), plain[0])
+    assert torch.equal(logits(without_image), plain[1])
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -173,6 +211,13 @@ def test_attention_changed_after_enable_says_so(family):
             greedy(family.model, inputs, 3)
 
 
+def test_attention_changed_after_enable_stays(family):
+    with vrga_ext.enable(family.model):
+        family.model.set_attn_implementation("eager")
+    text, vision = family.model.config.get_text_config(), family.model.config.vision_config
+    assert text._attn_implementation == vision._attn_implementation == "eager"
+
+
 def test_other_attention_is_replaced_aloud():
     family = build("llava")
     family.model.set_attn_implementation({"text_config": "flex_attention"})
@@ -233,9 +278,20 @@ def test_shared_configuration_is_refused(family):
     other = type(family.model)(family.model.config).eval()
     with (
         vrga_ext.enable(family.model),
-        pytest.raises(ValueError, match="model: wanted a configuration of its own"),
+        pytest.raises(ValueError, match=r"model: wanted .* of its own.*\(disable VRGA there\)"),
     ):
         vrga_ext.enable(other)
+    assert_untouched(other)
+
+
+def test_copied_configuration_of_an_enabled_model(family):
+    """It came with the name; the message says how to change it."""
+    with vrga_ext.enable(family.model):
+        other = type(family.model)(copy.deepcopy(family.model.config)).eval()
+        with pytest.raises(ValueError, match=r"call model.set_attn_implementation\('sdpa'\)"):
+            vrga_ext.enable(other)
+        other.set_attn_implementation("sdpa")
+        vrga_ext.enable(other).disable()
     assert_untouched(other)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import subprocess
@@ -15,6 +16,7 @@ import vrga_ext
 from tests.adapter.families import CACHE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
+from vrga_ext.adapter.prompt import current_prompt
 
 STEPS = 4
 COMPILED = {"reaim_every": {"reaim_every": 2}, "reaim_entropy": {"reaim_entropy": 1.0}}
@@ -52,6 +54,20 @@ def test_an_interrupted_call_is_forgotten(family):
         assert torch.equal(logits(greedy(model, inputs, STEPS)), logits(generated))
         assert torch.equal(handle.regions[0].image_positions, region.image_positions)
         assert handle.regions[0] is not region
+
+
+def test_interrupted_calls_of_two_models_do_not_pile_up():
+    families = [build("llava"), build("llava", seed=1)]
+    with contextlib.ExitStack() as enabled:
+        for family in families:
+            enabled.enter_context(vrga_ext.enable(family.model, **LOOSE))
+        for family in [*families, *families]:
+            interrupt(family.model, family.prompt(ROWS[0]))
+        chain = [current_prompt.get()]
+        while chain[-1] is not None:
+            chain.append(chain[-1].outer)
+        assert len(chain) == 3  # one of each model, and the end
+    assert current_prompt.get() is None
 
 
 def test_a_step_after_an_interrupted_call_is_a_step(family):
@@ -147,6 +163,44 @@ def test_methods_that_were_set_on_the_instance_come_back(family):
     finally:
         del model.generate, model.generate_batch
     assert torch.equal(logits(greedy(model, family.prompt(ROWS[0]), 1)), logits(plain))
+
+
+def test_method_kept_over_a_second_enable_is_no_prompt_of_its_own():
+    """A wrapper that stays on the model calls the first handle's generate inside the second's."""
+    family, assistant = build("llava"), build("llava", seed=1).model
+    model, inputs = family.model, family.prompt(ROWS[0])
+    first = vrga_ext.enable(model, **LOOSE)
+    guided = model.generate
+    model.generate = lambda *args, **kwargs: guided(*args, **kwargs)
+    first.disable()
+    with vrga_ext.enable(model, **LOOSE):
+        ours = greedy(model, inputs, 8, assistant_model=assistant)
+        _, expected = greedy_loop(model, inputs, 8)
+    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_shallow_copy_shares_what_is_enabled(family):
+    model, inputs = family.model, family.prompt(ROWS[0])
+    plain = logits(greedy(model, inputs, 2))
+    vrga_ext.enable(model, **LOOSE)
+    copied = copy.copy(model)
+    with pytest.raises(ValueError, match="VRGA is enabled already"):
+        vrga_ext.enable(copied)
+    vrga_ext.disable(copied)
+    for one in (model, copied):
+        assert "generate" not in one.__dict__
+        assert torch.equal(logits(greedy(one, inputs, 2)), plain)
+
+
+def test_shallow_copy_of_a_model_that_was_enabled(family):
+    model, inputs = family.model, family.prompt(ROWS[0])
+    with vrga_ext.enable(model, **LOOSE):
+        wanted = logits(greedy(model, inputs, 2))
+        copied = copy.copy(model)
+    with vrga_ext.enable(copied, **LOOSE):
+        assert copied.generate.__self__._model is copied
+        assert torch.equal(logits(greedy(copied, inputs, 2)), wanted)
+    assert "generate" not in copied.__dict__
 
 
 def test_guidance_reads_a_prompt_without_an_image():

@@ -46,7 +46,7 @@ def test_nothing_found_in_an_image_is_said_once(said):
 
 
 def test_rows_added_to_a_cache_are_said_once(family, said):
-    """Past the cache's methods: nobody knows whose the third one is, wherever it goes from there."""
+    """Past the cache's methods: nobody knows whose the third one is, nor where it goes next."""
     model = family.model
     inputs = family.prompt(ROWS[0], ROWS[0])
     end = inputs["input_ids"].shape[1] - 1

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
+from vrga_ext.adapter.controller import CHANGING, HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import Region
@@ -77,16 +77,23 @@ def enable(
         raise TypeError(f"model: wanted a transformers PreTrainedModel, got {type(model).__name__}")
     if config is not None and not isinstance(config, VRGAConfig):
         raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
-    if HANDLE_ATTRIBUTE in model.__dict__:
-        raise ValueError("model: VRGA is enabled already; disable it first")
     config = (config or VRGAConfig()).replace(**overrides)
-    handle = VRGAHandle(model, config, QuestionFinder(processor), question_end)
-    handle.install()
+    finder = QuestionFinder(processor)
+    with CHANGING:
+        old = model.__dict__.get(HANDLE_ATTRIBUTE)
+        if old is not None and old.installed:
+            raise ValueError("model: VRGA is enabled already; disable it first")
+        if old is not None:
+            old.leave(model)
+        handle = VRGAHandle(model, config, finder, question_end)
+        handle.install()
     return handle
 
 
 def disable(model: Any) -> None:
     """Restore a model that VRGA was enabled in; a model without it is left as it is.
+
+    A shallow copy of a model consists of the same modules, and both are restored.
 
     Examples
     --------
@@ -96,9 +103,12 @@ def disable(model: Any) -> None:
     >>> handle = vrga_ext.enable(model, processor=processor)
     >>> vrga_ext.disable(model)
     """
-    handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
-    if handle is not None:
-        handle.disable()
+    model = unwrapped(model)
+    with CHANGING:
+        handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+        if handle is not None:
+            handle.disable()
+            handle.leave(model)
 
 
 def unwrapped(model: Any) -> Any:

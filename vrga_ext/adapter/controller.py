@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.region import Region
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
+# Held while a model is changed.
+CHANGING = threading.RLock()
 # Entries of continuous batching, which builds no mask for an attention function it does not know.
 _CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching")
 
@@ -73,8 +76,9 @@ class VRGAHandle:
             raise ValueError(
                 f"model: wanted a configuration of its own, with an attention of transformers, got "
                 f"{self._base!r}: either the configuration is shared with another model in which "
-                f"VRGA is enabled (copy it, or disable VRGA there), or the model was loaded with "
-                f"attn_implementation={self._base!r} (load it with 'sdpa' or 'eager')"
+                f"VRGA is enabled (disable VRGA there), or it came with this name, from a copy or "
+                f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
+                "or 'eager', first)"
             )
         self._forward = ForwardHooks(self, model, finder)
         reaims = config.reaim_every or config.reaim_entropy
@@ -88,6 +92,11 @@ class VRGAHandle:
     def config(self) -> VRGAConfig:
         """The thresholds in use."""
         return self._config
+
+    @property
+    def installed(self) -> bool:
+        """Whether VRGA is enabled, by this handle."""
+        return self._model.__dict__.get(HANDLE_ATTRIBUTE) is self
 
     @property
     def paused(self) -> bool:
@@ -110,8 +119,9 @@ class VRGAHandle:
 
     def disable(self) -> None:
         """Restore the model, bit for bit; calling it again does nothing."""
-        if self._model.__dict__.get(HANDLE_ATTRIBUTE) is self:
-            self._remove()
+        with CHANGING:
+            if self.installed:
+                self._remove()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -163,6 +173,8 @@ class VRGAHandle:
         return self.__dict__ | {"_pauses": [], "recorders": kept}
 
     def __enter__(self) -> VRGAHandle:
+        if not self.installed:
+            raise ValueError("handle: wanted one that is enabled, got one after its disable()")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -197,15 +209,21 @@ class VRGAHandle:
 
     def _remove(self) -> None:
         self._forward.remove()
-        own = self._model.__dict__
-        own.pop(HANDLE_ATTRIBUTE, None)
+        self.leave(self._model)
+        if self._text_config._attn_implementation in IMPLEMENTATIONS.values():
+            self._switch(self._base)
+
+    def leave(self, model: Any) -> None:
+        """Take the handle's attributes out of its model, or of a shallow copy, which has them."""
+        own = model.__dict__
+        if own.get(HANDLE_ATTRIBUTE) is self:
+            del own[HANDLE_ATTRIBUTE]
         for name, (before, ours) in self._replaced.items():
             if own.get(name) != ours:  # someone wrapped it since
                 continue
             del own[name]
             if before is not None:
                 own[name] = before
-        self._switch(self._base)
 
     def _replace(self, name: str, ours: Any) -> None:
         """Set a method on the instance, if the model has it."""
@@ -230,9 +248,12 @@ class VRGAHandle:
         """``generate`` that tells the hooks where the prompt ends."""
         before, _ = self._replaced["generate"]
         original = before or functools.partial(type(self._model).generate, self._model)
+        if not self.installed:  # someone kept the method
+            return original(*args, **kwargs)
         with generate_prompt(self._key, args, kwargs):
             return original(*args, **kwargs)
 
+    @torch.compiler.assume_constant_result  # said while a call is compiled, not in its graph
     def _notice(self, message: str) -> None:
         if message not in self._noticed:
             self._noticed[message] = None

@@ -66,6 +66,7 @@ class ForwardHooks:
         """Take the hooks out."""
         for hook in self._hooks:
             hook.remove()
+        leave_interrupted(self._key)
 
     # ---- around the body: which prompt -------------------------------------------------------
 
@@ -161,7 +162,7 @@ class ForwardHooks:
                 state = SequenceState()
             columns = past + tokens if prompt.columns is None else prompt.columns
             question, ids = handle.question_end, self._token_ids
-            if prompt.nested:  # an index is of the prompt that it interrupts
+            if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
                 question = "auto"
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
             state.add_grids(self._video_ids, self._merge)

@@ -102,6 +102,8 @@ class SequenceState:
         image &= mask
 
         offset = config.question_offset
+        if not image.any():  # nothing to check an index against
+            question_end = "auto"
         self.ends = question_ends(
             ids[:, -known:], mask, image, past, question_end, finder, offset, copies
         )
