@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from transformers import StaticCache
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build
+from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 
 LENGTH, STEPS = 48, 8
 
@@ -91,3 +91,33 @@ def test_as_many_compilations_as_without_vrga():
             heads.append({layer for region in handle.regions for layer, _ in region.visual_heads})
     assert ours == stock
     assert len(set(map(frozenset, heads))) > 1  # the gated layers are others, too
+
+
+def test_language_model_that_was_compiled_before():
+    family = build("llava")
+    model, inputs = family.model, family.prompt(ROWS[0])
+    with vrga_ext.enable(model, **LOOSE):
+        expected = logits(greedy(model, inputs, 3))
+    torch._dynamo.reset()
+    model.model.language_model = torch.compile(model.model.language_model, backend="eager")
+    with vrga_ext.enable(model, **LOOSE):
+        ours = logits(greedy(model, inputs, 3))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_call_that_is_no_prompt(training):
+    """Without a cache, or in training mode: no graph break, and what is said is said once."""
+    model = build("llava").model.train(training)
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.ones(1, 4)}
+    if not training:
+        inputs["use_cache"] = False
+    plain = model(**inputs).logits
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        assert all(torch.equal(compiled(**inputs).logits, plain) for _ in range(2))
+    (notice,) = handle.notices
+    assert ("training mode" if training else "no KV cache") in notice
+    assert counters["stats"]["unique_graphs"] == 1

@@ -94,9 +94,14 @@ class ForwardHooks:
         given = dict(zip(self._names, args, strict=False)) | kwargs
         state = self._decode_state(self._body_cache.of(given), _size(given)[1])
         if state is None:
-            self._enter(given)
+            if self._why_left_alone(given, self._body_cache.of(given)) is None:
+                self._enter(given)
         elif self._handle.recorders:
             state.prompt.call_ids = given.get("input_ids")
+
+    def _why_left_alone(self, given: dict[str, Any], cache: Any) -> str | None:
+        """Why a compiled call is left alone, if so: to look at its prompt would break the graph."""
+        return self._obstacles.of_call(given, cache) if torch.compiler.is_compiling() else None
 
     @torch.compiler.disable
     def _enter(self, given: dict[str, Any]) -> None:
@@ -113,8 +118,13 @@ class ForwardHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        state = state_of(self._body_cache.of(given))
-        if not torch.compiler.is_compiling() or state is None or state.prompt.entered:
+        cache = self._body_cache.of(given)
+        state = state_of(cache)
+        if state is None:
+            left = self._why_left_alone(given, cache) is None
+        else:
+            left = not torch.compiler.is_compiling() or state.prompt.entered
+        if left:
             self._leave()
 
     @torch.compiler.disable
@@ -135,8 +145,12 @@ class ForwardHooks:
         state = self._decode_state(cache, tokens)
         if state is not None:
             with_vrga = self._with_state(args, kwargs, state, batch, tokens)
-        else:
+        elif (why := self._why_left_alone(kwargs, cache)) is None:
             with_vrga = self._read(module, args, kwargs, batch, tokens)
+        else:
+            with_vrga = None
+            if not self._handle.paused:
+                self._handle._notice(f"VRGA is not applied: {why}")
         return (args, kwargs) if with_vrga is None else with_vrga
 
     @torch.compiler.disable

@@ -41,14 +41,21 @@ class Obstacles:
             return f"the attention implementation was changed to {got!r} after enable()"
         return None
 
-    def admit(
-        self, prompt: Prompt | None, kwargs: dict[str, Any], cache: Any, silent: bool
-    ) -> bool:
-        """Whether a prompt can be analysed; ``kwargs`` and the KV cache are the decoder's."""
+    def of_call(self, kwargs: dict[str, Any], cache: Any) -> str | None:
+        """Why nothing can be analysed in a call, if so, whatever is in its prompt."""
         use_cache = kwargs.get("use_cache")
         if use_cache is None:
             use_cache = getattr(self._text_config, "use_cache", True)
         why = self.of_model()
+        if why is None and cache is None and not use_cache:
+            why = "there is no KV cache (use_cache=False), so every step is a prefill"
+        return why
+
+    def admit(
+        self, prompt: Prompt | None, kwargs: dict[str, Any], cache: Any, silent: bool
+    ) -> bool:
+        """Whether a prompt can be analysed; ``kwargs`` and the KV cache are the decoder's."""
+        why = self.of_call(kwargs, cache)
         if why is None and prompt is None:
             why = "the call went past the model that VRGA is enabled in, straight to its decoder"
         elif why is None and prompt is not None and prompt.ids is None:
@@ -56,8 +63,6 @@ class Obstacles:
                 "without input_ids it is not known where the image is; pass them as well, or call "
                 "the model inside handle.image_mask(...)"
             )
-        elif why is None and cache is None and not use_cache:
-            why = "there is no KV cache (use_cache=False), so every step is a prefill"
         if silent:
             return why is None
         if why is not None:

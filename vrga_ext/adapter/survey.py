@@ -109,6 +109,7 @@ def check_decoder(decoder: nn.Module, config: Any, implementation: str) -> list[
     ValueError
         No layer of the decoder can be served; the message says why.
     """
+    decoder = getattr(decoder, "_orig_mod", decoder)  # inside torch.compile
     name = type(decoder).__name__
     sparse = sorted(_SPARSE_LAYERS.intersection(getattr(config, "layer_types", None) or ()))
     if sparse:
@@ -116,7 +117,7 @@ def check_decoder(decoder: nn.Module, config: Any, implementation: str) -> list[
             f"model: wanted a language model with dense attention, got {name} with sparse "
             f"attention ({', '.join(sparse)})"
         )
-    takes = inspect.signature(type(decoder).forward).parameters.values()
+    takes = inspect.signature(decoder.forward).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes):
         raise ValueError(
             "model: wanted a language model that passes keyword arguments on to its attention, got "
