@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
@@ -76,6 +77,13 @@ def test_cache_that_is_refused_is_named_as_the_call_names_it():
         CacheArgument(TakesOld()).check({OLD: 1})
     CacheArgument(TakesOld()).check({OLD: DynamicCache()})
     CacheArgument(TakesOld()).check({})
+
+
+def test_paged_cache_is_that_of_continuous_batching():
+    """Which may have been started before VRGA was enabled."""
+    paged = PagedAttentionCache.__new__(PagedAttentionCache)
+    with pytest.raises(TypeError, match=r"PagedAttentionCache: end continuous batching before"):
+        CacheArgument(TakesNew()).check({"cache": paged})
 
 
 def test_cache_of_an_output():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 from transformers import MllamaConfig, MllamaForConditionalGeneration
@@ -19,6 +20,7 @@ from tests.adapter.families import CACHE, LOOSE, ROWS, Family, build, greedy, lo
 from tests.adapter.families.others import internvl
 from tests.adapter.test_errors import assert_untouched, notices
 from vrga_ext.adapter import attention
+from vrga_ext.adapter.state import SequenceState
 from vrga_ext.adapter.survey import OTHER_HEADS, Survey, UnservedAttentionError
 
 ROW = ROWS[0]
@@ -179,6 +181,20 @@ def test_unfit_code_is_refused(decoder, message):
     assert_refused(llava_with(decoder).model, message)
 
 
+def test_forward_of_the_instance_counts():
+    """As hooks of other libraries set it; one that passes keywords on will do."""
+    model = build("llava").model
+    decoder, stock = model.model.language_model, model.model.language_model.forward
+
+    def closed(self, input_ids=None, attention_mask=None, inputs_embeds=None):
+        raise NotImplementedError
+
+    decoder.forward = MethodType(closed, decoder)
+    assert_refused(model, r"got LlamaModel, whose forward\(\) takes none")
+    decoder.forward = lambda *args, **kwargs: stock(*args, **kwargs)
+    vrga_ext.enable(model).disable()
+
+
 class Guarded(LlamaModel):
     """Looks at its input, which a run without numbers cannot."""
 
@@ -311,6 +327,22 @@ def test_attention_without_a_layer_index():
 def test_attention_without_an_eager_function_beside_it():
     with pytest.raises(UnservedAttentionError, match="Linear has no eager_attention_forward"):
         attention.vrga_eager_attention(nn.Linear(1, 1), *rows(), None)
+
+
+@pytest.mark.parametrize("function", ["vrga_attention", "vrga_eager_attention"])
+@pytest.mark.parametrize("scaling", [None, 0.0])
+def test_scale_of_a_boosted_layer(function, scaling):
+    """The default where none is given; zero is a scale."""
+    query, key, value = rows()
+    state = SequenceState()
+    state.layer_heads, state.gate_keywords = {0: None}, {"gate": "dynamic", "min_ratio": 99.0}
+    state._flags = {key.device: torch.ones(1, 3, dtype=torch.uint8)}
+    module = nn.Linear(1, 1)
+    module.layer_idx = 0
+    given = {} if scaling is None else {"scaling": scaling}
+    output, _ = getattr(attention, function)(module, query, key, value, None, vrga=state, **given)
+    expected = F.scaled_dot_product_attention(query, key, value, scale=scaling)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 @pytest.mark.parametrize("kind", ["sliding_attention", "chunked_attention"])

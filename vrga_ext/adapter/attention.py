@@ -79,7 +79,7 @@ def vrga_attention(
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
     query, key, value = _as_under_autocast(query, key, value)
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    scale = kwargs.get("scaling")
     state = _gating_state(vrga)
     output, per_head = _operations(query, key, value).decode_attention(
         query,
@@ -121,7 +121,9 @@ def vrga_eager_attention(
         return base(module, query, key, value, attention_mask, **kwargs)
     state = _gating_state(vrga)
     group = query.shape[1] // key.shape[1]
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    scale = kwargs.get("scaling")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
     scores = query @ key.repeat_interleave(group, 1).mT * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)

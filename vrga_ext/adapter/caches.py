@@ -69,9 +69,12 @@ class CacheArgument:
         if cache is None:
             return
         if isinstance(cache, EncoderDecoderCache) or not hasattr(cache, "get_seq_length"):
+            got = type(cache).__name__
+            if got == "PagedAttentionCache":
+                got += ": end continuous batching before VRGA is enabled"
             raise TypeError(
                 f"{self.name}: wanted the cache of a decoder whose columns are the prompt's "
-                f"(DynamicCache, StaticCache, ...), got {type(cache).__name__}"
+                f"(DynamicCache, StaticCache, ...), got {got}"
             )
 
 
