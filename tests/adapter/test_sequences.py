@@ -156,7 +156,8 @@ def test_boosts_follow_the_rows_of_a_cache(family, rows, moves):
         expected, token = first_step(family, cache)
         copied = pickle.loads(pickle.dumps(cache))
         for name, argument in moves:
-            getattr(copied, name)(argument)
+            with torch.device("meta"):  # whatever the default device is
+                getattr(copied, name)(argument)
         ours = moved_step(family, copied, token, rows)
     torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
 

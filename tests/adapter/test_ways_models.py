@@ -102,7 +102,7 @@ def test_enabled_by_name_when_it_was_loaded(tmp_path):
     inputs = family.prompt(ROWS[0])
     with torch.no_grad():
         assert torch.equal(loaded(**inputs).logits, plain(**inputs).logits)
-    with pytest.raises(ValueError, match=r"loaded with attn_implementation='vrga' \(load it with"):
+    with pytest.raises(ValueError, match=r"loaded with attn_implementation='vrga' \(call model"):
         vrga_ext.enable(loaded)
 
 

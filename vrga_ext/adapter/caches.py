@@ -116,7 +116,7 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
         state = state_of(self)
         if state is not None:
             rows = taken(state.batch, *args, *kwargs.values())
-            state.take(torch.as_tensor(rows).cpu())
+            state.take(torch.as_tensor(rows, device="cpu"))
 
     return moved
 
@@ -126,6 +126,6 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
 for _name, _taken in {
     "reorder_cache": lambda batch, rows: rows,
     "batch_select_indices": lambda batch, rows: rows,
-    "batch_repeat_interleave": lambda batch, times: torch.arange(batch).repeat_interleave(times),
+    "batch_repeat_interleave": lambda batch, times: [i for i in range(batch) for _ in range(times)],
 }.items():
     setattr(Cache, _name, _followed(getattr(Cache, _name), _taken))

@@ -76,7 +76,7 @@ class VRGAHandle:
             raise ValueError(
                 f"model: wanted a configuration of its own, with an attention of transformers, got "
                 f"{self._base!r}: either the configuration is shared with another model in which "
-                f"VRGA is enabled (disable VRGA there), or it came with this name, from a copy or "
+                f"VRGA is enabled (disable VRGA there), or it was copied from one or loaded with "
                 f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
                 "or 'eager', first)"
             )

@@ -97,7 +97,7 @@ class SequenceState:
             kept = min(past, self.image.shape[1])
             image[:, :past] = False
             image[:, :kept] = self.image[:, :kept]
-        elif self.image.shape[0] != batch:
+        else:
             self.axes = None
         image &= mask
 
