@@ -203,6 +203,15 @@ def test_shallow_copy_of_a_model_that_was_enabled(family):
     assert "generate" not in copied.__dict__
 
 
+def test_shallow_copy_of_a_model_that_was_enabled_is_captured(family):
+    model, inputs = family.model, family.prompt(ROWS[0])
+    with vrga_ext.enable(model, **LOOSE):
+        copied = copy.copy(model)
+    with vrga_ext.capture(copied) as recording:
+        greedy(copied, inputs, 2)
+    assert len(recording.captures) == 1
+
+
 def test_guidance_reads_a_prompt_without_an_image():
     """Its second prompt is the answer's tokens alone: neither the mask nor a notice is for it."""
     family = build("llava")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import pickle
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, StaticCache
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
@@ -174,6 +176,13 @@ def test_boosts_follow_the_rows_of_other_caches(name):
         cache.reorder_cache(beam_idx=rows)
         ours = moved_step(family, cache, token, rows)
     torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_followed_once_whoever_imports_the_package_again(monkeypatch):
+    methods = [getattr(Cache, name) for name in ("reorder_cache", "batch_select_indices")]
+    monkeypatch.delitem(sys.modules, "vrga_ext.adapter.caches")
+    importlib.import_module("vrga_ext.adapter.caches")
+    assert methods == [getattr(Cache, m.__name__) for m in methods]
 
 
 def test_cache_is_freed_with_its_last_reference(family):

@@ -118,14 +118,18 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
             rows = taken(state.batch, *args, *kwargs.values())
             state.take(torch.as_tensor(rows, device="cpu"))
 
+    moved.moves_vrga_state = True  # type: ignore[attr-defined]
     return moved
 
 
-# In the class, where copies and pickles of a cache find them. A method of the instance would refer
-# to it, and keys and values would stay in memory until the garbage collector comes by.
+# In the class, where copies and pickles of a cache find them; for a cache without a state nothing
+# changes. A method of the instance would refer to it, and keys and values would stay in memory
+# until the garbage collector comes by.
 for _name, _taken in {
     "reorder_cache": lambda batch, rows: rows,
     "batch_select_indices": lambda batch, rows: rows,
     "batch_repeat_interleave": lambda batch, times: [i for i in range(batch) for _ in range(times)],
 }.items():
-    setattr(Cache, _name, _followed(getattr(Cache, _name), _taken))
+    _stock = getattr(Cache, _name)
+    if not hasattr(_stock, "moves_vrga_state"):  # this module may be imported again
+        setattr(Cache, _name, _followed(_stock, _taken))

@@ -126,8 +126,8 @@ def capture(
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
     recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
     handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
-    owned = handle is None
-    if handle is None:
+    owned = handle is None or not handle.installed  # a shallow copy may hold an old one
+    if handle is None or owned:
         config = VRGAConfig(gamma=0.0)
         handle = enable(model, config, processor=processor, question_end=question_end)
     elif processor is not None or question_end != "auto":
