@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.adapter.families import build
 from tests.adapter.processors import processor as make_processor
 from vrga_ext.demo import run
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
-from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, open_picture
+from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, decode_picture, open_picture
 from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
 
 
@@ -171,6 +172,21 @@ def test_unusable_pictures_get_a_clear_message(tmp_path):
     Image.new("RGB", (400, 2)).save(thin)
     with pytest.raises(DemoError, match="within a factor"):
         open_picture(thin)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM"])
+def test_greys_of_16_bits_keep_their_shades(kind):
+    file = BytesIO()
+    Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16)).save(file, kind)
+    greys = np.asarray(decode_picture(file, "grey"))
+    assert greys.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+def test_greys_of_no_known_range_are_refused():
+    file = BytesIO()
+    Image.fromarray(np.array([[0, 0.5]], dtype=np.float32)).save(file, "TIFF")
+    with pytest.raises(DemoError, match=r"greys of 8 or 16 bits, got float32 from 0 to 0\.5"):
+        decode_picture(file, "grey")
 
 
 def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vrga_ext.demo.language import MODES, WORDS, unknown_words
 from vrga_ext.demo.scenes import COLORS, FILLS, SHAPES
+from vrga_ext.viz.grid import as_rgb
 
 MAX_PIXELS = 64_000_000  # larger than any camera's picture a model would be shown
 MAX_BYTES = 200_000_000
@@ -27,7 +28,8 @@ def open_picture(path: Path) -> Image.Image:
     Raises
     ------
     DemoError
-        The file is missing, not a picture, damaged, or unreasonably large or thin.
+        The file is missing, not a picture, damaged, unreasonably large or thin, or its greys are
+        not of 8 or 16 bits.
     """
     if not path.exists():
         raise DemoError(f"image: there is no file {path}")
@@ -46,7 +48,8 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
     Raises
     ------
     DemoError
-        It is not a picture, damaged, or unreasonably large or thin.
+        It is not a picture, damaged, unreasonably large or thin, or its greys are not of 8 or 16
+        bits.
     """
     try:
         with warnings.catch_warnings():
@@ -61,7 +64,7 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
             raise DemoError(
                 f"image: wanted sides within a factor of {MAX_ASPECT}, got {width} x {height}"
             )
-        return ImageOps.exif_transpose(file).convert("RGB")
+        turned = ImageOps.exif_transpose(file)
     except DemoError:
         raise
     except UnidentifiedImageError:
@@ -72,6 +75,10 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DemoError(f"image: {name} is damaged and cannot be read ({error})") from None
+    try:
+        return as_rgb(turned)
+    except ValueError as error:
+        raise DemoError(str(error)) from None
 
 
 def visible_part(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:

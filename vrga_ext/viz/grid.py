@@ -75,13 +75,15 @@ def boundary(marked: np.ndarray) -> np.ndarray:
     )
 
 
-def as_picture(image: Picture) -> Image.Image:
+def as_picture(image: Any) -> Image.Image:
     """An RGB image of a picture or of an array uint8 [height, width] or [height, width, 3].
 
     Raises
     ------
     TypeError
         Anything else.
+    ValueError
+        As :func:`as_rgb`.
     """
     if isinstance(image, np.ndarray):
         grey = image.ndim == 2
@@ -93,7 +95,33 @@ def as_picture(image: Picture) -> Image.Image:
         return Image.fromarray(image).convert("RGB")
     if not isinstance(image, Image.Image):
         raise TypeError(f"image: wanted a PIL image or an array, got {type(image).__name__}")
-    return image.convert("RGB")
+    return as_rgb(image)
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as RGB, greys of 16 bits scaled to 8: PIL itself makes those above 255 white.
+
+    Raises
+    ------
+    ValueError
+        Its greys are floats, or integers that are not of 16 bits.
+
+    Examples
+    --------
+    >>> deep = Image.fromarray(np.array([[0, 32896, 65535]], dtype=np.uint16))
+    >>> np.asarray(as_rgb(deep))[0, :, 0].tolist()
+    [0, 128, 255]
+    """
+    if picture.mode.startswith(("I", "F")):
+        greys = np.asarray(picture)
+        if picture.mode == "F" or greys.min() < 0 or greys.max() > 65535:
+            raise ValueError(
+                f"image: wanted greys of 8 or 16 bits, got {greys.dtype} from {greys.min():g} to "
+                f"{greys.max():g}"
+            )
+        if picture.mode != "I" or greys.max() > 255:  # "I" may hold 8 bits as well
+            picture = Image.fromarray((greys // 257).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def covered(picture: Image.Image, box: Box | None) -> Box:
