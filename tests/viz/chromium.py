@@ -17,7 +17,7 @@ needs_chromium = pytest.mark.skipif(BROWSER is None, reason=f"needs one of {', '
 _OPTIONS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--force-device-scale-factor=1", "--window-size=1200,1000",
+    "--disable-sync", "--force-device-scale-factor=1",
 )  # fmt: skip
 
 
@@ -30,17 +30,18 @@ def screenshot(page: Path, fragment: str, folder: Path, *, dark: bool = False) -
         return np.asarray(image.convert("RGB"))
 
 
-def dom(page: Path, fragment: str, folder: Path) -> str:
+def dom(page: Path, fragment: str, folder: Path, *, width: int = 1200) -> str:
     """The page's elements after its script has run, as HTML."""
-    return _run(page, fragment, folder, "--dump-dom", "--virtual-time-budget=1000")
+    return _run(page, fragment, folder, "--dump-dom", "--virtual-time-budget=1000", width=width)
 
 
-def _run(page: Path, fragment: str, folder: Path, *options: str) -> str:
+def _run(page: Path, fragment: str, folder: Path, *options: str, width: int = 1200) -> str:
     assert BROWSER is not None
     profile = folder / "profile"
     shutil.rmtree(profile, ignore_errors=True)
     address = f"{page.as_uri()}#{fragment}"
-    command = [BROWSER, *_OPTIONS, f"--user-data-dir={profile}", *options, address]
+    size = f"--window-size={width},1000"
+    command = [BROWSER, *_OPTIONS, size, f"--user-data-dir={profile}", *options, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout

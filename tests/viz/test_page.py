@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.viz.chromium import dom, needs_chromium, screenshot
 from tests.viz.scenes import told
+from vrga_ext import Capture
 from vrga_ext.viz import cells, head_maps, html_page, per_token, write_html
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
@@ -113,15 +115,20 @@ def test_maps_are_the_mean_over_the_heads():
     np.testing.assert_allclose(shown, expected.numpy(), rtol=1e-6)
 
 
+def halves() -> Capture:
+    """The scene's capture as if its rows of patches were two pictures."""
+    capture = told().capture
+    half = capture.images[0][0]._replace(length=18, grid=(3, 6))
+    return replace(capture, images=((half, half._replace(start=18)),))
+
+
 def test_several_pictures_and_a_region_of_ones_own():
     scene = told()
-    half = scene.capture.images[0][0]._replace(length=18, grid=(3, 6))
-    capture = replace(scene.capture, images=((half, half._replace(start=18)),))
     picture = np.zeros((20, 30, 3), dtype=np.uint8)
     region = torch.zeros(36, dtype=torch.bool)
     region[20:22] = True
     text = html_page(
-        capture,
+        halves(),
         [picture, Image.new("L", (4000, 2000))],
         scene.tokens,
         region=region,
@@ -164,10 +171,51 @@ def test_requests_that_do_not_fit_are_refused(tokens):
         html_page(scene.capture, scene.image, tokens, heads=[(0, 99)])
     with pytest.raises(ValueError, match="heads: wanted at least one"):
         html_page(scene.capture, scene.image, tokens, heads=[])
-    with pytest.raises(ValueError, match=r"region: wanted bool \[36\], got torch.int64 \[2\]"):
+    with pytest.raises(ValueError, match=r"region: wanted bool \[36\], got int64 \[2\]"):
         html_page(scene.capture, scene.image, tokens, region=torch.tensor([3, 4]))
-    with pytest.raises(TypeError, match="image: wanted a PIL image or an array, got str"):
-        html_page(scene.capture, ["picture.png"], tokens)
+    for wrong in ("picture.png", Path("picture.png"), torch.zeros(3, 8, 8), ["picture.png"]):
+        with pytest.raises(TypeError, match="image: wanted a PIL image or an array, got "):
+            html_page(scene.capture, wrong, tokens)
+    with pytest.raises(ValueError, match="tokens: wanted at least one, got none"):
+        html_page(scene.capture, scene.image, [])
+    with pytest.raises(TypeError, match="tokens: wanted a list of texts, got int"):
+        html_page(scene.capture, scene.image, scene.answer.tolist())
+    with pytest.raises(TypeError, match="tokens: wanted a list of texts, got one text"):
+        html_page(scene.capture, scene.image, "".join(tokens))
+
+
+def test_arrays_are_as_good_as_tensors_and_lists(tokens):
+    scene = told()
+    region, heads = (np.arange(36) > 32)[::-1], np.array([[0, 1], [2, 3]])
+    lists = {"region": torch.arange(36) < 3, "heads": [(0, 1), (2, 3)]}
+    arrays = {"region": region, "heads": heads}
+    pages = [html_page(scene.capture, scene.image, tokens, **each) for each in (lists, arrays)]
+    assert pages[0] == pages[1]
+
+
+def test_heads_are_called_what_they_are(tokens):
+    scene = told()
+    visual = html_page(scene.capture, scene.image, tokens)
+    given = html_page(scene.capture, scene.image, tokens, heads=[(0, 1), (2, 3)])
+    assert visual.count("the visual heads look") == given.count("the given heads look") == 2
+    assert "visual head" not in given
+    assert "2 given heads, (layer, head)" in given
+    assert "(0, 1), (2, 3)" in given
+
+
+def test_every_token_has_a_text_to_see():
+    scene = told()
+    blanks = [" ", "\t", "\x00", "\u200b", "", "\xa0 "]
+    text = html_page(scene.capture, scene.image, [*blanks, " a"])
+    assert Elements(text).buttons == ["␣", "⇥", "␀", "U+200B", "∅", "␣␣", " a"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("before")
+    with pytest.raises(UnicodeEncodeError):
+        write_html(path, told().capture, told().image, ["half a pair: \ud83d"])
+    assert path.read_text() == "before"
 
 
 @needs_chromium
@@ -251,6 +299,26 @@ def test_pointer_keys_and_strip_choose_the_token(page, tokens, tmp_path):
     last = len(tokens) - 1
     assert body["data-log"] == f"2 3 {last} 0 0 4 0 5 0 3"
     assert body["data-stops"] == "1"  # Tab goes to the answer once, arrow keys walk in it
+
+
+LAYOUT = """<script>
+const bottom = name => document.querySelector(name).getBoundingClientRect().bottom / innerHeight;
+document.body.dataset.told = bottom("#told");
+document.body.dataset.scale = bottom(".scale + p");
+</script>"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("size", [(10, 500), (300, 600)])
+@pytest.mark.parametrize(("width", "part", "most"), [(1200, "scale", 1.0), (700, "told", 0.75)])
+def test_pictures_leave_room_for_what_is_said_of_them(size, count, width, part, most, tmp_path):
+    capture = told().capture if count == 1 else halves()
+    text = html_page(capture, [Image.new("RGB", size)] * count, told().tokens)
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", LAYOUT + "</body>"), encoding="utf-8")
+    (body,) = Elements(dom(page, "token=1", tmp_path, width=width)).all("body")
+    assert float(body[f"data-{part}"]) < most
 
 
 def _patches(pixels: np.ndarray, marked: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from vrga_ext.viz import style
 from vrga_ext.viz.grid import as_array
+from vrga_ext.viz.texts import visible
 
 _INCHES_PER_LABEL = 0.11  # of the tokens' texts, which stand upright at 7 points
 _LONGEST = 14  # characters of a token's text
@@ -144,7 +145,7 @@ def _texts(axes: style.Axes, tokens: Sequence[str]) -> None:
     width = box.width * figure.get_size_inches()[0]
     every = max(1, int(np.ceil(len(tokens) * _INCHES_PER_LABEL / width)))
     places = range(0, len(tokens), every)
-    texts = [tokens[place].strip(" ") or "␣" for place in places]
+    texts = [visible(tokens[place]).strip(" ") for place in places]
     shown = [text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for text in texts]
     axes.set_xticks(places, labels=[style.plain(text) for text in shown])
     axes.tick_params(axis="x", labelsize=7, labelrotation=90, length=2, colors=style.INK)

@@ -28,6 +28,7 @@ from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
 from vrga_ext.viz.looks import head_maps, per_token
+from vrga_ext.viz.texts import visible
 
 _LARGEST = 1024  # pixels of a picture's longer side on the page
 
@@ -40,7 +41,7 @@ def html_page(
     title: str = "Where the model looks",
     sample: int = 0,
     heads: Sequence[HeadIndex] | None = None,
-    region: Tensor | None = None,
+    region: Tensor | np.ndarray | None = None,
     box: Box | None = None,
 ) -> str:
     """A page of one generation: whoever points at a token sees where its heads looked.
@@ -54,9 +55,9 @@ def html_page(
         The generation, captured with ``rows=True`` or ``rows="all"``. For the first token's map,
         capture the prompt's last row as well (``prompt_rows``).
     image
-        The prompt's picture, or a sequence of all of them; PIL or uint8 [height, width(, 3)].
+        The prompt's picture, or a list of all of them; PIL or uint8 [height, width(, 3)].
     tokens
-        Texts of the answer's tokens.
+        Texts of the answer's tokens, at least one.
     title
         Heading of the page: the question, for example.
     sample
@@ -79,7 +80,9 @@ def html_page(
     ------
     ValueError
         The capture holds statistics only; a sample, a head, a picture or the region does not fit
-        it; an image's tokens form no rectangle; or there are more tokens than were captured.
+        it; an image's tokens form no rectangle; or there are no tokens, or more than were captured.
+    TypeError
+        Something else than pictures or texts.
 
     Examples
     --------
@@ -94,22 +97,25 @@ def html_page(
     >>> page.count('class="token"') == len(tokens)
     True
     """
-    pictures = [image] if isinstance(image, Image.Image | np.ndarray) else list(image)
+    pictures = [as_picture(one) for one in (image if isinstance(image, list | tuple) else [image])]
+    _check_tokens(tokens)
+    named = None if heads is None else [(int(layer), int(head)) for layer, head in heads]
     maps = per_token(
-        head_maps(capture, sample=sample, heads=heads), capture, len(tokens), sample=sample
+        head_maps(capture, sample=sample, heads=named), capture, len(tokens), sample=sample
     )  # [T, n]
     spans = capture.images[sample]
     if len(pictures) != len(spans):
         raise ValueError(f"image: wanted {len(spans)} pictures, got {len(pictures)}")
     found = capture.region(sample)
     columns = capture.image_positions[sample]
-    marked = torch.isin(columns, found.focus) if region is None else region
-    if marked.shape != columns.shape or marked.dtype != torch.bool:
+    marked = as_array(torch.isin(columns, found.focus) if region is None else region)
+    if marked.shape != columns.shape or marked.dtype != bool:
         raise ValueError(
             f"region: wanted bool {[*columns.shape]}, got {marked.dtype} {[*marked.shape]}"
         )
-    strips = _strips(capture, sample, heads or found.visual_heads, marked, len(tokens))
-    outlined = as_array(marked)[: maps.shape[1]]
+    shown = found.visual_heads if named is None else named
+    strips = _strips(capture, sample, shown, torch.from_numpy(marked.copy()), len(tokens))
+    outlined = marked[: maps.shape[1]]
     patches = np.concatenate(
         [cells(maps, span).reshape(len(tokens), -1) for span in spans], axis=1
     )  # [T, patches of all images]
@@ -126,13 +132,15 @@ def html_page(
     return _template().render(
         title=title,
         pictures=[
-            _picture(as_picture(one), cells(outlined, span), box)
+            _picture(one, cells(outlined, span), box)
             for one, span in zip(pictures, spans, strict=True)
         ],
         tokens=_tokens(tokens, strips[0]),
         strips=strips,
         outlined=bool(outlined.any()),
-        given=region is not None,
+        region_given=region is not None,
+        heads=shown,
+        heads_given=named is not None,
         data=data,
     )
 
@@ -161,7 +169,9 @@ def write_html(
     Raises
     ------
     ValueError
-        As :func:`html_page`; nothing is written then.
+        As :func:`html_page`, or a text holds half of a surrogate pair; nothing is written then.
+    TypeError
+        As :func:`html_page`.
 
     Examples
     --------
@@ -179,9 +189,19 @@ def write_html(
     True
     """
     page = html_page(capture, image, tokens, **options)
+    content = page.encode()  # before the file is opened: a text may not be Unicode
     target = Path(path)
-    target.write_text(page, encoding="utf-8")
+    target.write_bytes(content)
     return target
+
+
+def _check_tokens(tokens: Sequence[str]) -> None:
+    others = {type(text).__name__ for text in tokens if not isinstance(text, str)}
+    if isinstance(tokens, str) or others:
+        got = ", ".join(sorted(others)) or "one text"
+        raise TypeError(f"tokens: wanted a list of texts, got {got}")
+    if not len(tokens):
+        raise ValueError("tokens: wanted at least one, got none")
 
 
 @dataclass(frozen=True)
@@ -229,7 +249,7 @@ def _tokens(tokens: Sequence[str], strip: _Strip) -> list[dict[str, Any]]:
     top = max((value for value in strip.values if value is not None), default=0) or 1.0
     return [
         {
-            "shown": text.replace("\n", "↵") or "∅",
+            "shown": visible(text),
             "breaks": "\n" in text,
             "aim": round(100 * (value or 0) / top),
         }
