@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from vrga_ext.demo.run import run_demo
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "tutorial.md").read_text(encoding="utf-8")
@@ -75,3 +78,17 @@ def test_page_is_of_this_answer(run):
     page = (run.folder / "page.html").read_text(encoding="utf-8")
     assert "stepwise: what color is the solid square?" in page
     assert page.count('class="token"') == 117
+
+
+def test_demo_writes_the_same_page_with_a_map_for_the_first_token(run, tmp_path):
+    run_demo(tmp_path / "demo.png", 0, html=tmp_path / "page.html")
+    shares, of_demo = map(_shares, (run.folder / "page.html", tmp_path / "page.html"))
+    assert shares[0] is None
+    assert of_demo[0] > 0
+    np.testing.assert_allclose(of_demo[1:], shares[1:], rtol=1e-3)
+
+
+def _shares(page: Path) -> list[float | None]:
+    """Of the heads' attention, the picture's at each token."""
+    data = re.findall(r'id="data">(.*?)</script>', page.read_text(encoding="utf-8"))[0]
+    return json.loads(data)["picture"]
