@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -85,11 +87,11 @@ def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
         image=path,
         question="directly: what color is the solid heart?",
         output=tmp_path / "figure.png",
-        html=tmp_path / "page.html",
+        html=tmp_path / "new" / "page.html",
         samples=0,
     )
     assert outcome.accuracy_with is None
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
     assert page.count('class="token"') == len(outcome.answer_with.split()) + 1  # and the end
     assert outcome.output.exists()
 
@@ -109,6 +111,23 @@ def test_demo_takes_a_checkpoint(tmp_path):
     )
     assert outcome.answer_without == "so solid square purple"
     assert outcome.output.read_text().startswith("<?xml")
+
+
+def test_brackets_are_text_and_no_markup(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "load_checkpoint", lambda model_id: load_demo())
+    answer = run._answer
+    monkeypatch.setattr(
+        run, "_answer", lambda *given: replace(answer(*given), words="The sign says [stop]")
+    )
+    run_demo(
+        Path("runs[v2]/q.png"), 0, SAMPLE_IMAGE, "what [/x] color is :star:?", "some/model",
+        max_new_tokens=2,
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "what [/x] color is :star:?" in shown
+    assert "with VRGA  The sign says [stop]" in shown
+    assert "picture written to runs[v2]/q.png" in shown
 
 
 def test_maps_lie_over_the_part_that_the_model_sees(tmp_path, monkeypatch):
@@ -195,6 +214,9 @@ def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
         run_demo(output, 0, image=SAMPLE_IMAGE)
     with pytest.raises(DemoError, match="does not know 'cat'"):
         run_demo(output, 0, image=SAMPLE_IMAGE, question="what color is the cat?")
+    for blank in ("", "  "):
+        with pytest.raises(DemoError, match="question: wanted a question, got nothing"):
+            run_demo(output, 0, question=blank)
     with pytest.raises(DemoError, match="wanted a picture of yours"):
         run_demo(output, 0, model_id="somebody/something")
     with pytest.raises(DemoError, match="samples: wanted at least 0, got -1"):

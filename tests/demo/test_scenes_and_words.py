@@ -104,5 +104,3 @@ def test_question_words_are_checked():
     assert check_question("Directly: what color is the Star") == "Directly: what color is the Star"
     with pytest.raises(DemoError, match=r"'elephant'.*hollow star.*--model"):
         check_question("what color is the elephant?")
-    with pytest.raises(DemoError, match="wanted a question, got nothing"):
-        check_question("  ")

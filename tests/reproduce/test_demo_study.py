@@ -209,6 +209,26 @@ def test_command_measures_draws_and_reports(found, tmp_path, monkeypatch):
     assert sorted(figures.DRAWINGS) == sorted(report.FIGURES)
 
 
+def test_brackets_in_names_are_no_markup(found, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'vrga_ext[viz]'")
+
+    def measured(name, model, processor, task, step):
+        step(f"{name}: asking", len(task.groups))
+        return replace(found, name=name)
+
+    monkeypatch.setattr(run, "study", measured)
+    monkeypatch.setattr(run, "_is_shipped", lambda where: False)
+    monkeypatch.chdir(tmp_path)
+    Path("tr[v0]").symlink_to(MODEL_PATH)
+    with open("printed.txt", "w") as printed:
+        console = Console(file=printed)
+        run.reproduce(["tr[v0]"], None, Path("out[v2]"), 2, console=console)
+    text = Path("printed.txt").read_text()
+    assert "tr[v0]: asking" in text
+    assert text.count("tr[v0]") > 8  # every table's column
+    assert "report written to out[v2]/README.md" in text
+
+
 def test_printed_commands_name_no_model_that_cannot_be_given():
     shipped, seed1, seed2 = str(MODEL_PATH), "models/seed1", "models/seed2"
     plain = "python -m vrga_ext reproduce --samples 4 --output FOLDER"

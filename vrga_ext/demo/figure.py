@@ -10,6 +10,8 @@ from PIL import Image
 
 from vrga_ext.viz import compare_maps, draw_picture, style
 
+SUFFIXES = tuple(f".{kind}" for kind in style.Figure().canvas.get_supported_filetypes())
+
 
 @dataclass(frozen=True)
 class View:
@@ -87,7 +89,6 @@ def draw(figure: Figure, output: Path) -> None:
             middle, y / total, text, ha="center", va=vertical, fontsize=size, color=color,
             fontweight=weight,
         )  # fmt: skip
-    output.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(output, facecolor="white")
 
 

@@ -100,10 +100,8 @@ def check_question(question: str) -> str:
     Raises
     ------
     DemoError
-        The question is empty, or has words that the demo model has never seen.
+        It has words that the demo model has never seen.
     """
-    if not question.strip():
-        raise DemoError("question: wanted a question, got nothing")
     unknown = unknown_words(question)
     if unknown:
         raise DemoError(

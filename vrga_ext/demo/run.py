@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 from torch import Tensor
 
 import vrga_ext
@@ -20,8 +21,9 @@ from vrga_ext import Capture, VRGAConfig
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
-from vrga_ext.demo.figure import Figure, View, draw
+from vrga_ext.demo.figure import SUFFIXES, Figure, View, draw
 from vrga_ext.demo.language import MODES
+from vrga_ext.demo.outputs import check_file
 from vrga_ext.demo.pictures import DemoError, check_question, open_picture, visible_part
 from vrga_ext.region import Region
 from vrga_ext.viz import head_maps, per_token, write_html
@@ -75,7 +77,7 @@ def run_demo(
     Parameters
     ----------
     output
-        Where the drawing goes.
+        Where the drawing goes; the format follows the suffix. Folders are made as needed.
     samples
         Held-out questions for the accuracies, 0 for none. Demo model only.
     image
@@ -93,17 +95,22 @@ def run_demo(
     Raises
     ------
     DemoError
-        The picture or the question cannot be used; nothing was loaded or written then.
+        An argument cannot be used; nothing was loaded or written then.
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)  # what people and models write is no markup
     if samples < 0:
         raise DemoError(f"samples: wanted at least 0, got {samples}")
     if image is not None and question is None:
         raise DemoError("question: wanted one to go with the picture, got none")
     if model_id is not None and image is None:
         raise DemoError("image: wanted a picture of yours for a checkpoint of yours, got none")
+    check_file("output", output, SUFFIXES)
+    if html is not None:
+        check_file("html", html)
     picture = open_picture(image or SAMPLE_IMAGE)
-    text = question or SAMPLE_QUESTION
+    text = SAMPLE_QUESTION if question is None else question
+    if not text.strip():
+        raise DemoError("question: wanted a question, got nothing")
     if model_id is not None:
         model, processor = load_checkpoint(model_id)
         picture = picture.crop(visible_part(processor, picture.size))  # what the maps lie over
@@ -116,13 +123,13 @@ def run_demo(
     if model_id is None:
         forced = STEPS if MODES[1] in text.lower() else 0
 
-    console.print(f"[bold]{text}[/bold]")
+    console.print(text, style="bold")
     runs = tuple(
         _answer(model, processor, picture, text, setting, forced, max_new_tokens)
         for setting in (config.replace(gamma=0.0), config)
     )
     for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
-        console.print(f"[bold]{name}[/bold]  {_shorten(run.words)}")
+        console.print(Text.assemble((name, "bold"), "  ", _shorten(run.words)))
 
     accuracy: tuple[float, float] | None = None
     if model_id is None and samples:
@@ -134,10 +141,12 @@ def run_demo(
         )
     truth = SAMPLE_COLOR if image is None and question is None else None
     figure = _figure(picture, text, runs, config, forced, accuracy, samples, truth)
+    output.parent.mkdir(parents=True, exist_ok=True)
     draw(figure, output)
     console.print(f"picture written to {output}")
     if html is not None:
         guided = runs[1]
+        html.parent.mkdir(parents=True, exist_ok=True)
         write_html(html, guided.capture, picture, guided.tokens, title=text)
         console.print(f"page written to {html}")
     before, after = accuracy or (None, None)

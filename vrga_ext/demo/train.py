@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -24,6 +25,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vrga_ext.demo import head_drop
 from vrga_ext.demo.batches import IGNORE, IMAGE_SLICE, Batch, CellBank, LooseColors, sample_batch
 from vrga_ext.demo.build import build_model, save, token
+from vrga_ext.demo.outputs import check_folder
+from vrga_ext.demo.pictures import DemoError
 from vrga_ext.demo.scenes import COLORS, FILLS, GRID, KINDS, SHAPES
 
 
@@ -66,7 +69,15 @@ def train(
         Folder of a saved model to continue from.
     first
         Folder for the model as it is between the stages.
+
+    Raises
+    ------
+    DemoError
+        A folder cannot be written; nothing was trained then.
     """
+    check_folder("output", output)
+    if first is not None:
+        check_folder("first", first)
     rng = np.random.default_rng(recipe.seed)
     model = build_model(recipe.seed)
     if start is not None:
@@ -215,6 +226,15 @@ def _alignment(
     return loss
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"wanted at least {least}, got {text}")
+        return int(text)
+
+    return number
+
+
 def main() -> None:
     """Command line of the module."""
     defaults = Recipe()
@@ -222,11 +242,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo-model"))
     parser.add_argument("--start", type=Path, help="a saved model to continue from")
     parser.add_argument("--first", type=Path, help="folder for the model between the stages")
-    parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--first-steps", type=int, default=defaults.first_steps)
-    parser.add_argument("--second-steps", type=int, default=defaults.second_steps)
+    parser.add_argument("--seed", type=_at_least(0), default=defaults.seed)
+    parser.add_argument("--first-steps", type=_at_least(0), default=defaults.first_steps)
+    parser.add_argument("--second-steps", type=_at_least(0), default=defaults.second_steps)
     parser.add_argument("--blind-from", type=int, default=defaults.blind_from)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=_at_least(1), default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = Recipe(
@@ -235,7 +255,10 @@ def main() -> None:
         second_steps=options.second_steps,
         blind_from=options.blind_from,
     )
-    train(recipe, options.output, options.start, options.first)
+    try:
+        train(recipe, options.output, options.start, options.first)
+    except DemoError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

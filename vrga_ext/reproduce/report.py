@@ -51,7 +51,7 @@ def print_report(studies: Sequence[Study], console: Console) -> None:
         shown = RichTable(*table.header, title=table.title, caption=table.note, title_style="bold")
         for row in table.rows:
             shown.add_row(*row)
-        console.print(shown)
+        console.print(shown, markup=False)
     console.print(_RULES)
 
 

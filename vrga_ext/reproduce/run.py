@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vrga_ext.demo.answers import MODEL_PATH, load_demo
+from vrga_ext.demo.outputs import check_folder
 from vrga_ext.demo.run import load_checkpoint, one_thread
 from vrga_ext.reproduce.questions import load_questions
 from vrga_ext.reproduce.report import print_report, write_report
@@ -70,7 +71,7 @@ def reproduce(
     if data is not None and not models:
         raise ValueError("model: wanted a checkpoint to answer the questions of --data, got none")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        check_folder("output", output)
     names = _names(models)
     studies: list[Study] = []
     if data is not None:
@@ -91,10 +92,11 @@ def reproduce(
     if output is not None:
         from vrga_ext.reproduce.figures import draw_figures
 
+        output.mkdir(parents=True, exist_ok=True)
         draw_figures(studies, output)
         commands = _commands(list(names.values()), data, samples, max_new_tokens)
         path = write_report(studies, output, commands)
-        console.print(f"report written to {path}")
+        console.print(f"report written to {path}", markup=False)
     return studies
 
 
@@ -125,7 +127,7 @@ def _load_trained(where: str) -> tuple[Any, Any]:
 
 def _studied(name: str, model: Any, processor: Any, task: Task, console: Console) -> Study:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:.0f} %"),
         TimeElapsedColumn(),
