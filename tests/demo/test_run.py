@@ -18,6 +18,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vrga_ext
 from tests.adapter.families import build
 from tests.adapter.processors import processor as make_processor
+from tests.viz.scenes import told
+from vrga_ext.demo import figure as drawing
 from vrga_ext.demo import run
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
 from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, decode_picture, open_picture
@@ -130,6 +132,60 @@ def test_brackets_are_text_and_no_markup(tmp_path, monkeypatch, capsys):
     assert "picture written to runs[v2]/q.png" in shown
 
 
+def test_moment_is_the_one_that_was_drawn(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(run, "draw", lambda figure, output: figures.append(figure))
+    Image.new("RGB", (500, 10)).save(tmp_path / "black.png")  # in which the model loses its thread
+    run_demo(tmp_path / "q.png", 0, tmp_path / "black.png", "what color is the hollow star?")
+    assert figures[0].moment == "attention averaged over the answer"
+    run_demo(tmp_path / "q.png", 0)
+    at_color = "at the moment the model is about to write the color"
+    assert figures[1].moment == f"attention {at_color}, after 16 written steps"
+    scene = told()
+    attention, moment = run._attention(scene.capture, scene.answer, at_color=True)
+    assert moment == f"{at_color}, after 2 written steps"
+    assert 0 < attention.sum() < 1
+    runs = [
+        SimpleNamespace(region=scene.capture.region(0), attention=attention, words="", moment=when)
+        for when in ("averaged over the answer", moment)
+    ]
+    mixed = run._figure(None, "", tuple(runs), run.DEMO_CONFIG, None, 0, None).moment
+    assert mixed == (
+        f"without VRGA attention averaged over the answer; with VRGA {at_color}, after 2 written "
+        "steps"
+    )
+
+
+@pytest.mark.parametrize("size", [(500, 10), (10, 500), (168, 168)])
+def test_texts_of_the_figure_do_not_meet(size, tmp_path, monkeypatch):
+    canvases = []
+    monkeypatch.setattr(
+        drawing.style.Figure, "savefig", lambda canvas, *_, **__: canvases.append(canvas)
+    )
+    grid = np.ones((2, 2)) / 8
+    view = drawing.View("Visual heads", "W" * 36, True, grid)
+    drawing.draw(
+        drawing.Figure(
+            Image.new("RGB", size), "What $x_{$ is it? " * 20, 3, grid > 0, (view, view),
+            "attention at a moment " * 12, "a footer " * 14,
+        ),
+        tmp_path / "q.png",
+    )  # fmt: skip
+    (canvas,) = canvases
+    canvas.draw_without_rendering()
+    panels = canvas.axes[:3]
+    texts = [text for axes in panels for text in (axes.title, axes.texts[-1])] + canvas.texts
+    boxes = [text.get_window_extent() for text in texts]
+    for index, box in enumerate(boxes):
+        assert canvas.bbox.x0 <= box.x0
+        assert box.x1 <= canvas.bbox.x1
+        met = [texts[i] for i, other in enumerate(boxes[:index]) if box.overlaps(other)]
+        assert not met, texts[index]
+    for axes in panels:
+        gap = axes.get_window_extent().y0 - axes.texts[-1].get_window_extent().y1
+        assert gap > 5 / 72 * canvas.dpi
+
+
 def test_maps_lie_over_the_part_that_the_model_sees(tmp_path, monkeypatch):
     processor = make_processor("vicuna")  # cuts out the central square, as LLaVA 1.5's does
     model = build("llava", vocab_size=600).model
@@ -228,4 +284,4 @@ def test_image_without_a_rectangle_is_not_drawn():
     region = SimpleNamespace(grid=None, image_positions=torch.arange(7))
     runs = (None, SimpleNamespace(region=region))
     with pytest.raises(DemoError, match="form a rectangle, to draw on, got 7 image tokens"):
-        run._figure(None, "What is it?", runs, None, None, None, 0, None)
+        run._figure(None, "What is it?", runs, None, None, 0, None)

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from vrga_ext import VRGAConfig
 from vrga_ext.demo.build import load_processor, token
 from vrga_ext.demo.language import MODES, question
-from vrga_ext.demo.scenes import Kind, Scene, render, sample_scene
+from vrga_ext.demo.scenes import COLORS, Kind, Scene, render, sample_scene
 
 MODEL_PATH = Path(__file__).parent / "model"
 OBJECTS = 12
@@ -155,6 +155,14 @@ def parse(processor: Any, row: torch.Tensor) -> Answer:
     tail = words[last + 1 : last + 4]
     color = tail[2] if len(tail) == 3 else ""
     return Answer(tuple(words), " ".join(tail[:2]), color)
+
+
+def color_place(written: torch.Tensor) -> int | None:
+    """Where an answer ``[T]`` gives the colour, as :func:`parse` reads it; None if it does not."""
+    so = (written == token("so")).nonzero()
+    place = int(so[-1]) + 3 if len(so) else len(written)
+    found = place < len(written) and int(written[place]) in map(token, COLORS)
+    return place if found else None
 
 
 def answer_all(

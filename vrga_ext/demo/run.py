@@ -57,6 +57,7 @@ class _Run:
     tokens: tuple[str, ...]
     capture: Capture
     attention: np.ndarray  # [n], mean over the visual heads, share of all attention
+    moment: str  # when that was
 
     @property
     def region(self) -> Region:
@@ -140,7 +141,7 @@ def run_demo(
             f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
         )
     truth = SAMPLE_COLOR if image is None and question is None else None
-    figure = _figure(picture, text, runs, config, forced, accuracy, samples, truth)
+    figure = _figure(picture, text, runs, config, accuracy, samples, truth)
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(figure, output)
     console.print(f"picture written to {output}")
@@ -208,24 +209,27 @@ def _answer(
     if region is None or not region.visual_heads:
         raise DemoError("image: no visual head was found for this picture and question")
     capture = recording.last
-    attention = _attention(capture, written[0], forced is not None)
+    attention, moment = _attention(capture, written[0], forced is not None)
     tokens = tuple(processor.tokenizer.decode([int(token)]) for token in written[0])
     words = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    return _Run(words, tokens, capture, attention)
+    return _Run(words, tokens, capture, attention, moment)
 
 
-def _attention(capture: Capture, written: Tensor, at_color: bool) -> np.ndarray:
-    """Mean attention ``[n]`` of the visual heads on the image tokens.
+def _attention(capture: Capture, written: Tensor, at_color: bool) -> tuple[np.ndarray, str]:
+    """Mean attention ``[n]`` of the visual heads on the image tokens, and when that was.
 
-    For the demo model while it writes the colour, which is the third word after ``so``; for a real
-    checkpoint the mean over the whole answer.
+    For the demo model while it writes the colour, if it comes to that; else, and for a real
+    checkpoint, the mean over the whole answer.
     """
     maps = per_token(head_maps(capture), capture, len(written))  # [T, n]
-    if at_color:
-        last = int((written == token("so")).nonzero()[-1]) if token("so") in written else 0
-        maps = maps[last + 3 : last + 4] if len(maps) > last + 3 else maps
-    mean: np.ndarray = np.nanmean(maps, axis=0)
-    return mean
+    moment = "averaged over the answer"
+    place = answers.color_place(written) if at_color else None
+    if place is not None:
+        maps = maps[place : place + 1]
+        steps = int((written[:place] == token(";")).sum())
+        moment = "at the moment the model is about to write the color"
+        moment += f", after {steps} written step{'s' * (steps > 1)}" if steps else ""
+    return np.nanmean(maps, axis=0), moment
 
 
 def _accuracies(
@@ -260,7 +264,6 @@ def _figure(
     text: str,
     runs: tuple[_Run, ...],
     config: VRGAConfig,
-    forced: int | None,
     accuracy: tuple[float, float] | None,
     samples: int,
     truth: str | None,
@@ -287,10 +290,9 @@ def _figure(
             strict=True,
         )
     ]
-    moment = "attention averaged over the answer"
-    if forced is not None:
-        moment = "attention at the moment the model is about to write the color"
-        moment += f", after {forced} written steps" if forced else ""
+    moment = f"attention {runs[1].moment}"
+    if runs[0].moment != runs[1].moment:
+        moment = f"without VRGA attention {runs[0].moment}; with VRGA {runs[1].moment}"
     notes = ["greedy decoding, the same picture and question"]
     if truth is not None:
         notes = ["tiny model trained for this demo, a picture picked where the answer changes"]
