@@ -38,9 +38,9 @@ def heading(axes: Axes, title: str, subtitle: str = "") -> None:
     """A title above the axes, and a smaller line between the two."""
     axes.set_title(title, fontsize=12.5, color=INK, pad=21 if subtitle else 8)
     if subtitle:
-        axes.text(
-            0.5, 1.02, subtitle, transform=axes.transAxes, ha="center", va="bottom",
-            fontsize=9.5, color=FAINT,
+        axes.annotate(
+            subtitle, (0.5, 1), (0, 4), xycoords="axes fraction", textcoords="offset points",
+            ha="center", va="bottom", fontsize=9.5, color=FAINT,
         )  # fmt: skip
 
 
