@@ -68,10 +68,16 @@ class Case:
     @property
     def kv_bytes(self) -> int:
         """Bytes of K and V together, as far as they are used."""
+        return self._bytes_of(self.used_keys)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of K and V together in memory."""
+        return self._bytes_of(self.shape.keys)
+
+    def _bytes_of(self, keys: int) -> int:
         s = self.shape
-        return (
-            2 * s.batch * s.heads_kv * self.used_keys * s.dim * getattr(torch, self.dtype).itemsize
-        )
+        return 2 * s.batch * s.heads_kv * keys * s.dim * getattr(torch, self.dtype).itemsize
 
     @property
     def scores_bytes(self) -> int:

@@ -28,8 +28,9 @@ class Operation:
         self._case, self._rivals, self._settings = case, rivals, settings
         device = settings.device
         reads = [self._read(rival) for rival in rivals.values()]
-        count = sets_of_inputs(min(reads), max(reads), device) if settings.timed else 1
         scores_only = all(rival.moves == "scores" for rival in rivals.values())
+        held = case.scores_bytes if scores_only else case.held_bytes
+        count = sets_of_inputs(min(reads), held, device) if settings.timed else 1
         self._inputs = deque(make_inputs(case, device, seed, scores_only) for seed in range(count))
         self._runs: dict[str, Callable[..., Any]] = {}
 

@@ -33,7 +33,7 @@ import vrga_ext.ops
 
 info = vrga_ext.build_info()
 print(info)
-wanted = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX"]
+wanted = ["8.0", "8.6", "8.9", "9.0", "10.0+PTX", "12.0+PTX"]
 assert list(info.cuda_architectures) == wanted, info.cuda_architectures
 for name in ("decode_attention", "row_statistics", "reweighted_softmax"):
     for key in ("CPU", "CUDA"):

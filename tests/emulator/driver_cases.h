@@ -41,6 +41,7 @@ const Case kCases[] = {
     {"wide, two row blocks", kB, 1, 9, 1, 2, 130, 64, 130, kAdd, kD, 2.0f, 0.5f, 0.0f, 4},
     {"plain", kF, 1, 3, 1, 2, 300, 24, 280, kBool, kD, 1.5f, 1.0f, 20.0f, 2},
     {"narrow, the ring goes round", kB, 1, 2, 1, 1, 460, 64, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 1},
+    {"splits, padding", kB, 1, 2, 1, 1, 1300, 64, 1000, kBool, kD, 1.5f, 1.0f, 0.0f, 40},
     {"narrow 80", kB, 2, 7, 1, 1, 191, 80, 150, kBool, kD, 1.5f, 1.0f, 0.0f, 4},
     {"narrow 96, soft-cap", kH, 1, 8, 2, 1, 200, 96, 200, kAdd, kD, 1.5f, 1.0f, 15.0f, 2},
     {"narrow 128", kB, 1, 14, 2, 1, 513, 128, 300, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
@@ -59,7 +60,7 @@ const Case kCases[] = {
     {"more tiles than marks", kB, 1, 1, 1, 1, 60000, 64, 3000, kBool, kD, 1.5f, 1.0f, 0.0f, 0},
     {"no key", kB, 1, 2, 1, 1, 0, 64, 0, kNo, kD, 1.5f, 1.0f, 0.0f, 4},
 };
-constexpr int kSmall = 5;
+constexpr int kSmall = 6;
 
 std::mt19937_64 random_bits{7};
 double normal() {

@@ -93,6 +93,13 @@ FAULTS = [
         "}\n\n}  // namespace",
     ),
     Fault(
+        "keys that were copied in vain taken for the next ones",
+        "plain",
+        TENSOR,
+        "if (kDecode && i > 0) {",
+        "if (false) {",
+    ),
+    Fault(
         "swizzle missing on one side",
         "plain",
         TILE,

@@ -46,9 +46,8 @@ VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
   return key < p.n_flags ? p.key_flags[b * p.stride_flags_b + key] : 0;
 }
 
-// The tiles of one split, in ascending order. A tile that no row of the block attends to is never
-// loaded: the unused end of a static cache costs its mask, not its keys. The first tile is loaded
-// whatever its mask says, so that its copy is under way while the mask is read.
+// The tiles of one split, in ascending order. A tile that no row of the block attends to is not
+// loaded: the unused end of a static cache costs its mask, and hardly any of its keys.
 struct TileList {
   // Tiles beyond that many are always loaded. A few more, and two blocks of D = 128 no longer fit
   // into the shared memory of a multiprocessor of sm_86, sm_89 and sm_120.
@@ -113,7 +112,7 @@ VRGA_DEVICE void mark_tiles(const SplitParams& p, const BlockPlace& place, const
     for (int32_t i = thread_index(); i < end; i += kWarps * kWarpSize) {
       const int64_t key = int64_t{list.tile(i)} * kTileKeys;
       // Marked unread where what attends_near reads may not be the row's.
-      bool attended = i == 0 || key + kTileKeys + 16 > p.decode.s_kv;
+      bool attended = key == 0 || key + kTileKeys + 16 > p.decode.s_kv;
       for (int r = 0; r < rows && !attended; ++r) {
         const RowPlace row = row_at(r);
         attended = row.valid && attends_near<kTileKeys>(static_cast<const uint8_t*>(mask.data) +
@@ -123,7 +122,7 @@ VRGA_DEVICE void mark_tiles(const SplitParams& p, const BlockPlace& place, const
     }
   } else {
     for (int32_t i = warp_index(); i < end; i += kWarps) {
-      bool attended = i == 0;
+      bool attended = false;
       for (int part = lane_index(); part < kTileKeys; part += kWarpSize) {
         const int64_t key = int64_t{list.tile(i)} * kTileKeys + part;
         for (int r = 0; r < rows && key < p.decode.s_kv && !attended; ++r) {

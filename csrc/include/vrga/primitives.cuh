@@ -200,12 +200,12 @@ inline void check_cuda(cudaError_t error, const char* name, const char* step) {
 template <class Params>
 int ptx_version(void (*kernel)(Params)) {
   cudaFuncAttributes attributes{};
-  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "kernel", "attributes");
+  check_cuda(cudaFuncGetAttributes(&attributes, kernel), "vrga_ext kernels", "attributes");
   return attributes.ptxVersion;
 }
 
-// Lets a kernel have more than 48 KB of shared memory on the current device. The driver is asked
-// once for each and not on every launch, which would take longer than the launch.
+// Lets a kernel have more than 48 KB of shared memory on the current device. The driver is told
+// once for each, not on every launch: an eager decode step waits for the host.
 inline void allow_shared_memory(const void* kernel, const char* name, size_t bytes) {
   static std::mutex mutex;
   static std::map<std::pair<const void*, int>, size_t> allowed;

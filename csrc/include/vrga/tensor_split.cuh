@@ -67,12 +67,17 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   };
   if (!kDecode) {
     mark_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, list);
+    load_tile = list.skip(0);
   }
   VRGA_NO_UNROLL
   for (int slot = 0; slot < Shape::kSlots - 1; ++slot) {
     start_copy(slot);
-    if (kDecode && slot == 0) {  // while the first keys are under way
+    if (kDecode && slot == 0) {  // the mask is read while the first keys are under way
       mark_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, list);
+      if (list.skip(0) > 0) {  // in vain
+        load_tile = list.skip(0);
+        load_value = false;
+      }
     }
   }
   int slot = 0;
@@ -88,8 +93,6 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   QueryFragments<kDim, kRowSlots> query;
   query.load(p, place, shared);
-  auto* enabled = reinterpret_cast<bool*>(shared + Shape::kEnabledOffset);
-  find_enabled<Shape::kRows>(p, place, enabled);
   const ScoreScale scale = score_scale(decode);
   int result_row[kRowSlots];
   bool row_valid[kRowSlots];
@@ -182,6 +185,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   int i = list.skip(0);
   const auto read_ahead = [&] { return i < list.count ? reader.read(first_key(i)) : RawKey{}; };
   RawKey ahead = read_ahead();
+  auto* enabled = reinterpret_cast<bool*>(shared + Shape::kEnabledOffset);
+  find_enabled<Shape::kRows>(p, place, enabled);
+  if (kDecode && i > 0) {
+    next_slot();  // the first keys, which nobody attends to
+  }
   while (i < list.count) {
     const int key_0 = first_key(i);
     i = list.skip(i + 1);
