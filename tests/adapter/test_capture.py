@@ -220,6 +220,36 @@ def test_rows_that_moved_to_other_samples_are_left_out(family):
     assert [region.aimed_at for region in handle.regions] == [None, None]
 
 
+def test_copies_that_were_dropped_are_left_out(family):
+    model, inputs = family.model, family.prompt(ROWS[0])
+    with vrga_ext.capture(model) as recording, torch.no_grad():
+        cache = model(**inputs, use_cache=True)[CACHE]
+        deltas = getattr(model.model, "rope_deltas", None)
+        for move, argument, count in (
+            (cache.batch_repeat_interleave, 3, 3),
+            (cache.batch_select_indices, torch.tensor([1, 2]), 2),
+        ):
+            move(argument)
+            if deltas is not None:
+                model.model.rope_deltas = deltas.expand(count, 1)
+            model(input_ids=torch.arange(9, 9 + count)[:, None], **{CACHE: cache})
+    assert recording.last.token_ids[:, 1:].tolist() == [[9], [10], [11]]
+
+
+def test_capture_begins_after_rows_were_repeated(family):
+    model = family.model
+    inputs = family.prompt(ROWS[0], ROWS[0])
+    with vrga_ext.enable(model, **LOOSE), torch.no_grad():
+        cache = model(**inputs, use_cache=True)[CACHE]
+        cache.batch_repeat_interleave(2)
+        if getattr(model.model, "rope_deltas", None) is not None:
+            model.model.rope_deltas = model.model.rope_deltas.repeat_interleave(2, 0)
+        with vrga_ext.capture(model) as recording:
+            model(input_ids=torch.arange(9, 13)[:, None], **{CACHE: cache})
+    assert recording.last.token_ids.tolist() == [[9], [10], [11], [12]]
+    assert recording.last.copies == 2
+
+
 def test_beams(family, eager):
     inputs = family.prompt(*ROWS)
     options = {"num_beams": 3, "num_return_sequences": 2, "suppress_tokens": MARKS}

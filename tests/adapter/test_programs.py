@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import pickle
 import subprocess
@@ -56,18 +55,33 @@ def test_an_interrupted_call_is_forgotten(family):
         assert handle.regions[0] is not region
 
 
-def test_interrupted_calls_of_two_models_do_not_pile_up():
-    families = [build("llava"), build("llava", seed=1)]
-    with contextlib.ExitStack() as enabled:
-        for family in families:
-            enabled.enter_context(vrga_ext.enable(family.model, **LOOSE))
-        for family in [*families, *families]:
-            interrupt(family.model, family.prompt(ROWS[0]))
-        chain = [current_prompt.get()]
-        while chain[-1] is not None:
-            chain.append(chain[-1].outer)
-        assert len(chain) == 3  # one of each model, and the end
+def test_disable_forgets_an_interrupted_call():
+    family = build("llava")
+    with vrga_ext.enable(family.model, **LOOSE):
+        interrupt(family.model, family.prompt(ROWS[0]))
     assert current_prompt.get() is None
+
+
+def test_a_call_may_be_nested_in_another_models_within_its_own():
+    first, second = build("llava"), build("llava", seed=1)
+    inputs, words = first.prompt(ROWS[0]), {"input_ids": torch.tensor([[5, 6]]), "use_cache": True}
+    calls = []
+
+    def then_call(model):
+        def hook(*_):
+            if calls.count(model) == 0:
+                calls.append(model)
+                model(**words)
+
+        return hook
+
+    first.model.model.vision_tower.register_forward_pre_hook(then_call(second.model))
+    second.model.model.language_model.register_forward_pre_hook(then_call(first.model))
+    with vrga_ext.enable(first.model, **LOOSE) as handle, vrga_ext.enable(second.model, **LOOSE):
+        with torch.no_grad():
+            first.model(**inputs, use_cache=True)
+        assert calls == [second.model, first.model]
+        assert handle.regions[0].visual_heads
 
 
 def test_a_step_after_an_interrupted_call_is_a_step(family):

@@ -178,6 +178,22 @@ def test_boosts_follow_the_rows_of_other_caches(name):
     torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
 
 
+def test_compiled_code_may_move_rows(family):
+    rows = torch.tensor([1, 0])
+
+    @torch.compile(backend="eager")
+    def exchange(cache):
+        cache.batch_select_indices(rows)
+        return cache.layers[0].keys.sum()
+
+    with vrga_ext.enable(family.model, **LOOSE), torch.no_grad():
+        cache = DynamicCache(config=family.model.config)
+        expected, token = first_step(family, cache)
+        exchange(cache)
+        ours = moved_step(family, cache, token, rows)
+    torch.testing.assert_close(ours, expected[rows], atol=1e-5, rtol=1e-5)
+
+
 def test_rows_are_followed_once_whoever_imports_the_package_again(monkeypatch):
     methods = [getattr(Cache, name) for name in ("reorder_cache", "batch_select_indices")]
     monkeypatch.delitem(sys.modules, "vrga_ext.adapter.caches")

@@ -61,8 +61,16 @@ def test_rows_added_to_a_cache_are_said_once(family, said):
         first = model(**step, **{CACHE: copy.deepcopy(cache)}).logits
         cache.reorder_cache(torch.tensor([0, 1, 2]))
         second = model(**step, **{CACHE: copy.deepcopy(cache)}).logits
+        fewer = copy.deepcopy(cache)
+        fewer.batch_select_indices(torch.tensor([1, 0]))  # as many as before, yet not known again
+        if getattr(model.model, "rope_deltas", None) is not None:
+            model.model.rope_deltas = model.model.rope_deltas[[1, 0]]
+        third = model(input_ids=token[[1, 0]], **{CACHE: copy.deepcopy(fewer)}).logits
     assert said() == ["VRGA is not applied: rows were added to or taken out of the KV cache"]
     with torch.no_grad():
+        assert torch.equal(third, model(input_ids=token[[1, 0]], **{CACHE: fewer}).logits)
+        if getattr(model.model, "rope_deltas", None) is not None:
+            model.model.rope_deltas = model.model.rope_deltas[[1, 0, 0]]
         plain = model(**step, **{CACHE: cache}).logits
     assert torch.equal(first, plain)
     assert torch.equal(second, plain)

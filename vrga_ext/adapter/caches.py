@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Cache, EncoderDecoderCache
@@ -115,8 +116,13 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
         stock(self, *args, **kwargs)
         state = state_of(self)
         if state is not None:
-            rows = taken(state.batch, *args, *kwargs.values())
-            state.take(torch.as_tensor(rows, device="cpu"))
+            take(state, *args, *kwargs.values())
+
+    @torch.compiler.disable  # reads the rows
+    def take(state: SequenceState, argument: Any) -> None:
+        given = argument.cpu() if isinstance(argument, torch.Tensor) else argument
+        if state.batch:  # else the cache was not followed
+            state.take(taken(state.batch, given))
 
     moved.moves_vrga_state = True  # type: ignore[attr-defined]
     return moved
@@ -128,7 +134,7 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
 for _name, _taken in {
     "reorder_cache": lambda batch, rows: rows,
     "batch_select_indices": lambda batch, rows: rows,
-    "batch_repeat_interleave": lambda batch, times: [i for i in range(batch) for _ in range(times)],
+    "batch_repeat_interleave": lambda batch, times: np.arange(batch).repeat(times),
 }.items():
     _stock = getattr(Cache, _name)
     if not hasattr(_stock, "moves_vrga_state"):  # this module may be imported again

@@ -145,19 +145,11 @@ def leave_interrupted(owner: str) -> None:
 
     To be called where no forward call of this handle's model can be under way.
     """
-    current = current_prompt.get()
-    prompt = _without_entered(current, owner)
-    if prompt is not current:
-        current_prompt.set(prompt)
-
-
-def _without_entered(prompt: Prompt | None, owner: str) -> Prompt | None:
-    """A chain of prompts without those of a handle whose forward call has begun."""
+    prompt = current = current_prompt.get()
     while prompt is not None and prompt.owner == owner and prompt.entered:
         prompt = prompt.outer
-    if prompt is not None:
-        prompt.outer = _without_entered(prompt.outer, owner)
-    return prompt
+    if prompt is not current:
+        current_prompt.set(prompt)
 
 
 def prompt_being_read(owner: str) -> Prompt | None:

@@ -26,6 +26,7 @@ class Recording:
 
     A prompt is a call of ``generate``, or of the model in a loop over ``model(...)``; several turns
     on one KV cache are several prompts. Prompts without an image are left out.
+    Attention rows are kept once: do not write into those of a capture while the recording goes on.
     """
 
     def __init__(self, handle: VRGAHandle, recorder: _CaptureRecorder) -> None:

@@ -101,7 +101,7 @@ class Session:
         self._every_key = every_key
         # Row of the prompt - P, which is negative, or column of a generated token -> what it showed
         self.rows: dict[int, StoredRow] = {}
-        self._prompt_batch = state.image.shape[0] // state.copies
+        self._prompt_batch = len(state.ends) // state.copies
         self._prompt_columns = state.image.shape[1]
         self._keys = state.keys
         self._regions: list[Region] = []

@@ -42,6 +42,7 @@ class SequenceState:
         self.batch = 0  # rows of the cache; a compiled step must not depend on the shape of `image`
         self.copies = 1  # rows per sample of the prompt: beams, or returned sequences
         self.samples = torch.arange(0)  # int64 [B], index of each row's sample
+        self.in_order = True  # the rows are the prompt's, or each of them repeated equally often
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
@@ -111,6 +112,7 @@ class SequenceState:
         self.decoding = False
         self.batch = batch
         self.samples = torch.arange(batch) // copies
+        self.in_order = True
         self.image = image
         self._counted = torch.zeros_like(image)
         self.keys = images.image_keys(image, config.image_span) & mask
@@ -243,9 +245,7 @@ class SequenceState:
             return
         # On the layers' devices at once: a compiled step is to find them there in every token.
         devices = {flags.device, *self._devices.values()}
-        self._flags = {device: flags.to(device) for device in devices}
-        for on_device in self._flags.values():  # one compiled step for prompts of any length
-            torch._dynamo.maybe_mark_dynamic(on_device, 1)
+        self._set_flags({device: flags.to(device) for device in devices})
         self.gate_keywords = {
             "gate": config.gate,
             "focus_weight": config.focus_weight,
@@ -273,31 +273,38 @@ class SequenceState:
         return runs and layer in self.layer_heads
 
     @on_cpu
-    def take(self, rows: Tensor) -> None:
+    def take(self, rows: Any) -> None:
         """Follow the cache, each of whose rows has become a copy of one that was there before.
 
-        ``rows``: int64 [B], its index. Beams change places within a sample, where nothing changes.
+        ``rows``: its index, in any form that torch indexes with on the CPU. Beams change places
+        within a sample, where nothing changes.
         """
+        every = torch.arange(self.batch)
         try:
-            samples = self.samples[rows]
+            index = every[rows]
         except IndexError:  # rows were added past the methods of the cache
             self.batch = 0
             return
+        samples = self.samples[index]
         if torch.equal(samples, self.samples):
             return
-        self.samples, self.batch = samples, len(samples)
-        self.image, self.keys, self._image_flags = self.image[rows], self.keys[rows], {}
-        self.axes = None if self.axes is None else self.axes[:, rows]
-        if self.decoding:
-            self.aim(self.regions, self.regions[0].layers, self.regions[0].image_ratio.shape[1])
+        times = len(index) // self.batch
+        self.in_order &= torch.equal(index, every.repeat_interleave(times))
+        self.samples, self.batch = samples, len(index)
+        self.image, self.keys, self.boosted = (
+            tensor[index] for tensor in (self.image, self.keys, self.boosted)
+        )
+        self._image_flags = {}
+        self.axes = None if self.axes is None else self.axes[:, index]
+        self._set_flags({on: flags[index.to(on)] for on, flags in self._flags.items()})
+        for layer, heads in self.layer_heads.items():
+            if heads is not None:
+                self.layer_heads[layer] = heads[index.to(heads.device)]
 
-    @property
-    @on_cpu
-    def in_order(self) -> bool:
-        """Whether the rows are those of the prompt, each repeated equally often, if at all."""
-        rows = len(self.regions) * self.copies
-        samples = torch.arange(rows) // self.copies
-        return torch.equal(self.samples, samples.repeat_interleave(self.batch // rows))
+    def _set_flags(self, flags: dict[torch.device, Tensor]) -> None:
+        self._flags = flags
+        for on_device in flags.values():  # one compiled step for prompts of any length
+            torch._dynamo.maybe_mark_dynamic(on_device, 1)
 
     def flags_on(self, device: torch.device) -> Tensor:
         """Flags of the prompt's keys, uint8 [B, columns], on a layer's device."""
