@@ -92,9 +92,10 @@ class ForwardHooks:
         if not torch.compiler.is_compiling():
             leave_interrupted(self._key)
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        state = self._decode_state(self._body_cache.of(given), _size(given)[1])
+        cache = self._body_cache.of(given)
+        state = self._decode_state(cache, _size(given)[1])
         if state is None:
-            if self._why_left_alone(given, self._body_cache.of(given)) is None:
+            if self._why_left_alone(given, cache) is None:
                 self._enter(given)
         elif self._handle.recorders:
             state.prompt.call_ids = given.get("input_ids")

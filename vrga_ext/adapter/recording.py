@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.adapter import enable, unwrapped
-from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE, VRGAHandle
+from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE
 from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
 from vrga_ext.adapter.regions import stack_on_cpu
 from vrga_ext.adapter.sessions import PromptRows, Session, StoredRow, check_prompt_rows
@@ -29,10 +29,9 @@ class Recording:
     Attention rows are kept once: do not write into those of a capture while the recording goes on.
     """
 
-    def __init__(self, handle: VRGAHandle, recorder: _CaptureRecorder) -> None:
-        self._handle: VRGAHandle | None = handle
+    def __init__(self, noticed: Iterable[str], recorder: _CaptureRecorder) -> None:
+        self._noticed = noticed  # by the handle, and not the handle, which would keep the model
         self._recorder = recorder
-        self._notices: tuple[str, ...] = ()  # of the handle, once the block is over
 
     @property
     def captures(self) -> tuple[Capture, ...]:
@@ -51,14 +50,8 @@ class Recording:
         for session in reversed(self._recorder.sessions):
             if session.seen:
                 return session.build()
-        notices = self._notices if self._handle is None else self._handle.notices
-        why = "; ".join(notices) or "the model was not called, or paused"
+        why = "; ".join(self._noticed) or "the model was not called, or paused"
         raise ValueError(f"capture: wanted a prompt with an image, got none ({why})")
-
-    def _end(self) -> None:
-        """Let go of the model."""
-        if self._handle is not None:
-            self._notices, self._handle = self._handle.notices, None
 
 
 @contextmanager
@@ -139,11 +132,9 @@ def capture(
     elif any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
     handle.recorders.append(recorder)
-    recording = Recording(handle, recorder)
     try:
-        yield recording
+        yield Recording(handle._noticed, recorder)
     finally:
-        recording._end()
         handle.recorders.remove(recorder)
         if owned:
             handle.disable()

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vrga_ext.analysis.arguments import as_array
 from vrga_ext.viz import style
-from vrga_ext.viz.grid import as_array
 from vrga_ext.viz.texts import visible
 
 _INCHES_PER_LABEL = 0.11  # of the tokens' texts, which stand upright at 7 points

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from vrga_ext.analysis import head_mask, linear_fit
+from vrga_ext.analysis.arguments import as_array
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz import style
-from vrga_ext.viz.grid import as_array
 
 
 def draw_heads(

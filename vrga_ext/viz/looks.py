@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from vrga_ext.analysis import head_mask
+from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import of_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
-from vrga_ext.viz.grid import as_array
 
 
 def head_maps(

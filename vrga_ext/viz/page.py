@@ -23,10 +23,11 @@ from PIL import Image
 from torch import Tensor
 
 from vrga_ext.analysis import head_mask, rrar
+from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import of_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
-from vrga_ext.viz.grid import Box, Picture, as_array, as_picture, boundary, cells, covered
+from vrga_ext.viz.grid import Box, Picture, as_picture, boundary, cells, covered
 from vrga_ext.viz.looks import head_maps, per_token
 from vrga_ext.viz.texts import visible
 
@@ -114,7 +115,7 @@ def html_page(
             f"region: wanted bool {[*columns.shape]}, got {marked.dtype} {[*marked.shape]}"
         )
     shown = found.visual_heads if named is None else named
-    strips = _strips(capture, sample, shown, torch.from_numpy(marked.copy()), len(tokens))
+    strips = _strips(capture, sample, shown, marked, len(tokens))
     outlined = marked[: maps.shape[1]]
     patches = np.concatenate(
         [cells(maps, span).reshape(len(tokens), -1) for span in spans], axis=1
@@ -216,7 +217,7 @@ class _Strip:
 
 
 def _strips(
-    capture: Capture, sample: int, heads: Sequence[HeadIndex], marked: Tensor, count: int
+    capture: Capture, sample: int, heads: Sequence[HeadIndex], marked: np.ndarray, count: int
 ) -> list[_Strip]:
     """RRAR, R_img and H_img at each of ``count`` tokens, means over the heads."""
     mask = head_mask(heads, capture.layers, capture.image_ratio.shape[2])

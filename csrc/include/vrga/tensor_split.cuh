@@ -74,10 +74,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     start_copy(slot);
     if (kDecode && slot == 0) {  // the mask is read while the first keys are under way
       mark_tiles<kTensorTile, kTensorWarps, Shape::kRows>(p, place, list);
-      if (list.skip(0) > 0) {  // in vain
-        load_tile = list.skip(0);
-        load_value = false;
-      }
+      load_tile = list.skip(0);
+      load_value = load_value && load_tile == 0;  // else the first keys are copied in vain
     }
   }
   int slot = 0;
