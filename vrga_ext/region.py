@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -47,3 +47,29 @@ class Region:
         rows = {layer: row for row, layer in enumerate(self.layers)}
         found = [float(self.image_entropy[rows[layer], head]) for layer, head in self.visual_heads]
         return sum(found) / max(len(found), 1)
+
+
+class Regions(list[Region]):
+    """One :class:`Region` per sample of the last prompt.
+
+    An index past the end says what is missing.
+
+    Examples
+    --------
+    >>> Regions()[0]  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    IndexError: regions: wanted a prompt that was read with VRGA, got none; call model.gener...
+    """
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return super().__getitem__(index)
+        except IndexError:
+            if self:
+                why = f"an index below {len(self)}, one per sample of the last prompt, got {index}"
+            else:
+                why = (
+                    "a prompt that was read with VRGA, got none; call model.generate(...) or "
+                    "model(...) first, outside pause()"
+                )
+            raise IndexError(f"regions: wanted {why}") from None

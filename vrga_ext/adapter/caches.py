@@ -95,6 +95,11 @@ def returned_cache(output: Any) -> Any:
     )
 
 
+def caches_in(given: Mapping[str, Any]) -> list[Any]:
+    """The caches among arguments or outputs, by whichever name."""
+    return [given[name] for name in _NAMES if given.get(name) is not None]
+
+
 def state_of(cache: Any) -> SequenceState | None:
     """The state kept on a KV cache, or None."""
     return getattr(cache, "_vrga_state", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import uuid
@@ -23,13 +24,17 @@ from vrga_ext.adapter.recorder import Recorder
 from vrga_ext.adapter.state import RegionHook
 from vrga_ext.adapter.survey import check_decoder
 from vrga_ext.config import VRGAConfig
-from vrga_ext.region import Region
+from vrga_ext.region import Region, Regions
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
 # Held while a model is changed.
 CHANGING = threading.RLock()
 # Entries of continuous batching, which builds no mask for an attention function it does not know.
 _CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching")
+
+
+# Public attributes of a handle that may be set.
+_SETTABLE = ("question_end", "region_hook", "recorders")
 
 
 class VRGAWarning(UserWarning):
@@ -42,7 +47,8 @@ class VRGAHandle:
     Attributes
     ----------
     regions : list of Region
-        What was found for each sample of the last prompt; empty before the first one.
+        What was found for each sample of the last prompt; empty before the first one, and after
+        one that was read inside :meth:`pause`.
     region_hook : callable (sample index, Region) -> Region, optional
         Called after the selection for each sample; the heads and tokens of the region it returns
         are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
@@ -59,7 +65,7 @@ class VRGAHandle:
     def __init__(
         self, model: Any, config: VRGAConfig, finder: QuestionFinder, question_end: Any
     ) -> None:
-        self.regions: list[Region] = []
+        self._regions = Regions()
         self.region_hook: RegionHook | None = None
         self.question_end = question_end
         self._model = model
@@ -94,6 +100,11 @@ class VRGAHandle:
         return self._config
 
     @property
+    def regions(self) -> list[Region]:
+        """What was found for each sample of the last prompt."""
+        return self._regions
+
+    @property
     def installed(self) -> bool:
         """Whether VRGA is enabled, by this handle."""
         return self._model.__dict__.get(HANDLE_ATTRIBUTE) is self
@@ -116,6 +127,14 @@ class VRGAHandle:
     @question_end.setter
     def question_end(self, value: Any) -> None:
         self._question_end = normalise_question_end(value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in _SETTABLE:
+            raise AttributeError(
+                f"handle.{name}: wanted one of {', '.join(_SETTABLE)}, the attributes that can be "
+                f"set; {_instead_of_setting(name)}"
+            )
+        super().__setattr__(name, value)
 
     def disable(self) -> None:
         """Restore the model, bit for bit; calling it again does nothing."""
@@ -250,14 +269,26 @@ class VRGAHandle:
         original = before or functools.partial(type(self._model).generate, self._model)
         if not self.installed:  # someone kept the method
             return original(*args, **kwargs)
-        with generate_prompt(self._key, args, kwargs):
-            return original(*args, **kwargs)
+        with generate_prompt(self._key, args, kwargs) as prompt:
+            output = original(*args, **kwargs)
+        self._forward.tell_answer(prompt, kwargs, output)
+        return output
 
     @torch.compiler.assume_constant_result  # said while a call is compiled, not in its graph
     def _notice(self, message: str) -> None:
         if message not in self._noticed:
             self._noticed[message] = None
             warnings.warn(message, VRGAWarning, stacklevel=2)
+
+
+def _instead_of_setting(name: str) -> str:
+    """What to do in place of setting an attribute of a handle."""
+    if name in {field.name for field in dataclasses.fields(VRGAConfig)} | {"config"}:
+        change = "config" if name == "config" else f"{name}=..."
+        return f"thresholds are fixed: call disable(), then enable(model, {change})"
+    if name in ("enabled", "installed", "paused"):
+        return "use `with handle.pause():`, or handle.disable()"
+    return "see help(vrga_ext.VRGAHandle)"
 
 
 def _refuse_cross_attention(model: Any, text_config: Any) -> None:

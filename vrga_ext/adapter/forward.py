@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vrga_ext.adapter import drafts, grids, images
+from vrga_ext.adapter import drafts, grids, images, told
 from vrga_ext.adapter.attention import as_under_sdpa
-from vrga_ext.adapter.caches import CacheArgument, attach_state, returned_cache, state_of
+from vrga_ext.adapter.caches import (
+    CacheArgument,
+    attach_state,
+    caches_in,
+    returned_cache,
+    state_of,
+)
 from vrga_ext.adapter.obstacles import Obstacles
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, prompt_being_read
@@ -22,7 +28,7 @@ from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
 from vrga_ext.adapter.state import SequenceState
 from vrga_ext.adapter.survey import notices
-from vrga_ext.region import Region
+from vrga_ext.region import Region, Regions
 
 if TYPE_CHECKING:
     from vrga_ext.adapter.controller import VRGAHandle
@@ -75,7 +81,10 @@ class ForwardHooks:
         state = state_of(cache)
         if state is None or not state.decoding or state.prompt.owner != self._key:
             return None
-        if state.prompt.active:
+        if state.run.active:
+            return state
+        reads_on = state.run is not state.prompt and not torch.compiler.is_compiling()
+        if reads_on and current_prompt.get() is state.run:
             return state
         if tokens != 1:
             return None
@@ -96,7 +105,7 @@ class ForwardHooks:
         state = self._decode_state(cache, _size(given)[1])
         if state is None:
             if self._why_left_alone(given, cache) is None:
-                self._enter(given)
+                self._enter(given, cache)
         elif self._handle.recorders:
             state.prompt.call_ids = given.get("input_ids")
 
@@ -105,8 +114,11 @@ class ForwardHooks:
         return self._obstacles.of_call(given, cache) if torch.compiler.is_compiling() else None
 
     @torch.compiler.disable
-    def _enter(self, given: dict[str, Any]) -> None:
-        """Find out which prompt a call reads; in a manual loop the call is the prompt."""
+    def _enter(self, given: dict[str, Any], cache: Any) -> None:
+        """Find out which prompt a call reads; in a manual loop the call is the prompt.
+
+        Where it reads more of an answer, the answer's state goes on with its regions.
+        """
         self._body_cache.check(given)
         prompt = prompt_being_read(self._key)
         if prompt is None:
@@ -114,6 +126,21 @@ class ForwardHooks:
             current_prompt.set(prompt)
         prompt.set_mask(given.get("attention_mask"))
         prompt.call_ids = given.get("input_ids")
+        state, (_, tokens) = state_of(cache), _size(given)
+        if state is None or not state.decoding or state.prompt.owner != self._key:
+            return
+        if told.goes_on(state, prompt, int(cache.get_seq_length()), tokens):
+            state.run, state.prompt.call_ids = prompt, prompt.call_ids
+            prompt.finished = True
+            self.keep(prompt, state.regions)
+
+    def tell_answer(self, prompt: Prompt, kwargs: dict[str, Any], output: Any) -> None:
+        """Note on the cache what ``generate`` returned, so that another call may go on with it."""
+        returned = output if isinstance(output, dict) else {}
+        for cache in caches_in(kwargs) + caches_in(returned):
+            state = state_of(cache)
+            if state is not None and state.run is prompt:
+                told.tell_answer(state, prompt, output)
 
     def _after_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -124,7 +151,7 @@ class ForwardHooks:
         if state is None:
             left = self._why_left_alone(given, cache) is None
         else:
-            left = not torch.compiler.is_compiling() or state.prompt.entered
+            left = not torch.compiler.is_compiling() or state.run.entered
         if left:
             self._leave()
 
@@ -169,9 +196,11 @@ class ForwardHooks:
         if not self._obstacles.admit(prompt, kwargs, cache, handle.paused):
             return None
         assert prompt is not None
+        assert prompt.ids is not None
 
         past = int(cache.get_seq_length()) if cache is not None else 0
         state = state_of(cache)
+        answered = state is not None and told.answered(state, past)
         if state is None or state.prompt is not prompt:
             if state is None or past == 0 or state.prompt.owner != self._key:
                 state = SequenceState()
@@ -180,14 +209,17 @@ class ForwardHooks:
             if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
                 question = "auto"
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
+            told.tell(state, prompt.ids, columns - prompt.ids.shape[1])
             state.add_grids(self._video_ids, self._merge)
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)
-        if handle.paused or not self._obstacles.admit_image(state, self._finder):
+        if handle.paused or not self._obstacles.admit_image(state, self._finder, past):
             regions = state.finish_plain()
             self.keep(prompt, [] if handle.paused else regions)
             return None
+        if answered and not handle.config.is_identity:
+            self._obstacles.notice_unguided(state, past)
         prompt_tokens = state.image.shape[1] - past
         if tokens > prompt_tokens and not handle.config.is_identity:
             parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
@@ -314,7 +346,7 @@ class ForwardHooks:
     def keep(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if not prompt.nested:
-            self._handle.regions = regions
+            self._handle._regions = Regions(regions)
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:

@@ -77,8 +77,11 @@ class Obstacles:
             )
         return why is None
 
-    def admit_image(self, state: SequenceState, finder: QuestionFinder) -> bool:
-        """Whether any row has an image, and what there is to say about the question's end."""
+    def admit_image(self, state: SequenceState, finder: QuestionFinder, past: int) -> bool:
+        """Whether any row has an image, and what there is to say about how it came.
+
+        ``past``: cache columns before the prompt.
+        """
         if not state.image.any():
             if not state.prompt.nested:
                 self._notice("VRGA is not applied: the prompt has no image token")
@@ -89,7 +92,22 @@ class Obstacles:
                 f"the question's end is taken to be the last prompt token, since {why}; "
                 "pass processor= or question_end= to enable()"
             )
+        if state.image[:, past:].any() and not state.prompt.pixels:
+            self._notice(
+                "the prompt has image tokens and came without pixels or embeddings: heads and "
+                "tokens are chosen on what the bare image tokens stand for; pass all that the "
+                "processor returns"
+            )
         return True
+
+    def notice_unguided(self, state: SequenceState, past: int) -> None:
+        """Say so if a prompt that follows an answer may be more of that answer."""
+        if state.image[:, past:].any() or all(end.rule != "last_token" for end in state.ends):
+            return  # a new picture or question
+        self._notice(
+            "tokens that follow an answer in its KV cache are read as a new prompt, and not "
+            "guided: nothing tells that they were generated from it"
+        )
 
     def notice_empty(self, regions: list[Region]) -> None:
         """Say so if there is an image in which no token was found."""

@@ -14,7 +14,9 @@ from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.grids import GRID_ARGUMENTS
 from vrga_ext.adapter.question import QuestionEnd, QuestionFinder, given_ends
 
-_UNKNOWN_TOKEN = -1
+UNKNOWN_TOKEN = -1
+# Arguments of a model whose tensors are not images, though they look like it.
+_NO_PIXELS = frozenset({"attention_mask", "position_ids", "cache_position", "labels"})
 
 
 class Prompt:
@@ -40,6 +42,10 @@ class Prompt:
         nobody knows where the image is.
     image : bool [B, S], optional
         Image tokens, if somebody declared them; else the ids tell.
+    pixels : bool
+        Whether the call came with pictures, their features, or embeddings.
+    returned : int
+        Tokens of the prompt that ``generate`` returns before those of the answer.
 
     Raises
     ------
@@ -58,6 +64,8 @@ class Prompt:
         given = {} if given is None else given
         self.owner, self.outer, self.managed = owner, outer, managed
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        self.pixels = _has_pixels(given)
+        self.returned = 0 if ids is None else ids.shape[1]
         if embeds is not None and (ids is None or ids.shape != embeds.shape[:2]):
             ids = None  # generate() may be given other tokens than are embedded, or none
         self.ids = None if ids is None else ids.detach().cpu()
@@ -100,7 +108,7 @@ class Prompt:
                 f"got {tuple(self.image.shape)}"
             )
         if self.ids is None:
-            self.ids = torch.full(shape, _UNKNOWN_TOKEN)
+            self.ids = torch.full(shape, UNKNOWN_TOKEN)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prompt:
         return self  # a copy of a cache belongs to the same run
@@ -159,7 +167,7 @@ def prompt_being_read(owner: str) -> Prompt | None:
 
 
 @contextlib.contextmanager
-def generate_prompt(owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+def generate_prompt(owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Prompt]:
     """Make the prompt of a call of ``generate`` the current one."""
     given = (args[0] if args else None, kwargs.get("inputs"), kwargs.get("input_ids"))
     ids = next((tokens for tokens in given if tokens is not None), None)
@@ -168,7 +176,7 @@ def generate_prompt(owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     prompt = Prompt(owner, kwargs | {"input_ids": ids}, outer=outer, managed=True)
     token = current_prompt.set(prompt)
     try:
-        yield
+        yield prompt
     finally:
         prompt.active, prompt.read = False, None
         current_prompt.reset(token)
@@ -220,3 +228,14 @@ def question_ends(
             column, rule = first + int(kept[-1]), "last_token"
         ends.append(QuestionEnd(column, rule))
     return ends
+
+
+def _has_pixels(given: Mapping[str, Any]) -> bool:
+    """Whether a call's arguments hold pictures, their features, or embeddings."""
+    return any(
+        isinstance(tensor, Tensor)
+        and (tensor.dim() > 2 or (tensor.dim() == 2 and tensor.is_floating_point()))
+        for name, value in given.items()
+        if name not in _NO_PIXELS
+        for tensor in (value if isinstance(value, (list, tuple)) else [value])
+    )

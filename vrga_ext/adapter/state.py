@@ -31,6 +31,7 @@ class SequenceState:
     def __init__(self) -> None:
         self.config = VRGAConfig()
         self.prompt = Prompt(owner="")  # nobody's, until begin
+        self.run = self.prompt  # what the latest calls came with: the prompt, or more of its answer
         self.decoding = False
         self.image = torch.zeros(0, 0, dtype=torch.bool)  # [B, columns], image tokens
         self.keys = self.image  # [B, columns], V: image tokens and, if so configured, their lead
@@ -39,6 +40,7 @@ class SequenceState:
         self.ends: list[QuestionEnd] = []
         self.attended: list[int] = []  # keys that each question row attends to
         self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
+        self.told = torch.zeros(0, 0, dtype=torch.long)  # [B, n], tokens of columns; -1 is unknown
         self.batch = 0  # rows of the cache; a compiled step must not depend on the shape of `image`
         self.copies = 1  # rows per sample of the prompt: beams, or returned sequences
         self.samples = torch.arange(0)  # int64 [B], index of each row's sample
@@ -108,7 +110,8 @@ class SequenceState:
         self.ends = question_ends(
             ids[:, -known:], mask, image, past, question_end, finder, offset, copies
         )
-        self.prompt, self.config, self.copies = prompt, config, copies
+        self.prompt = self.run = prompt
+        self.config, self.copies = config, copies
         self.decoding = False
         self.batch = batch
         self.samples = torch.arange(batch) // copies
@@ -294,6 +297,7 @@ class SequenceState:
         self.image, self.keys, self.boosted = (
             tensor[index] for tensor in (self.image, self.keys, self.boosted)
         )
+        self.told = self.told[index] if len(self.told) else self.told
         self._image_flags = {}
         self.axes = None if self.axes is None else self.axes[:, index]
         self._set_flags({on: flags[index.to(on)] for on, flags in self._flags.items()})
