@@ -556,7 +556,7 @@ def test_errors_leave_the_model_as_it_was(family):
     with vrga_ext.capture(model), nested:
         capture_of(family, inputs)
     with vrga_ext.enable(model) as handle:
-        with pytest.raises(ValueError, match="since VRGA is enabled and has its own"):
+        with pytest.raises(ValueError, match="question_end: wanted that of the handle, 'auto'"):
             capture_of(family, inputs, question_end=3)
         assert not handle.recorders
     with pytest.raises(TypeError, match="PreTrainedModel"), vrga_ext.capture(torch.nn.Linear(1, 1)):

@@ -163,9 +163,9 @@ def test_changed_answer_is_said(family, answer):
     with torch.no_grad():
         step = {"input_ids": other_token(ids)[:, -1:], CACHE: cache}
         token = family.model(**step, use_cache=True).logits[:, -1:].argmax(-1)
+    inputs = follow_up(family, torch.cat([other_token(ids), token], 1))
     with pytest.warns(vrga_ext.VRGAWarning, match=UNGUIDED):
-        ids = torch.cat([other_token(ids), token], 1)
-        greedy(family.model, follow_up(family, ids), 1, **{CACHE: cache})
+        greedy(family.model, inputs, 1, **{CACHE: cache})
 
 
 def test_question_of_a_new_turn_is_a_prompt(family, answer):

@@ -133,6 +133,34 @@ def test_output_attentions_of_an_eager_model_are_complete(config):
         torch.testing.assert_close(weights, raised / raised.sum())
 
 
+def test_output_attentions_of_the_configuration():
+    """Set while enabled, before, or as an argument: the weights are the same, as under eager."""
+    family = build("qwen2_5_vl", attn_implementation="eager")
+    model, inputs = family.model, family.prompt(*ROWS)
+    config = model.config.get_text_config()
+    with torch.no_grad():
+        expected = model(**inputs, output_attentions=True).attentions
+        with vrga_ext.enable(model, gamma=0.0):
+            config.output_attentions = True
+            found = model(**inputs).attentions
+        after = model(**inputs).attentions
+        with vrga_ext.enable(model, gamma=0.0):
+            before = model(**inputs).attentions
+            config.output_attentions = False
+            assert model(**inputs).attentions is None
+    for layers in (found, after, before):
+        assert len(layers) == len(expected)
+        assert all(map(torch.equal, layers, expected))
+
+
+def test_output_attentions_of_an_sdpa_model_are_refused_as_ever():
+    family = build("qwen2_5_vl")
+    config = family.model.config.get_text_config()
+    with vrga_ext.enable(family.model), pytest.raises(ValueError, match="'eager'"):
+        config.output_attentions = True
+    assert not config.output_attentions
+
+
 def test_two_models_may_share_a_config_object():
     family = build("qwen2_5_vl")
     other = type(family.model)(family.model.config).eval()

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -230,6 +230,26 @@ def _is_causal(module: torch.nn.Module, kwargs: dict[str, Any]) -> bool:
     given = kwargs.get("is_causal")
     return bool(getattr(module, "is_causal", True) if given is None else given)
 
+
+def _allow_output_attentions(stock: Any) -> None:
+    """Let ``config.output_attentions = True`` stand for our name of eager attention, too.
+
+    The setter compares the implementation with ``"eager"`` by name.
+    """
+
+    def set_output_attentions(self: Any, value: bool) -> None:
+        if self._attn_implementation == IMPLEMENTATIONS["eager"]:
+            self._output_attentions = value
+        else:
+            stock.fset(self, value)
+
+    set_output_attentions.knows_vrga = True  # type: ignore[attr-defined]
+    type.__setattr__(PreTrainedConfig, "output_attentions", stock.setter(set_output_attentions))
+
+
+_output_attentions: Any = PreTrainedConfig.__dict__["output_attentions"]
+if not hasattr(_output_attentions.fset, "knows_vrga"):  # this module may be imported again
+    _allow_output_attentions(_output_attentions)
 
 # Each with the masks of its base. On import, so that a pickled model finds them.
 for _base, _function in (("sdpa", vrga_attention), ("eager", vrga_eager_attention)):

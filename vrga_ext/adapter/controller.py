@@ -86,6 +86,7 @@ class VRGAHandle:
                 f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
                 "or 'eager', first)"
             )
+        self._finder = finder
         self._forward = ForwardHooks(self, model, finder)
         reaims = config.reaim_every or config.reaim_entropy
         self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
@@ -198,6 +199,26 @@ class VRGAHandle:
 
     def __exit__(self, *exception: object) -> None:
         self.disable()
+
+    def check_same_question(self, processor: Any, question_end: Any) -> None:
+        """Refuse what would move the question's end in an enabled model; None and "auto" keep it.
+
+        Raises
+        ------
+        ValueError
+            VRGA was enabled with another processor or question end.
+        """
+        if processor is not None and not self._finder.agrees_with(processor):
+            raise ValueError(
+                "processor: wanted the one that VRGA is enabled with, or none, got another; "
+                "pass it to enable()"
+            )
+        wanted = normalise_question_end(question_end)
+        if wanted not in ("auto", self.question_end):
+            raise ValueError(
+                f"question_end: wanted that of the handle, {self.question_end!r}, or 'auto', got "
+                f"{wanted!r}; set handle.question_end"
+            )
 
     # ---- into the model and out of it --------------------------------------------------------
 

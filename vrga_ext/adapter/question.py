@@ -82,6 +82,11 @@ class QuestionFinder:
             return max(end - offset, last_image + 1), "template"
         return len(ids) - 1, "last_token"
 
+    def agrees_with(self, processor: Any) -> bool:
+        """Whether a finder of another processor would find the same."""
+        same = getattr(processor, "tokenizer", processor) is self._tokenizer
+        return same or QuestionFinder(processor)._tails == self._tails != []
+
     def _is_blank(self, token: int) -> bool:
         return not self._tokenizer.decode([token]).strip()
 

@@ -83,7 +83,8 @@ def capture(
         Also keep the attention row: ``True`` on the image tokens, ``"all"`` on every key.
         ``samples x layers x heads x rows x keys`` floats, on the CPU.
     processor, question_end
-        As in :func:`vrga_ext.enable`; not where VRGA is enabled already.
+        As in :func:`vrga_ext.enable`. Where VRGA is enabled already they are not needed, and may
+        only repeat what it was enabled with.
 
     Yields
     ------
@@ -95,9 +96,9 @@ def capture(
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal or cannot be served; captures are nested; ``processor`` or
-        ``question_end`` is given although VRGA is enabled. While the model runs: ``prompt_rows``
-        does not fit the prompt.
+        The model is not multimodal or cannot be served; captures are nested; VRGA is enabled with
+        another ``processor`` or ``question_end``. While the model runs: ``prompt_rows`` does not
+        fit the prompt.
 
     Notes
     -----
@@ -124,12 +125,9 @@ def capture(
     if handle is None or owned:
         config = VRGAConfig(gamma=0.0)
         handle = enable(model, config, processor=processor, question_end=question_end)
-    elif processor is not None or question_end != "auto":
-        raise ValueError(
-            "processor, question_end: wanted none of them, since VRGA is enabled and has its own; "
-            "set them in enable()"
-        )
-    elif any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
+    else:
+        handle.check_same_question(processor, question_end)
+    if any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
     handle.recorders.append(recorder)
     try:
