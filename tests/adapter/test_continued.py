@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Family, build, greedy, logits
@@ -144,6 +144,46 @@ def test_token_that_was_not_generated_is_said(family, answer):
     with warnings.catch_warnings():  # once
         warnings.simplefilter("error", vrga_ext.VRGAWarning)
         last_logits(family, cache, follow_up(family, other_token(ids)))
+
+
+def test_answer_that_began_without_vrga_is_said(family):
+    model, cache = family.model, DynamicCache(config=family.model.config)
+    output = greedy(model, family.prompt(ROWS[0]), 3, **{CACHE: cache}, suppress_tokens=[IMAGE])
+    with vrga_ext.enable(model, **LOOSE), pytest.warns(vrga_ext.VRGAWarning, match=UNGUIDED):
+        greedy(model, follow_up(family, output.sequences), 1, **{CACHE: cache})
+
+
+def test_every_returned_sequence_goes_on(family):
+    """Sampled answers of one prompt, in rows of one cache."""
+    model, inputs = family.model, family.prompt(ROWS[0])
+    options = {"num_return_sequences": 2, "do_sample": True, "suppress_tokens": [IMAGE]}
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        cache = DynamicCache(config=model.config)
+        torch.manual_seed(0)
+        first = greedy(model, inputs, 2, **{CACHE: cache}, **options)
+        noticed = handle.notices
+        again = greedy(model, follow_up(family, first.sequences), 3, **{CACHE: cache})
+        assert handle.notices == noticed
+        whole = copy.deepcopy(inputs)
+        for row in range(2):
+            alone = DynamicCache(config=model.config)
+            forced = again.sequences[row, inputs["input_ids"].shape[1] :]
+            _, expected = greedy_loop(model, whole, 5, cache=alone, forced=forced)
+            torch.testing.assert_close(logits(again)[:, row], expected[2:, 0], atol=1e-4, rtol=1e-4)
+
+
+def test_static_cache_goes_on(family):
+    model, inputs = family.model, family.prompt(ROWS[0])
+    text, columns = model.config.get_text_config(), inputs["input_ids"].shape[1] + NEW
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        _, expected = in_pieces(family, (NEW,))
+        cache = StaticCache(config=text, max_cache_len=columns)
+        options = {CACHE: cache, "suppress_tokens": [IMAGE]}
+        first = greedy(model, inputs, 2, **options)
+        rest = greedy(model, follow_up(family, first.sequences), NEW - 2, **options)
+        assert not any(UNGUIDED in notice for notice in handle.notices)
+    found = torch.cat([logits(first), logits(rest)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_answer_of_a_manual_loop_is_said(family):

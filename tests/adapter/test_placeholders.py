@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy
+from tests.adapter.families import CACHE, CORE, FAMILIES, LOOSE, ROWS, build, greedy
 
 BARE = "image tokens and came without pixels or embeddings"
 
@@ -56,6 +56,17 @@ def test_pictures_and_embeddings_are_not(family):
             model(**inputs, **{CACHE: DynamicCache(config=model.config)})
         assert handle.regions[0].image_positions.tolist() == image[0].nonzero().flatten().tolist()
         assert bare(handle) == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_has_its_pictures_overlooked(name):
+    family = build(name)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, family.prompt(ROWS[0]), 1)
+        with torch.no_grad():
+            family.model(**family.prompt(ROWS[0]))
+        assert bare(handle) == 0
+        assert len(handle.regions[0].image_positions)
 
 
 def test_paused_prompts_are_not(family):

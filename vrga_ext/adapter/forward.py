@@ -200,7 +200,7 @@ class ForwardHooks:
 
         past = int(cache.get_seq_length()) if cache is not None else 0
         state = state_of(cache)
-        answered = state is not None and told.answered(state, past)
+        answered = told.may_be_answered(state, past)
         if state is None or state.prompt is not prompt:
             if state is None or past == 0 or state.prompt.owner != self._key:
                 state = SequenceState()

@@ -101,12 +101,12 @@ class Obstacles:
         return True
 
     def notice_unguided(self, state: SequenceState, past: int) -> None:
-        """Say so if a prompt that follows an answer may be more of that answer."""
+        """Say so if tokens that come with a filled cache may be more of an answer."""
         if state.image[:, past:].any() or all(end.rule != "last_token" for end in state.ends):
             return  # a new picture or question
         self._notice(
-            "tokens that follow an answer in its KV cache are read as a new prompt, and not "
-            "guided: nothing tells that they were generated from it"
+            "tokens that came with a filled KV cache are read as a new prompt, and not guided: "
+            "nothing tells that they were generated from it"
         )
 
     def notice_empty(self, regions: list[Region]) -> None:

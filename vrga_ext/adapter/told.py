@@ -51,8 +51,10 @@ def goes_on(state: SequenceState, prompt: Prompt, past: int, tokens: int) -> boo
     return torch.equal(told, ids.repeat_interleave(state.batch // ids.shape[0], 0))
 
 
-def answered(state: SequenceState, past: int) -> bool:
-    """Whether a cache of ``past`` columns holds an answer, or its first token is known."""
+def may_be_answered(state: SequenceState | None, past: int) -> bool:
+    """Whether the tokens after ``past`` columns of a cache may be more of an answer."""
+    if state is None:  # the cache was filled without VRGA
+        return past > 0
     return 0 < state.image.shape[1] < max(past, state.told.shape[1])
 
 
