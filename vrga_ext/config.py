@@ -30,8 +30,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "entropy_factor": (0.0, math.inf),
     "question_offset": (0, math.inf),
     "epsilon": (0.0, 1.0),
-    "reaim_every": (0, math.inf),
-    "reaim_entropy": (0.0, math.inf),
 }
 
 
@@ -101,13 +99,6 @@ class VRGAConfig:
     epsilon
         Added to the sums and inside the logarithm when heads are selected (no unit, ``[0, 1]``);
         0 is exact, the released code has 1e-12.
-    reaim_every
-        Beyond the paper: :math:`T_q` is chosen anew from the same heads every this many generated
-        tokens (tokens, ``>= 0``); 0 keeps the question's.
-    reaim_entropy
-        Beyond the paper: a sample's :math:`T_q` is chosen anew after a token at which its visual
-        heads' mean ``H_img`` exceeds this multiple of what it was when it was last chosen (no unit,
-        ``>= 0``); 0 keeps the question's. Costs one read from the device per token.
 
     Raises
     ------
@@ -147,8 +138,6 @@ class VRGAConfig:
     question_offset: int = 0
     ratio_keys: RatioKeys = "attended"
     epsilon: float = 0.0
-    reaim_every: int = 0
-    reaim_entropy: float = 0.0
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -34,19 +34,11 @@ class Region:
     refined_map: Tensor  # fp64 [n]
     focus: Tensor  # int64, prompt positions of T_q before widening
     boosted: Tensor  # int64, prompt positions of T_q after widening
-    aimed_at: int | None = None  # cache column of the token T_q was last chosen at; None: question
 
     @property
     def grid(self) -> tuple[int, int] | None:
         """Patch rows and columns of the one image; None if unknown or if there are several."""
         return self.images[0].grid if len(self.images) == 1 else None
-
-    @property
-    def visual_entropy(self) -> float:
-        """Mean H_img of the visual heads at the question, nats; 0 without one."""
-        rows = {layer: row for row, layer in enumerate(self.layers)}
-        found = [float(self.image_entropy[rows[layer], head]) for layer, head in self.visual_heads]
-        return sum(found) / max(len(found), 1)
 
 
 class Regions(list[Region]):

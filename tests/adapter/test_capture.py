@@ -206,7 +206,7 @@ def test_rows_that_moved_to_other_samples_are_left_out(family):
     model, inputs = family.model, family.prompt(ROWS[0], ROWS[0])
     end = question_end(inputs)
     with (
-        vrga_ext.enable(model, **LOOSE, question_end=end, reaim_every=1) as handle,
+        vrga_ext.enable(model, **LOOSE, question_end=end) as handle,
         vrga_ext.capture(model) as recording,
         torch.no_grad(),
     ):
@@ -215,9 +215,8 @@ def test_rows_that_moved_to_other_samples_are_left_out(family):
         model.model.rope_deltas = model.model.rope_deltas[[1]]
         model(input_ids=torch.tensor([[9]]), **{CACHE: output[CACHE]})
     (notice,) = handle.notices
-    assert notice.startswith("capture and re-aiming leave out what follows")
+    assert notice.startswith("capture leaves out what follows")
     assert recording.last.positions.tolist() == [[end], [end]]
-    assert [region.aimed_at for region in handle.regions] == [None, None]
 
 
 def test_copies_that_were_dropped_are_left_out(family):

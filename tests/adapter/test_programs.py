@@ -18,7 +18,6 @@ from vrga_ext import VRGAWarning
 from vrga_ext.adapter.prompt import current_prompt
 
 STEPS = 4
-COMPILED = {"reaim_every": {"reaim_every": 2}, "reaim_entropy": {"reaim_entropy": 1.0}}
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "llava"])
@@ -95,7 +94,7 @@ def test_a_step_after_an_interrupted_call_is_a_step(family):
     assert torch.equal(step.logits[:, -1], wanted[1])
 
 
-@pytest.mark.parametrize("options", [{}, {"gate": "dynamic"}, {"reaim_every": 1}])
+@pytest.mark.parametrize("options", [{}, {"gate": "dynamic"}])
 @pytest.mark.parametrize("name", ["llava", "internvl"])
 def test_any_default_device(name, options):
     """Meta stands for a GPU; the types' own code runs with either."""
@@ -261,20 +260,3 @@ def test_four_dimensional_mask_over_right_padding():
     assert region.question_end == wanted.question_end == prompt - 1
     assert region.visual_heads == wanted.visual_heads
     assert torch.equal(region.boosted, wanted.boosted)
-
-
-@pytest.mark.parametrize("gate", ["static", "dynamic"])
-@pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
-def test_reaiming_in_compiled_steps(options, gate):
-    family = build("llava")
-    inputs = family.prompt(*ROWS[:2])
-    torch._dynamo.reset()
-    with vrga_ext.enable(family.model, **(LOOSE | options), gate=gate):
-        wanted = greedy(family.model, inputs, 5)
-        stock = family.model.forward
-        family.model.forward = torch.compile(stock, backend="eager")
-        try:
-            got = greedy(family.model, inputs, 5, cache_implementation="static")
-        finally:
-            del family.model.forward
-    torch.testing.assert_close(logits(got), logits(wanted), atol=1e-5, rtol=1e-5)

@@ -19,7 +19,6 @@ from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.forward import ForwardHooks
 from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
-from vrga_ext.adapter.reaim import ReAim
 from vrga_ext.adapter.recorder import Recorder
 from vrga_ext.adapter.state import RegionHook
 from vrga_ext.adapter.survey import check_decoder
@@ -88,8 +87,7 @@ class VRGAHandle:
             )
         self._finder = finder
         self._forward = ForwardHooks(self, model, finder)
-        reaims = config.reaim_every or config.reaim_entropy
-        self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
+        self.recorders: list[Recorder] = []
         # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
         self._replaced: dict[str, tuple[Any, Any]] = {}
 
@@ -188,9 +186,8 @@ class VRGAHandle:
             declared_image_mask.reset(token)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is not paused, and nothing but re-aiming watches it: both end with a block."""
-        kept = [recorder for recorder in self.recorders if isinstance(recorder, ReAim)]
-        return self.__dict__ | {"_pauses": [], "recorders": kept}
+        """A copy is neither paused nor watched: both end with a block."""
+        return self.__dict__ | {"_pauses": [], "recorders": []}
 
     def __enter__(self) -> VRGAHandle:
         if not self.installed:

@@ -297,8 +297,8 @@ class ForwardHooks:
         """The recorders' watches over a forward call; None if nobody wants anything of it."""
         if state.decoding and not state.in_order:
             self._handle._notice(
-                "capture and re-aiming leave out what follows: rows of the KV cache were dropped, "
-                "or moved to other samples"
+                "capture leaves out what follows: rows of the KV cache were dropped, or moved to "
+                "other samples"
             )
             return None
         call = Call(state, past, tokens, state.prompt.call_ids)

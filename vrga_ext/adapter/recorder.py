@@ -2,8 +2,7 @@
 
 A recorder stands in ``VRGAHandle.recorders``. Before each forward call it is asked for a watch; the
 watch names the query rows it wants, is given them layer by layer, and is told when the call is
-over, which is when heads and tokens of later steps may be changed (``SequenceState.aim``). Without
-a watch a call runs as it would without recorders.
+over. Without a watch a call runs as it would without recorders.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from vrga_ext.adapter.bookkeeping import on_cpu
 from vrga_ext.adapter.state import SequenceState
 from vrga_ext.reference import HeadStatistics, RowResult
 
-# Of a layer: nothing; statistics, which a gated layer computes anyway; those and the attention on
-# the image keys; those and the attention on every key.
-Want = Literal["nothing", "statistics", "image", "keys"]
+# Of a layer: statistics, which a gated layer computes anyway; those and the attention on the image
+# keys; those and the attention on every key.
+Want = Literal["statistics", "image", "keys"]
 
 
 class Call(NamedTuple):
@@ -55,8 +54,9 @@ class Watch(Protocol):
     def columns(self) -> Sequence[Sequence[int]]:
         """R rows: cache column of each sample's query; one outside the call is read elsewhere."""
 
-    def wants(self, layer: int) -> Want:
-        """What to compute in a layer, the layer as the model counts it."""
+    @property
+    def want(self) -> Want:
+        """What to compute in every layer."""
 
     def record(self, layer: int, index: int, row: LayerRow) -> None:
         """Take row ``index`` of ``columns`` in a layer; tensors are on the layer's device."""
@@ -184,9 +184,7 @@ class WatchedCall:
         ``per_head``: R_img, H_img, H_joint and the gate of a reweighted layer, fp32 [B, H, q, 4].
         """
         for watch, readers in self._watched:
-            want = watch.wants(layer)
-            if want == "nothing":
-                continue
+            want = watch.want
             for index, reader in enumerate(readers):
                 rows = query, key, mask
                 result = gate = attention = None

@@ -181,9 +181,6 @@ class _CaptureWatch:
         self._seen: list[dict[int, LayerRow]] = [{} for _ in self.columns]
         self._boosted = self.call.state.boosted
 
-    def wants(self, layer: int) -> Want:
-        return self.want
-
     def record(self, layer: int, index: int, row: LayerRow) -> None:
         if self.want == "image":
             assert row.attention is not None

@@ -48,9 +48,6 @@ class SequenceState:
         self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
         self.regions: list[Region] = []  # one per sample, in use
         self.boosted = self.image  # [B, columns], T_q as boosted
-        self.aimed_at: list[int] = []  # per sample, cache columns when T_q was last chosen
-        self.aim_entropy: list[float] = []  # per sample, visual heads' mean H_img at that time
-        self.drifting: set[int] = set()  # samples whose T_q is to be chosen anew
         self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
         self.idle_layers: set[int] = set()  # those of them in which no head is
         self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
@@ -198,9 +195,7 @@ class SequenceState:
                 region = checked_region(hook(sample, region), region, self.image.shape[1])
             regions.append(region)
         self._devices = {layer: rows.image_ratio.device for layer, rows in self.rows.items()}
-        self.aim(regions, layers, rows[0].heads)
-        self.aimed_at, self.drifting = [self.image.shape[1]] * len(regions), set()
-        self.aim_entropy = [region.visual_entropy for region in regions]
+        self._aim(regions, layers, rows[0].heads)
         self._done()
         return regions
 
@@ -222,8 +217,7 @@ class SequenceState:
         self.layer_heads, self.idle_layers, self._flags = {}, set(), {}
         self.boosted = torch.zeros_like(self.image)
 
-    @on_cpu
-    def aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
+    def _aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
         """Turn one region per sample into the tensors of later decode steps.
 
         ``layers`` are the full-attention layers, ``heads`` the query heads of each.
