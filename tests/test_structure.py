@@ -14,11 +14,12 @@ import vrga_ext
 PACKAGE = Path(vrga_ext.__file__).parent
 # Floors of the library from the ground up; demo and cli are what a person runs and see everything.
 ALLOWED = {
-    "config": set(),
-    "reference": set(),
-    "_checks": set(),
-    "_library": {"_build_info", "_checks"},
-    "ops": {"reference", "_checks", "_library"},
+    "gate": set(),
+    "config": {"gate"},
+    "reference": {"gate"},
+    "_checks": {"gate"},
+    "_library": {"_build_info", "_checks", "gate"},
+    "ops": {"gate", "reference", "_checks", "_library"},
     "build_facts": {"ops", "_build_info"},
     "selection": {"config"},
     "region": {"selection"},

@@ -8,12 +8,14 @@ a model is traced.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-GATES = ("static", "dynamic")
+from vrga_ext.gate import Gate, GateKind
+
 MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -25,9 +27,7 @@ def check_decode(
     attn_mask: Tensor | None,
     heads: Tensor | None,
     softcap: float,
-    gate: str,
-    focus_weight: float,
-    image_weight: float,
+    gate: Gate,
 ) -> None:
     """Arguments of ``decode_attention``."""
     _check_attention(query, key, 4, "[B, Hq, Sq, D]")
@@ -36,7 +36,7 @@ def check_decode(
     _check_flags(key_flags, query, keys)
     _check_mask(attn_mask, query, (*query.shape[:3], keys))
     _check_heads(heads, query)
-    _check_gate(gate, focus_weight, image_weight)
+    _check_gate(gate)
     _check_softcap(softcap)
 
 
@@ -54,9 +54,7 @@ def check_softmax(
     scores: Tensor,
     key_flags: Tensor,
     heads: Tensor | None,
-    gate: str,
-    focus_weight: float,
-    image_weight: float,
+    gate: Gate,
 ) -> None:
     """Arguments of ``reweighted_softmax``."""
     if scores.dim() != 4:
@@ -64,7 +62,7 @@ def check_softmax(
     _check_floating("scores", scores)
     _check_flags(key_flags, scores, scores.shape[3])
     _check_heads(heads, scores)
-    _check_gate(gate, focus_weight, image_weight)
+    _check_gate(gate)
 
 
 def check_no_grad(**tensors: Tensor | None) -> None:
@@ -148,10 +146,11 @@ def _check_heads(heads: Tensor | None, first: Tensor) -> None:
     _check_device("heads", heads, first)
 
 
-def _check_gate(gate: str, focus_weight: float, image_weight: float) -> None:
-    if gate not in GATES:
-        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
-    for name, weight in (("focus_weight", focus_weight), ("image_weight", image_weight)):
+def _check_gate(gate: Gate) -> None:
+    if gate.gate not in get_args(GateKind):
+        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate.gate!r}")
+    for name in ("focus_weight", "image_weight"):
+        weight = getattr(gate, name)
         if not 0 <= weight <= torch.finfo(torch.float32).max:
             raise ValueError(f"{name}: wanted >= 0 and finite as float32, got {weight}")
 

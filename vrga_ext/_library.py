@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext import _checks
+from vrga_ext.gate import Gate
 
 
 def _load() -> None:
@@ -74,15 +75,9 @@ def _decode_attention(
     heads: Tensor | None,
     scale: float | None,
     softcap: float,
-    gate: str,
-    focus_weight: float,
-    image_weight: float,
-    *_: float,
+    *gate: Any,
 ) -> tuple[Tensor, Tensor]:
-    masks = attn_mask, heads
-    _checks.check_decode(
-        query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
-    )
+    _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, Gate(*gate))
     rows = query.shape[:3]
     per_head = query.new_empty((*rows, 4), dtype=torch.float32)
     return query.new_empty((*rows, value.shape[3])), per_head
@@ -108,11 +103,8 @@ def _reweighted_softmax(
     scores: Tensor,
     key_flags: Tensor,
     heads: Tensor | None,
-    gate: str,
-    focus_weight: float,
-    image_weight: float,
-    *_: float,
+    *gate: Any,
 ) -> tuple[Tensor, Tensor]:
-    _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
+    _checks.check_softmax(scores, key_flags, heads, Gate(*gate))
     per_head = scores.new_empty((*scores.shape[:3], 4), dtype=torch.float32)
     return scores.new_empty(scores.shape), per_head

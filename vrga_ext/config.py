@@ -7,7 +7,8 @@ import numbers
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-Gate = Literal["static", "dynamic"]
+from vrga_ext.gate import Gate, GateKind
+
 Mode = Literal["boost", "mask"]
 ImageSpan = Literal["tokens", "vision_span"]
 Neighbourhood = Literal["grid", "flat"]
@@ -119,7 +120,7 @@ class VRGAConfig:
 
     gamma: float = 0.5
     mode: Mode = "boost"
-    gate: Gate = "static"
+    gate: GateKind = "static"
     efr_percentile: float = 5.0
     ratio_percentile: float = 95.0
     background_max_ratio: float = 0.01
@@ -193,6 +194,13 @@ class VRGAConfig:
     def image_weight(self) -> float:
         r"""Weight :math:`\beta` of the other image keys for a gated head."""
         return 1.0 if self.mode == "boost" else 0.0
+
+    @property
+    def head_gate(self) -> Gate:
+        """What the operations are told of the gate."""
+        return Gate(
+            self.gate, self.focus_weight, self.image_weight, self.min_ratio, self.entropy_factor
+        )
 
     @property
     def is_identity(self) -> bool:

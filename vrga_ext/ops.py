@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext import _checks, _library, reference
+from vrga_ext.gate import Gate, GateKind
 from vrga_ext.reference import DecodeResult, RowResult, SoftmaxResult
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,7 +34,7 @@ def decode_attention(
     heads: Tensor | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
-    gate: str = "dynamic",
+    gate: GateKind = "dynamic",
     focus_weight: float = 1.5,
     image_weight: float = 1.0,
     min_ratio: float = 0.6,
@@ -59,6 +60,7 @@ def decode_attention(
     (tensor([0.2000, 0.4000, 0.2000, 0.2000]), True)
     """
 
+    settings = Gate(gate, focus_weight, image_weight, min_ratio, entropy_factor)
     if torch.is_grad_enabled():
         _checks.check_no_grad(query=query, key=key, value=value, attn_mask=attn_mask)
     if has_kernel(query, (query, value)):
@@ -72,23 +74,13 @@ def decode_attention(
                 heads,
                 scale,
                 softcap,
-                gate,
-                focus_weight,
-                image_weight,
-                min_ratio,
-                entropy_factor,
+                *settings,
             )
             return DecodeResult(output, per_head)
         except RuntimeError:
-            masks = attn_mask, heads
-            _checks.check_decode(
-                query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
-            )
+            _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, settings)
             raise
-    masks = attn_mask, heads
-    _checks.check_decode(
-        query, key, value, key_flags, *masks, softcap, gate, focus_weight, image_weight
-    )
+    _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, settings)
     return reference.decode_attention(
         query,
         key,
@@ -98,11 +90,7 @@ def decode_attention(
         heads=heads,
         scale=scale,
         softcap=softcap,
-        gate=gate,
-        focus_weight=focus_weight,
-        image_weight=image_weight,
-        min_ratio=min_ratio,
-        entropy_factor=entropy_factor,
+        **settings._asdict(),
     )
 
 
@@ -159,7 +147,7 @@ def reweighted_softmax(
     key_flags: Tensor,
     *,
     heads: Tensor | None = None,
-    gate: str = "dynamic",
+    gate: GateKind = "dynamic",
     focus_weight: float = 1.5,
     image_weight: float = 1.0,
     min_ratio: float = 0.6,
@@ -182,6 +170,7 @@ def reweighted_softmax(
     tensor([[[[0.5000, 0.2500, 0.2500]]]])
     """
 
+    settings = Gate(gate, focus_weight, image_weight, min_ratio, entropy_factor)
     if torch.is_grad_enabled():
         _checks.check_no_grad(scores=scores)
     if has_kernel(scores):
@@ -190,27 +179,14 @@ def reweighted_softmax(
                 scores,
                 key_flags,
                 heads,
-                gate,
-                focus_weight,
-                image_weight,
-                min_ratio,
-                entropy_factor,
+                *settings,
             )
             return SoftmaxResult(probabilities, per_head)
         except RuntimeError:
-            _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
+            _checks.check_softmax(scores, key_flags, heads, settings)
             raise
-    _checks.check_softmax(scores, key_flags, heads, gate, focus_weight, image_weight)
-    return reference.reweighted_softmax(
-        scores,
-        key_flags,
-        heads=heads,
-        gate=gate,
-        focus_weight=focus_weight,
-        image_weight=image_weight,
-        min_ratio=min_ratio,
-        entropy_factor=entropy_factor,
-    )
+    _checks.check_softmax(scores, key_flags, heads, settings)
+    return reference.reweighted_softmax(scores, key_flags, heads=heads, **settings._asdict())
 
 
 def simd_level(name: str | None = None) -> str:

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vrga_ext.gate import Gate, GateKind
+
 IMAGE_FLAG = 1  # bit 0 of ``key_flags``: the key is an image token (V)
 FOCUS_FLAG = 2  # bit 1 of ``key_flags``: the key is question-relevant (T_q, as boosted)
 
@@ -92,7 +94,7 @@ def decode_attention(
     heads: Tensor | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
-    gate: str = "dynamic",
+    gate: GateKind = "dynamic",
     focus_weight: float = 1.5,
     image_weight: float = 1.0,
     min_ratio: float = 0.6,
@@ -151,11 +153,7 @@ def decode_attention(
         attended,
         key_flags,
         heads,
-        gate,
-        focus_weight,
-        image_weight,
-        min_ratio,
-        entropy_factor,
+        Gate(gate, focus_weight, image_weight, min_ratio, entropy_factor),
     )
 
     used = attended.reshape(batch, heads_kv, group * rows, keys).any(2)  # [B, Hkv, Skv]
@@ -207,7 +205,7 @@ def reweighted_softmax(
     key_flags: Tensor,
     *,
     heads: Tensor | None = None,
-    gate: str = "dynamic",
+    gate: GateKind = "dynamic",
     focus_weight: float = 1.5,
     image_weight: float = 1.0,
     min_ratio: float = 0.6,
@@ -241,11 +239,7 @@ def reweighted_softmax(
         attended,
         key_flags,
         heads,
-        gate,
-        focus_weight,
-        image_weight,
-        min_ratio,
-        entropy_factor,
+        Gate(gate, focus_weight, image_weight, min_ratio, entropy_factor),
     )
     return SoftmaxResult(probabilities.to(scores.dtype), per_head)
 
@@ -321,11 +315,7 @@ def _reweight(
     attended: Tensor,
     key_flags: Tensor,
     heads: Tensor | None,
-    gate: str,
-    focus_weight: float,
-    image_weight: float,
-    min_ratio: float,
-    entropy_factor: float,
+    gate: Gate,
 ) -> tuple[Tensor, Tensor]:
     """Reweighted probabilities; statistics and gate [B, Hq, Sq, 4]; both in the compute dtype."""
     a = _softmax(scores, attended)
@@ -334,15 +324,15 @@ def _reweight(
     gated = attended.any(-1)
     if heads is not None:
         gated = gated & heads[:, :, None]
-    if gate == "dynamic":
-        ratio = statistics.image_ratio
-        gated = gated & (ratio > min_ratio) & (ratio > entropy_factor * statistics.joint_entropy)
-    elif gate != "static":
-        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate!r}")
+    if gate.gate == "dynamic":
+        ratio, joint = statistics.image_ratio, statistics.joint_entropy
+        gated = gated & (ratio > gate.min_ratio) & (ratio > gate.entropy_factor * joint)
+    elif gate.gate != "static":
+        raise ValueError(f"gate: wanted 'static' or 'dynamic', got {gate.gate!r}")
 
     keys = scores.shape[-1]
-    w = torch.where(_flags(key_flags, keys, IMAGE_FLAG), image_weight, 1.0)
-    w = torch.where(_flags(key_flags, keys, FOCUS_FLAG), focus_weight, w)
+    w = torch.where(_flags(key_flags, keys, IMAGE_FLAG), gate.image_weight, 1.0)
+    w = torch.where(_flags(key_flags, keys, FOCUS_FLAG), gate.focus_weight, w)
     weighted = a * w.to(a.dtype)
     total = weighted.sum(-1)
     gated = gated & ~(total < LEAST_SHARE)  # nothing is left: the head keeps its attention

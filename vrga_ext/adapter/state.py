@@ -243,13 +243,7 @@ class SequenceState:
         # On the layers' devices at once: a compiled step is to find them there in every token.
         devices = {flags.device, *self._devices.values()}
         self._set_flags({device: flags.to(device) for device in devices})
-        self.gate_keywords = {
-            "gate": config.gate,
-            "focus_weight": config.focus_weight,
-            "image_weight": config.image_weight,
-            "min_ratio": config.min_ratio,
-            "entropy_factor": config.entropy_factor,
-        }
+        self.gate_keywords = config.head_gate._asdict()
         if config.gate == "dynamic":
             self.layer_heads = dict.fromkeys(layers)
         else:
