@@ -23,7 +23,7 @@ from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
 from bench.rivals import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 from bench.timing import WARM_UP, Sample, seconds_of
-from vrga_ext.adapter.caches import CacheArgument, returned_cache
+from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument, returned_cache
 
 _OVERRIDES: dict[str, dict[str, Any]] = {
     ADAPTER: {"gamma": 0.0},

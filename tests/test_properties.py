@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vrga_ext import VRGAConfig, ops, reference
-from vrga_ext.adapter.images import image_keys, image_spans
+from vrga_ext.prompts.images import image_keys, image_spans
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.selection import (
     RowStatistics,

@@ -18,10 +18,16 @@ from vrga_ext.config import VRGAConfig
 __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
-    from vrga_ext.adapter import Region, VRGAHandle, VRGAWarning, disable, enable
-    from vrga_ext.adapter.recording import Recording, capture
     from vrga_ext.build_facts import build_info
     from vrga_ext.captures import Capture
+    from vrga_ext.integrations.transformers.api import (
+        Region,
+        VRGAHandle,
+        VRGAWarning,
+        disable,
+        enable,
+    )
+    from vrga_ext.integrations.transformers.observe.recording import Recording, capture
 
     __version__: str
 
@@ -40,9 +46,12 @@ __all__ = [
 ]
 
 _LAZY = dict.fromkeys(
-    ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"), "vrga_ext.adapter"
+    ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"),
+    "vrga_ext.integrations.transformers.api",
 )
-_LAZY |= dict.fromkeys(("Recording", "capture"), "vrga_ext.adapter.recording")
+_LAZY |= dict.fromkeys(
+    ("Recording", "capture"), "vrga_ext.integrations.transformers.observe.recording"
+)
 _LAZY["Capture"] = "vrga_ext.captures"
 _LAZY["build_info"] = "vrga_ext.build_facts"
 

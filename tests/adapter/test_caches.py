@@ -16,7 +16,7 @@ import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from tests.adapter.test_ways_drafts import LOOKUP, REPEATED
-from vrga_ext.adapter.caches import CacheArgument, returned_cache
+from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument, returned_cache
 
 OLD = "past_key_values"
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vrga_ext.adapter.images import (
+from vrga_ext.prompts.images import (
     config_grid,
     image_keys,
     image_mask,

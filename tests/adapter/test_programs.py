@@ -15,7 +15,7 @@ import vrga_ext
 from tests.adapter.families import CACHE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
-from vrga_ext.adapter.prompt import current_prompt
+from vrga_ext.integrations.transformers.sequence.prompt import current_prompt
 
 STEPS = 4
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.adapter.processors import TEMPLATES, processor, tokenizer
-from vrga_ext.adapter.question import QuestionFinder
+from vrga_ext.prompts.question import QuestionFinder
 
 QUESTIONS = (
     "How many birds sit on the fence?",

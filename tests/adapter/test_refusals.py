@@ -19,9 +19,13 @@ import vrga_ext
 from tests.adapter.families import CACHE, LOOSE, ROWS, Family, build, greedy, logits
 from tests.adapter.families.others import internvl
 from tests.adapter.test_errors import assert_untouched, notices
-from vrga_ext.adapter import attention
-from vrga_ext.adapter.state import SequenceState
-from vrga_ext.adapter.survey import OTHER_HEADS, Survey, UnservedAttentionError
+from vrga_ext.integrations.transformers.call import attention
+from vrga_ext.integrations.transformers.model.layers import (
+    OTHER_HEADS,
+    Survey,
+    UnservedAttentionError,
+)
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 
 ROW = ROWS[0]
 END = 21  # the last token of ROW for a LLaVA

@@ -196,8 +196,8 @@ def test_compiled_code_may_move_rows(family):
 
 def test_rows_are_followed_once_whoever_imports_the_package_again(monkeypatch):
     methods = [getattr(Cache, name) for name in ("reorder_cache", "batch_select_indices")]
-    monkeypatch.delitem(sys.modules, "vrga_ext.adapter.caches")
-    importlib.import_module("vrga_ext.adapter.caches")
+    monkeypatch.delitem(sys.modules, "vrga_ext.integrations.transformers.sequence.kv_cache")
+    importlib.import_module("vrga_ext.integrations.transformers.sequence.kv_cache")
     assert methods == [getattr(Cache, m.__name__) for m in methods]
 
 

@@ -13,7 +13,7 @@ import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
-from vrga_ext.adapter import drafts
+from vrga_ext.integrations.transformers.call import speculative as drafts
 
 NEW = 6
 # The prompt's last two tokens occur before, and what follows them there is drafted.

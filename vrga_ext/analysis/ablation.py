@@ -209,7 +209,7 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
     >>> with mask_heads(model, [(2, 0), (2, 1)], processor=processor):
     ...     tokens = model.generate(**inputs, max_new_tokens=4)
     """
-    from vrga_ext.adapter import enable
+    from vrga_ext.integrations.transformers.api import enable
 
     pairs = as_rows("heads", heads, "(layer, head)", whole=True)
     wanted = tuple(dict.fromkeys((layer, head) for layer, head in pairs))
@@ -290,8 +290,8 @@ def ablate(
     >>> found.masked_accuracy("efr") < found.masked_accuracy("random") == found.accuracy
     True
     """
-    from vrga_ext.adapter import unwrapped
-    from vrga_ext.adapter.recording import capture
+    from vrga_ext.integrations.transformers.api import unwrapped
+    from vrga_ext.integrations.transformers.observe.recording import capture
 
     with capture(model, processor=processor) as recording:
         count = unwrapped(model).config.get_text_config(decoder=True).num_attention_heads

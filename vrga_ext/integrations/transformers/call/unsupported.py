@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from vrga_ext.adapter.attention import IMPLEMENTATIONS
-from vrga_ext.adapter.prompt import Prompt
-from vrga_ext.adapter.question import QuestionFinder
-from vrga_ext.adapter.state import SequenceState
+from vrga_ext.integrations.transformers.call.attention import IMPLEMENTATIONS
+from vrga_ext.integrations.transformers.sequence.prompt import Prompt
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region
 
 

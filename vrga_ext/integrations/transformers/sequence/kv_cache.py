@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from vrga_ext.adapter.state import SequenceState
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 
 # The newest first: where it is known, asking for an older one is a deprecation warning.
 _NAMES = ("cache", "past_key_values")

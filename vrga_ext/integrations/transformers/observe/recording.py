@@ -10,13 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import enable, unwrapped
-from vrga_ext.adapter.controller import HANDLE_ATTRIBUTE
-from vrga_ext.adapter.recorder import Call, Counts, LayerRow, Want
-from vrga_ext.adapter.regions import stack_on_cpu
-from vrga_ext.adapter.sessions import PromptRows, Session, StoredRow, check_prompt_rows
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
+from vrga_ext.integrations.transformers.api import enable, unwrapped
+from vrga_ext.integrations.transformers.handle import HANDLE_ATTRIBUTE
+from vrga_ext.integrations.transformers.observe.recorder import Call, Counts, LayerRow, Want
+from vrga_ext.integrations.transformers.observe.session import (
+    PromptRows,
+    Session,
+    StoredRow,
+    check_prompt_rows,
+)
+from vrga_ext.steering import stack_on_cpu
 
 _WANTS: dict[Any, Want] = {False: "statistics", True: "image", "all": "keys"}
 

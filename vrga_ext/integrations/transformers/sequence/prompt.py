@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter.bookkeeping import on_cpu
-from vrga_ext.adapter.grids import GRID_ARGUMENTS
-from vrga_ext.adapter.question import QuestionEnd, QuestionFinder, given_ends
+from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.prompts.grids import GRID_ARGUMENTS
+from vrga_ext.prompts.question import QuestionEnd, QuestionFinder, given_ends
 
 UNKNOWN_TOKEN = -1
 # Arguments of a model whose tensors are not images, though they look like it.

@@ -12,26 +12,33 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from vrga_ext.adapter import drafts, grids, images, told
-from vrga_ext.adapter.attention import as_under_sdpa
-from vrga_ext.adapter.caches import (
+from vrga_ext.integrations.transformers.call import speculative
+from vrga_ext.integrations.transformers.call.attention import as_under_sdpa
+from vrga_ext.integrations.transformers.call.prefill import PrefillPass
+from vrga_ext.integrations.transformers.call.unsupported import Obstacles
+from vrga_ext.integrations.transformers.model.layers import notices
+from vrga_ext.integrations.transformers.observe.recorder import Call, WatchedCall
+from vrga_ext.integrations.transformers.sequence import told
+from vrga_ext.integrations.transformers.sequence.kv_cache import (
     CacheArgument,
     attach_state,
     caches_in,
     returned_cache,
     state_of,
 )
-from vrga_ext.adapter.obstacles import Obstacles
-from vrga_ext.adapter.prefill import PrefillPass
-from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, prompt_being_read
-from vrga_ext.adapter.question import QuestionFinder
-from vrga_ext.adapter.recorder import Call, WatchedCall
-from vrga_ext.adapter.state import SequenceState
-from vrga_ext.adapter.survey import notices
+from vrga_ext.integrations.transformers.sequence.prompt import (
+    Prompt,
+    current_prompt,
+    leave_interrupted,
+    prompt_being_read,
+)
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.prompts import grids, images
+from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region, Regions
 
 if TYPE_CHECKING:
-    from vrga_ext.adapter.controller import VRGAHandle
+    from vrga_ext.integrations.transformers.handle import VRGAHandle
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -237,32 +244,34 @@ class ForwardHooks:
         tokens: int,
         count: int,
     ) -> Arguments | None:
-        """Run the decoder on the prompt alone; the arguments of a decode step on the drafts.
+        """Run the decoder on the prompt alone; the arguments of a decode step on the speculative.
 
         None if the call cannot be cut: drafts are then verified together with the prompt.
         """
         prompt = state.prompt
         try:
             if args:
-                raise drafts.CannotCutError("a positional argument")
+                raise speculative.CannotCutError("a positional argument")
             if getattr(module, "lm_head", None) is not None:
-                raise drafts.CannotCutError("an output of logits")
+                raise speculative.CannotCutError("an output of logits")
             cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
-            first, rest = drafts.cut(kwargs, tokens, count, cache, layer_types)
-        except drafts.CannotCutError as error:
+            first, rest = speculative.cut(kwargs, tokens, count, cache, layer_types)
+        except speculative.CannotCutError as error:
             self._handle._notice(
                 f"VRGA is not applied to tokens that are drafted into the first forward call, "
                 f"since {error} cannot be cut"
             )
             return None
         call_ids = prompt.call_ids
-        prompt.call_ids = drafts.cut_ids(call_ids, slice(None, count), tokens)
+        prompt.call_ids = speculative.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
         cache = returned_cache(output)
         rest = self._decoder_cache.put(rest, cache)
-        drafts.fit_masks(rest, cache, tokens - count, layer_types, output.last_hidden_state.device)
+        speculative.fit_masks(
+            rest, cache, tokens - count, layer_types, output.last_hidden_state.device
+        )
         prompt.read = output
-        prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
+        prompt.call_ids = speculative.cut_ids(call_ids, slice(count, None), tokens)
         batch = output.last_hidden_state.shape[0]
         return self._with_state((), rest, state, batch, tokens - count) or ((), rest)
 
@@ -317,7 +326,7 @@ class ForwardHooks:
         if state is None or state.prompt.read is None:
             return None
         first, state.prompt.read = state.prompt.read, None
-        return drafts.join(first, output)
+        return speculative.join(first, output)
 
     @torch.compiler.disable
     def _end_of(self, reading: PrefillPass, cache: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""The transformers adapter: ``enable`` and ``disable``."""
+"""``enable`` and ``disable``: arguments and errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vrga_ext.adapter.controller import CHANGING, HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
-from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.config import VRGAConfig
+from vrga_ext.integrations.transformers.handle import (
+    CHANGING,
+    HANDLE_ATTRIBUTE,
+    VRGAHandle,
+    VRGAWarning,
+)
+from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]

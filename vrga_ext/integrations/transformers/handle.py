@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import images
-from vrga_ext.adapter.attention import IMPLEMENTATIONS
-from vrga_ext.adapter.forward import ForwardHooks
-from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
-from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
-from vrga_ext.adapter.recorder import Recorder
-from vrga_ext.adapter.state import RegionHook
-from vrga_ext.adapter.survey import check_decoder
 from vrga_ext.config import VRGAConfig
+from vrga_ext.integrations.transformers.call.attention import IMPLEMENTATIONS
+from vrga_ext.integrations.transformers.call.hooks import ForwardHooks
+from vrga_ext.integrations.transformers.model.layers import check_decoder
+from vrga_ext.integrations.transformers.observe.recorder import Recorder
+from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask, generate_prompt
+from vrga_ext.integrations.transformers.sequence.state import RegionHook
+from vrga_ext.prompts import images
+from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
 from vrga_ext.region import Region, Regions
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
@@ -52,7 +52,7 @@ class VRGAHandle:
         Called after the selection for each sample; the heads and tokens of the region it returns
         are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
     recorders : list of Recorder
-        What watches the forward calls: see :mod:`vrga_ext.adapter.recorder`.
+        What watches the forward calls: see ``observe/recorder.py``.
 
     Examples
     --------

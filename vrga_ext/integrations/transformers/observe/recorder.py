@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vrga_ext import ops
-from vrga_ext.adapter.bookkeeping import on_cpu
-from vrga_ext.adapter.state import SequenceState
+from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.reference import HeadStatistics, RowResult
 
 # Of a layer: statistics, which a gated layer computes anyway; those and the attention on the image

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter.bookkeeping import on_cpu
-from vrga_ext.adapter.recorder import Call
 from vrga_ext.captures import Capture
+from vrga_ext.integrations.transformers.observe.recorder import Call
+from vrga_ext.integrations.transformers.on_cpu import on_cpu
 from vrga_ext.region import Region
 
 PromptRows = str | int | Sequence[int] | Sequence[Sequence[int]]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter.recorder import RowReader, WatchedCall
-from vrga_ext.adapter.regions import Rows
-from vrga_ext.adapter.state import SequenceState
-from vrga_ext.adapter.survey import OTHER_HEADS
+from vrga_ext.integrations.transformers.model.layers import OTHER_HEADS
+from vrga_ext.integrations.transformers.observe.recorder import RowReader, WatchedCall
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.steering import Rows
 
 
 class PrefillPass:

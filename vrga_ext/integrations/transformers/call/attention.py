@@ -19,10 +19,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga_ext import ops, reference
-from vrga_ext.adapter.prefill import PrefillPass
-from vrga_ext.adapter.recorder import WatchedCall
-from vrga_ext.adapter.state import SequenceState
-from vrga_ext.adapter.survey import SLIDING_WINDOW, Survey, UnservedAttentionError
+from vrga_ext.integrations.transformers.call.prefill import PrefillPass
+from vrga_ext.integrations.transformers.model.layers import (
+    SLIDING_WINDOW,
+    Survey,
+    UnservedAttentionError,
+)
+from vrga_ext.integrations.transformers.observe.recorder import WatchedCall
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 
 # The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or
 # "flash" in them are treated specially by transformers.

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import grids, images
-from vrga_ext.adapter.bookkeeping import on_cpu
-from vrga_ext.adapter.prompt import Prompt, question_ends
-from vrga_ext.adapter.question import QuestionEnd, QuestionFinder
-from vrga_ext.adapter.regions import Rows, checked_region, empty_region, select_region
 from vrga_ext.config import VRGAConfig
+from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.integrations.transformers.sequence.prompt import Prompt, question_ends
+from vrga_ext.prompts import grids, images
+from vrga_ext.prompts.question import QuestionEnd, QuestionFinder
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
+from vrga_ext.steering import Rows, checked_region, empty_region, select_region
 
 RegionHook = Callable[[int, Region], Region]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter.bookkeeping import on_cpu
-from vrga_ext.adapter.prompt import UNKNOWN_TOKEN, Prompt
-from vrga_ext.adapter.state import SequenceState
+from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.integrations.transformers.sequence.prompt import UNKNOWN_TOKEN, Prompt
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 
 
 @on_cpu

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vrga_ext import selection
-from vrga_ext.adapter.question import QuestionEnd
 from vrga_ext.config import VRGAConfig
+from vrga_ext.prompts.question import QuestionEnd
 from vrga_ext.region import HeadIndex, Region
 from vrga_ext.selection import Span
 

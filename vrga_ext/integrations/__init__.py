@@ -1,0 +1,1 @@
+"""Engines that VRGA is put into, a folder each; none imports another."""

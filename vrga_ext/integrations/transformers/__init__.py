@@ -1,0 +1,1 @@
+"""VRGA in transformers models: the one floor that imports transformers."""

@@ -1,0 +1,1 @@
+"""One forward call: nothing here outlives it."""

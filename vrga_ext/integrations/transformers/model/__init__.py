@@ -1,0 +1,1 @@
+"""Facts about a model, found without running it; no state."""

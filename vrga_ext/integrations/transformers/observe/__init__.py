@@ -1,0 +1,1 @@
+"""``capture``: what the forward calls of a model show."""
