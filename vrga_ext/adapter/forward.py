@@ -184,7 +184,7 @@ class ForwardHooks:
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)
-        if handle.paused or not self._obstacles.admit_image(state, self._finder):
+        if handle.paused or not self._obstacles.admit_image(state):
             regions = state.finish_plain()
             self.keep(prompt, [] if handle.paused else regions)
             return None

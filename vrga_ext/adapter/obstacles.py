@@ -9,7 +9,7 @@ from torch import nn
 
 from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.prompt import Prompt
-from vrga_ext.adapter.question import QuestionFinder
+from vrga_ext.adapter.question import NO_PROCESSOR
 from vrga_ext.adapter.state import SequenceState
 from vrga_ext.region import Region
 
@@ -31,6 +31,7 @@ class Obstacles:
         self._notice = notice
         self._text_config = text_config
         self._decoder = decoder
+        self._said_of_question: set[str] = set()
 
     def of_model(self) -> str | None:
         """Why nothing can be analysed or boosted, if so."""
@@ -77,18 +78,21 @@ class Obstacles:
             )
         return why is None
 
-    def admit_image(self, state: SequenceState, finder: QuestionFinder) -> bool:
+    def admit_image(self, state: SequenceState) -> bool:
         """Whether any row has an image, and what there is to say about the question's end."""
         if not state.image.any():
             if not state.prompt.nested:
                 self._notice("VRGA is not applied: the prompt has no image token")
             return False
-        if any(end.rule == "last_token" for end in state.ends):
-            why = finder.problem or "the prompt does not end like the processor's chat template"
-            self._notice(
-                f"the question's end is taken to be the last prompt token, since {why}; "
-                "pass processor= or question_end= to enable()"
-            )
+        for end, has_image in zip(state.ends, state.image.any(1).tolist(), strict=True):
+            if has_image and end.rule == "last_token" and end.why not in self._said_of_question:
+                self._said_of_question.add(end.why)  # once, however prompts differ in what is seen
+                seen = f" ({end.seen})" if end.seen else ""
+                given = "processor= or " if end.why == NO_PROCESSOR else ""
+                self._notice(
+                    f"the question's end is taken to be the last prompt token, since {end.why}"
+                    f"{seen}; pass {given}question_end= to enable()"
+                )
         return True
 
     def notice_empty(self, regions: list[Region]) -> None:
