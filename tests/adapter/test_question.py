@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.adapter.processors import TEMPLATES, processor, tokenizer
+from tests.adapter.processors import STYLES, processor, tokenizer
+from vrga_ext.integrations.transformers.sequence.prompt import question_ends
 from vrga_ext.prompts.question import QuestionFinder
 
 QUESTIONS = (
@@ -20,7 +25,7 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module", params=TEMPLATES)
+@pytest.fixture(scope="module", params=STYLES)
 def family(request):
     made = processor(request.param)
     return made, QuestionFinder(made)
@@ -46,21 +51,23 @@ def test_row_is_the_last_token_of_the_question(family, question, prompted):
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": question}]
     ids, is_image = prompt(made, content, add_generation_prompt=prompted)
     assert sum(is_image) > 1
-    row, rule = finder.find(ids, is_image, offset=0)
+    end = finder.find(ids, is_image, offset=0)
+    row, rule = end.position, end.rule
     assert rule == "template"
     # The row's token ends the question, and no more of the question follows.
     assert question.endswith(made.tokenizer.decode([ids[row]]).strip())
     last_image = max(i for i, image in enumerate(is_image) if image)
     assert made.tokenizer.decode(ids[last_image + 1 : row + 1]).strip().endswith(question)
-    one_back, _ = finder.find(ids, is_image, offset=1)
-    assert one_back == max(row - 1, last_image + 1)
+    one_back = finder.find(ids, is_image, offset=1)
+    assert one_back.position == max(row - 1, last_image + 1)
 
 
 def test_trailing_blanks_are_no_question(family):
     made, finder = family
     image = {"type": "image", "image": picture()}
     ids, is_image = prompt(made, [image, {"type": "text", "text": "Read the sign!  "}])
-    row, rule = finder.find(ids, is_image, offset=0)
+    end = finder.find(ids, is_image, offset=0)
+    row, rule = end.position, end.rule
     assert rule == "template"
     assert made.tokenizer.decode([ids[row]]).strip().endswith("!")
 
@@ -69,7 +76,12 @@ def test_image_after_the_question_means_the_last_token(family):
     made, finder = family
     text, image = {"type": "text", "text": "Read the sign!"}, {"type": "image", "image": picture()}
     ids, is_image = prompt(made, [text, image])
-    assert finder.find(ids, is_image, offset=0) == (len(ids) - 1, "last_token")
+    found = finder.find(ids, is_image, offset=0)
+    if made.chat_template == STYLES["plain"].template:  # which puts images first
+        assert found.rule == "template"
+    else:
+        assert (found.position, found.rule) == (len(ids) - 1, "last_token")
+        assert found.why == "the image comes after the question"
 
 
 def test_second_turn(family):
@@ -84,15 +96,18 @@ def test_second_turn(family):
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"]
     ids = rendered[0] if isinstance(rendered[0], list) else rendered
-    row, rule = finder.find(ids, [token == made.image_token_id for token in ids], offset=0)
+    end = finder.find(ids, [token == made.image_token_id for token in ids], offset=0)
+    row, rule = end.position, end.rule
     assert rule == "template"
     assert "birds?".endswith(made.tokenizer.decode([ids[row]]).strip())
 
 
 def test_prompt_of_another_template_means_the_last_token(family):
     _, finder = family
-    ids = [9, 8, 7, 6, 5]
-    assert finder.find(ids, [False, True, False, False, False], offset=0) == (4, "last_token")
+    words = [301, 300, 299, 298, 297]  # of no template
+    found = finder.find(words, [False, True, False, False, False], offset=0)
+    assert (found.position, found.rule) == (4, "last_token")
+    assert "no question was found" in found.why
 
 
 @pytest.mark.parametrize(
@@ -106,4 +121,60 @@ def test_prompt_of_another_template_means_the_last_token(family):
 def test_without_a_template_there_is_a_reason(given, problem):
     finder = QuestionFinder(given)
     assert problem in finder.problem
-    assert finder.find([1, 2, 3], [True, False, False], offset=0) == (2, "last_token")
+    found = finder.find([1, 2, 3], [True, False, False], offset=0)
+    assert (found.position, found.rule, found.why) == (2, "last_token", finder.problem)
+
+
+def test_what_was_seen_is_told():
+    made = processor("switched")
+    ids, is_image = prompt(made, [{"type": "image", "image": picture()}])
+    first = is_image.index(True)  # left of it the template opens a turn, with a mark
+    words = made.tokenizer("Read the sign! <|vision_end|> ANSWER:")["input_ids"]
+    foreign, is_image = ids[: first + 1] + words, is_image[: first + 1] + [False] * len(words)
+    found = QuestionFinder(made).find(foreign, is_image, offset=0)
+    assert found.rule == "last_token"
+    assert found.seen.startswith("the prompt ends with …'")
+    assert "Read the sign! <|vision_end|> ANSWER:'" in found.seen
+    for tail in ("<think>\\n'", "<think>\\n\\n</think>\\n\\n'", "'<|im_end|>\\n'"):
+        assert tail in found.seen
+
+
+def test_finders_are_pickled_and_copied(family):
+    made, finder = family
+    ids, is_image = prompt(made, [{"type": "text", "text": "Read the sign!"}])
+    wanted = finder.find(ids, is_image, 0)
+    assert wanted.rule == "template"
+    for other in (copy.deepcopy(finder), pickle.loads(pickle.dumps(finder))):
+        assert other.find(ids, is_image, 0) == wanted
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_of_a_batch_are_looked_at_one_by_one(side):
+    made = processor("switched")
+    image = {"type": "image", "image": picture()}
+    user = {"role": "user", "content": [image, {"type": "text", "text": "Read the sign!"}]}
+    late = {"role": "user", "content": [{"type": "text", "text": "Read the sign!"}, image]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
+    rows = (
+        ([user], {"add_generation_prompt": True}),
+        ([user], {"add_generation_prompt": True, "enable_thinking": False}),
+        ([user, answer], {}),
+        ([user, answer], {"continue_final_message": True}),
+        ([late, answer], {}),
+    )
+    ids = [made.tokenizer(made.apply_chat_template(row, **how))["input_ids"] for row, how in rows]
+    width = max(map(len, ids))
+    pads = [[made.tokenizer.pad_token_id] * (width - len(row)) for row in ids]
+    joined = [
+        pad + row if side == "left" else row + pad for row, pad in zip(ids, pads, strict=True)
+    ]
+    padded = torch.tensor(joined)
+    is_text = padded != made.tokenizer.pad_token_id
+    is_image = padded == made.image_token_id
+    ends = question_ends(padded, is_text, is_image, 0, "auto", QuestionFinder(made), 0, 1)
+    assert [end.rule for end in ends] == ["template"] * 4 + ["last_token"]
+    for row, end in enumerate(ends[:4]):
+        before = made.tokenizer.decode(padded[row, : end.position + 1])
+        assert before.endswith("Read the sign!")
+    last = int(is_text[4].nonzero().max())
+    assert ends[4].position == last

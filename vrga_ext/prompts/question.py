@@ -1,4 +1,4 @@
-"""Where the question ends: a given index, the chat template's tail, or the last prompt token."""
+"""Where the question ends: at a given index, where the chat template says, or at the last token."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from vrga_ext.prompts.chat_template import Tokens, as_run
+from vrga_ext.prompts.user_turns import user_turns
 from vrga_ext.region import Rule
 
-# Questions that share neither a last word nor a last character, so that what their rendered prompts
-# share at the end is the template's.
-_PROBES = (
-    "What is shown here?",
-    "Describe the scene.",
-    "count to 7",
-    "la voiture rouge!",
-    "x = y + 2;",
-)
+NO_PROCESSOR = "no processor was given"
+READ_BEFORE = "it was read before"
+_IMAGE_LAST = "the image comes after the question"
+_NO_TEXT = "the last turn of the user has no text"
+_NOT_FOUND = "no question was found where the processor's chat template writes one"
+_SHOWN = 40  # characters of a prompt's end in a notice, and tokens that are decoded for it
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,18 @@ class QuestionEnd:
 
     position: int  # column of the prompt
     rule: Rule
+    why: str = ""  # of "last_token": what kept the template from telling
+    seen: str = ""  # of this prompt, if it has to do with it
 
 
 class QuestionFinder:
-    """Finds the question's last token in prompts written by a processor's chat template.
+    """Finds the last token of the last user turn in prompts written by a chat template.
 
-    The template is rendered for several dissimilar questions; the longest common token suffix is
-    its tail, and the question ends just before that tail. If the image follows the question, the
-    last prompt token is used, since the question has not seen the image.
+    The template is rendered for several conversations, with each of its switches on and off, to see
+    what it writes before and after a user's text. In a prompt the user's last text stands behind
+    the last such opening, in front of the first closing, whatever follows: nothing, the start of an
+    answer, an answer, or turns of other roles. If the image follows the question, the last prompt
+    token is used, since the question has not seen the image.
 
     Parameters
     ----------
@@ -44,21 +48,25 @@ class QuestionFinder:
     """
 
     def __init__(self, processor: Any = None) -> None:
-        self._tokenizer = getattr(processor, "tokenizer", processor)
-        self._tails: list[_Tail] = []
-        self.problem: str | None = None  # why there is no tail
+        self.problem: str | None = None  # why nothing can be found in any prompt
         if processor is None:
-            self.problem = "no processor was given"
+            self.problem = NO_PROCESSOR
             return
         try:
-            self._tails = [_Tail.of(processor, prompted) for prompted in (True, False)]
+            self._tokens = Tokens.of(getattr(processor, "tokenizer", processor))
+            self._turns = user_turns(processor, self._tokens)
         except (
             Exception
         ) as error:  # templates are user code: any failure means "no usable template"
             self.problem = f"the processor's chat template could not be rendered ({error})"
 
-    def find(self, ids: Sequence[int], is_image: Sequence[bool], offset: int) -> tuple[int, Rule]:
-        """Index and rule for one prompt row without padding.
+    def find(
+        self,
+        ids: Sequence[int] | np.ndarray[Any, Any],
+        is_image: Sequence[bool] | np.ndarray[Any, Any],
+        offset: int,
+    ) -> QuestionEnd:
+        """The question's end in one prompt row without padding, as an index into it.
 
         Parameters
         ----------
@@ -69,72 +77,94 @@ class QuestionFinder:
         offset
             Tokens to step back from the question's end, where the template tells it.
         """
-        last_image = max((i for i, image in enumerate(is_image) if image), default=-1)
-        for tail in self._tails:
-            cut = len(ids) - len(tail.tokens)
-            if cut <= last_image + 1 or list(ids[cut:]) != tail.tokens:
-                continue
-            if last_image >= 0 and list(ids[last_image + 1 : cut]) == tail.between:
-                break  # nothing but template between the image and the tail: the image comes last
-            end = cut - 1
-            while end > last_image + 1 and self._is_blank(ids[end]):
-                end -= 1
-            return max(end - offset, last_image + 1), "template"
-        return len(ids) - 1, "last_token"
+        last = len(ids) - 1
+        if self.problem is not None:
+            return QuestionEnd(last, "last_token", self.problem)
+        tokens, run = self._tokens, as_run(ids)
+        images = np.flatnonzero(is_image)
+        after_image = int(images[-1]) + 1 if len(images) else 0
+        place = self._place(run, after_image)
+        if place is None:
+            return QuestionEnd(last, "last_token", _NOT_FOUND, self._seen(run))
+        begin, end = place
+        text = run[max(begin, after_image) : end]
+        if after_image > begin and self._is_no_text(text):
+            return QuestionEnd(last, "last_token", _IMAGE_LAST)
+        if not tokens.stripped(text):
+            return QuestionEnd(last, "last_token", _NO_TEXT)
+        return QuestionEnd(max(tokens.end(run[:end]) - 1 - offset, after_image), "template")
 
     def agrees_with(self, processor: Any) -> bool:
         """Whether a finder of another processor would find the same."""
-        same = getattr(processor, "tokenizer", processor) is self._tokenizer
-        return same or QuestionFinder(processor)._tails == self._tails != []
+        if self.problem is not None:
+            return False
+        same = getattr(processor, "tokenizer", processor) is self._tokens.tokenizer
+        other = self if same else QuestionFinder(processor)
+        return other.problem is None and other._turns == self._turns
 
-    def _is_blank(self, token: int) -> bool:
-        return not self._tokenizer.decode([token]).strip()
+    def _place(self, run: str, after_image: int) -> tuple[int, int] | None:
+        """Where the user's last text begins at the earliest, and where it ends."""
+        tokens, turns = self._tokens, self._turns
+        bare = run[: tokens.end(run)]
+        tail = _longest_end(bare, turns.tails)
+        opening = self._opening(run)
+        begin, is_marked = opening or (0, False)
+        is_told = bool(turns.openings)  # the template tells a user's turn from others
+        if tail > _longest_end(bare, turns.other_tails) or (tail and not is_told):
+            return begin, len(bare) - tail
+        found = [at for words in turns.closings if (at := run.find(words, begin)) >= 0]
+        if found and is_told:
+            end = min(found)
+            if opening is None and any(run.find(words, 0, end) >= 0 for words in turns.lookalikes):
+                return None  # it closes what a tool said
+            return begin, end
+        if is_told and opening is None:
+            return None
+        end = len(bare) - _longest_end(bare, turns.ends)
+        if begin < end < len(bare):
+            return begin, end
+        begun = bare[max(begin, after_image) :]
+        begun = begun[tokens.marks_before(begun) :]
+        is_begun = is_marked and not tokens.has_mark(begun)
+        blank = tokens.text(run[len(bare) - 1 :])
+        return (begin, len(bare)) if is_begun or blank.endswith(tuple(turns.blank_ends)) else None
+
+    def _opening(self, run: str) -> tuple[int, bool] | None:
+        """Where the last opening of a user's turn ends, and whether a mark is in it."""
+        turns, best = self._turns, None
+        for opening in turns.openings:
+            at = run.rfind(opening)
+            while at >= 0 and any(run.startswith(tool, at) for tool in turns.lookalikes):
+                at = run.rfind(opening, 0, at + len(opening) - 1)
+            if at >= 0 and (best is None or at + len(opening) > best[0]):
+                best = at + len(opening), self._tokens.has_mark(opening)
+        if best is not None:
+            return best
+        begin = self._tokens.marks_before(run)
+        ends = [begin + len(words) for words in turns.first if run.startswith(words, begin)]
+        ends += [at + len(words) for words in turns.prefaced if (at := run.find(words)) >= 0]
+        return (min(ends), False) if ends else None
+
+    def _is_no_text(self, run: str) -> bool:
+        """Whether nothing but the template, or a processor, wrote it after an image."""
+        tokens = self._tokens
+        marks = (token in tokens.marks or tokens.is_blank(token) for token in run)
+        return tokens.stripped(run) == self._turns.between or all(marks)
+
+    def _seen(self, run: str) -> str:
+        """How a prompt ends, and how the template would end it, to be read."""
+        text = self._tokens.text
+        shown = text(run[-_SHOWN:])
+        wanted = (text(tail) for tail in self._turns.shown)
+        endings = " or ".join(repr(tail) for tail in dict.fromkeys(wanted) if tail)
+        return (
+            f"the prompt ends with {'…' * (len(shown) > _SHOWN)}{shown[-_SHOWN:]!r}, "
+            f"a question of the template with {endings or 'nothing of its own'}"
+        )
 
 
-@dataclass(frozen=True)
-class _Tail:
-    tokens: list[int]  # what the template writes after the question
-    between: list[int]  # what it writes between an image and its tail when there is no question
-
-    @classmethod
-    def of(cls, processor: Any, prompted: bool) -> _Tail:
-        tokenizer = getattr(processor, "tokenizer", processor)
-
-        def tokens(*content: dict[str, str]) -> list[int]:
-            text = processor.apply_chat_template(
-                [{"role": "user", "content": list(content)}],
-                tokenize=False,
-                add_generation_prompt=prompted,
-            )
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-        image = {"type": "image"}
-        rendered = [tokens(image, {"type": "text", "text": probe}) for probe in _PROBES]
-        tail = _common_suffix(rendered)
-        # Only the end of the prompt with the image last matters: what stands before its tail.
-        image_last = [tokens({"type": "text", "text": probe}, image) for probe in _PROBES[:2]]
-        ending = _common_suffix(image_last)
-        marks = _image_marks(tokenizer, processor)
-        between = ending[: len(ending) - len(tail)]
-        after_mark = [index + 1 for index, token in enumerate(between) if token in marks]
-        return cls(tail, between[after_mark[-1] :] if after_mark else between)
-
-
-def _image_marks(tokenizer: Any, processor: Any) -> set[int]:
-    """Ids a processor may use as the image placeholder of a rendered template."""
-    marks = {getattr(processor, "image_token_id", None)}
-    image_token = getattr(processor, "image_token", None)
-    if isinstance(image_token, str):
-        marks.add(tokenizer.convert_tokens_to_ids(image_token))
-    return {mark for mark in marks if isinstance(mark, int)}
-
-
-def _common_suffix(rows: list[list[int]]) -> list[int]:
-    shortest = min(map(len, rows))
-    length = 0
-    while length < shortest and len({row[-1 - length] for row in rows}) == 1:
-        length += 1
-    return rows[0][len(rows[0]) - length :]
+def _longest_end(run: str, tails: Iterable[str]) -> int:
+    return max((len(tail) for tail in tails if run.endswith(tail)), default=0)
 
 
 def normalise_question_end(question_end: Any) -> str | int | list[int]:

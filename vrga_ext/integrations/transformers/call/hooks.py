@@ -221,12 +221,10 @@ class ForwardHooks:
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)
-        if handle.paused or not self._obstacles.admit_image(state, self._finder, past):
+        if handle.paused or not self._obstacles.admit_image(state, past, answered):
             regions = state.finish_plain()
             self.keep(prompt, [] if handle.paused else regions)
             return None
-        if answered and not handle.config.is_identity:
-            self._obstacles.notice_unguided(state, past)
         prompt_tokens = state.image.shape[1] - past
         if tokens > prompt_tokens and not handle.config.is_identity:
             parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
@@ -244,7 +242,7 @@ class ForwardHooks:
         tokens: int,
         count: int,
     ) -> Arguments | None:
-        """Run the decoder on the prompt alone; the arguments of a decode step on the speculative.
+        """Run the decoder on the prompt alone; the arguments of a decode step on the drafts.
 
         None if the call cannot be cut: drafts are then verified together with the prompt.
         """

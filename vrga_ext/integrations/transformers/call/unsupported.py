@@ -10,7 +10,7 @@ from torch import nn
 from vrga_ext.integrations.transformers.call.attention import IMPLEMENTATIONS
 from vrga_ext.integrations.transformers.sequence.prompt import Prompt
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.prompts.question import NO_PROCESSOR, READ_BEFORE
 from vrga_ext.region import Region
 
 
@@ -31,6 +31,7 @@ class Obstacles:
         self._notice = notice
         self._text_config = text_config
         self._decoder = decoder
+        self._said_of_question: set[str] = set()
 
     def of_model(self) -> str | None:
         """Why nothing can be analysed or boosted, if so."""
@@ -77,37 +78,48 @@ class Obstacles:
             )
         return why is None
 
-    def admit_image(self, state: SequenceState, finder: QuestionFinder, past: int) -> bool:
+    def admit_image(self, state: SequenceState, past: int, answered: bool) -> bool:
         """Whether any row has an image, and what there is to say about how it came.
 
-        ``past``: cache columns before the prompt.
+        Parameters
+        ----------
+        state
+            The state of the prompt.
+        past
+            Cache columns before it.
+        answered
+            Whether it may be more of an answer that the cache holds.
         """
         if not state.image.any():
             if not state.prompt.nested:
                 self._notice("VRGA is not applied: the prompt has no image token")
             return False
-        if any(end.rule == "last_token" for end in state.ends):
-            why = finder.problem or "the prompt does not end like the processor's chat template"
+        is_new = bool(state.image[:, past:].any())
+        unknown = [end for end in state.ends if end.rule == "last_token"]
+        unguided = answered and bool(unknown) and not is_new and not state.config.is_identity
+        if unguided:
             self._notice(
-                f"the question's end is taken to be the last prompt token, since {why}; "
-                "pass processor= or question_end= to enable()"
+                "tokens that came with a filled KV cache are read as a new prompt, and not guided: "
+                "nothing tells that they were generated from it"
             )
-        if state.image[:, past:].any() and not state.prompt.pixels:
+        for end, has_image in zip(state.ends, state.image.any(1).tolist(), strict=True):
+            if not has_image or end.rule != "last_token" or (unguided and end.why == READ_BEFORE):
+                continue
+            if end.why not in self._said_of_question:
+                self._said_of_question.add(end.why)  # once, however prompts differ in what is seen
+                seen = f" ({end.seen})" if end.seen else ""
+                given = "processor= or " if end.why == NO_PROCESSOR else ""
+                self._notice(
+                    f"the question's end is taken to be the last prompt token, since {end.why}"
+                    f"{seen}; pass {given}question_end= to enable()"
+                )
+        if is_new and not state.prompt.pixels:
             self._notice(
                 "the prompt has image tokens and came without pixels or embeddings: heads and "
                 "tokens are chosen on what the bare image tokens stand for; pass all that the "
                 "processor returns"
             )
         return True
-
-    def notice_unguided(self, state: SequenceState, past: int) -> None:
-        """Say so if tokens that come with a filled cache may be more of an answer."""
-        if state.image[:, past:].any() or all(end.rule != "last_token" for end in state.ends):
-            return  # a new picture or question
-        self._notice(
-            "tokens that came with a filled KV cache are read as a new prompt, and not guided: "
-            "nothing tells that they were generated from it"
-        )
 
     def notice_empty(self, regions: list[Region]) -> None:
         """Say so if there is an image in which no token was found."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vrga_ext.integrations.transformers.on_cpu import on_cpu
 from vrga_ext.prompts.grids import GRID_ARGUMENTS
-from vrga_ext.prompts.question import QuestionEnd, QuestionFinder, given_ends
+from vrga_ext.prompts.question import READ_BEFORE, QuestionEnd, QuestionFinder, given_ends
 
 UNKNOWN_TOKEN = -1
 # Arguments of a model whose tensors are not images, though they look like it.
@@ -217,16 +218,15 @@ def question_ends(
     ends = []
     for row in range(batch):
         kept = mask[row, first:].nonzero().flatten()
-        if not len(kept):  # nothing but padding
-            ends.append(QuestionEnd(columns - 1, "last_token"))
+        if not len(kept):
+            ends.append(QuestionEnd(columns - 1, "last_token", "the row is nothing but padding"))
             continue
-        index, rule = finder.find(
-            ids[row, kept].tolist(), image[row, first + kept].tolist(), offset
-        )
-        column = first + int(kept[index])
-        if column < past:  # read before this call
-            column, rule = first + int(kept[-1]), "last_token"
-        ends.append(QuestionEnd(column, rule))
+        end = finder.find(ids[row, kept].numpy(), image[row, first + kept].numpy(), offset)
+        column = first + int(kept[end.position])
+        if column < past:
+            ends.append(QuestionEnd(first + int(kept[-1]), "last_token", READ_BEFORE))
+        else:
+            ends.append(dataclasses.replace(end, position=column))
     return ends
 
 
