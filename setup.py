@@ -12,6 +12,7 @@ Environment switches:
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import sys
 from glob import glob
@@ -42,6 +43,10 @@ def _operation_sources(with_cuda: bool) -> list[str]:
     cuda = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/host/cuda_*.cpp")
     cpu = _sources("csrc/ops.cpp", "csrc/host/*.cpp", "csrc/cpu/**/*.cpp")
     return [path for path in cpu if path not in cuda] + (cuda if with_cuda else [])
+
+
+def _source_hash() -> str:
+    return runpy.run_path("vrga_ext/_sources.py")["source_hash"](Path("csrc"))
 
 
 def _check_compiler() -> None:
@@ -126,6 +131,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
         "VRGA_CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "",
         "VRGA_CUDA_VERSION": (torch.version.cuda or "") if with_cuda else "",
         "VRGA_CUDA_MISSING": toolkit if isinstance(toolkit, str) else "",
+        "VRGA_SOURCE_HASH": _source_hash(),
     }
     build_info = Extension(
         "vrga_ext._build_info",
