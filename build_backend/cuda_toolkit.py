@@ -143,7 +143,8 @@ def _compile(toolkit: Toolkit, cxx_flags: Sequence[str], nvcc_flags: Sequence[st
     from torch.utils import cpp_extension
 
     host = new_compiler()
-    customize_compiler(host)  # CFLAGS and CPPFLAGS of the environment
+    customize_compiler(host)
+    flags = host.compiler_so[1:]  # type: ignore[attr-defined]  # of Python, CFLAGS, CPPFLAGS
     cxx = shlex.split(cpp_extension.get_cxx_compiler())
     paths = [*cpp_extension.include_paths("cuda"), *toolkit.include_dirs]
     include = [f"-I{path}" for path in paths]
@@ -157,7 +158,7 @@ def _compile(toolkit: Toolkit, cxx_flags: Sequence[str], nvcc_flags: Sequence[st
         host_source.write_text(HOST_PROBE)
         device_source.write_text(DEVICE_PROBE)
         output = ["-o", os.path.join(folder, "out")]
-        linked = [*cxx, *host.compiler_so[1:], *include, "-fPIC", *cxx_flags, "-shared"]
+        linked = [*cxx, *flags, *include, "-fPIC", *cxx_flags, "-shared"]
         compiled = [_nvcc_of(toolkit), *include, "--compiler-options", "-fPIC", *device, "-c"]
         commands = [[*linked, str(host_source), *link, *output]]
         commands += [[*compiled, str(device_source), *output]]
