@@ -263,13 +263,20 @@ def test_four_dimensional_mask_over_right_padding():
     assert torch.equal(region.boosted, wanted.boosted)
 
 
-@pytest.mark.parametrize("gate", ["static", "dynamic"])
-@pytest.mark.parametrize("options", COMPILED.values(), ids=COMPILED)
-def test_reaiming_in_compiled_steps(options, gate):
+@pytest.mark.parametrize(
+    ("how", "gate"),
+    [
+        ("reaim_every", "dynamic"),
+        pytest.param("reaim_every", "static", marks=pytest.mark.slow),
+        pytest.param("reaim_entropy", "static", marks=pytest.mark.slow),
+        pytest.param("reaim_entropy", "dynamic", marks=pytest.mark.slow),
+    ],
+)
+def test_reaiming_in_compiled_steps(how, gate):
     family = build("llava")
     inputs = family.prompt(*ROWS[:2])
     torch._dynamo.reset()
-    with vrga_ext.enable(family.model, **(LOOSE | options), gate=gate):
+    with vrga_ext.enable(family.model, **(LOOSE | COMPILED[how]), gate=gate):
         wanted = greedy(family.model, inputs, 5)
         stock = family.model.forward
         family.model.forward = torch.compile(stock, backend="eager")
