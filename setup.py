@@ -4,7 +4,7 @@ Environment switches:
 
     VRGA_EXT_CUDA         CUDA kernels: where they can be built (unset), 0: never, 1: fail without
     CXX                   the C++ compiler (default c++)
-    CUDA_HOME             the CUDA toolkit, where nvcc is not on the PATH
+    CUDA_HOME             the CUDA toolkit, where it is not that of nvcc or in a usual place
     TORCH_CUDA_ARCH_LIST  architectures to build for (default below); no GPU is ever asked
     MAX_JOBS              parallel compiler processes
 """
@@ -12,16 +12,22 @@ Environment switches:
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import sys
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from setuptools import setup
 
+if TYPE_CHECKING:
+    from build_backend import cuda_toolkit
+
 DEFAULT_CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # LibTorch stable ABI of 2.11: serves every later torch
+
+sys.path.append(str(Path(__file__).resolve().parent / "build_backend"))
 
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
 
@@ -39,6 +45,10 @@ def _operation_sources(with_cuda: bool) -> list[str]:
     return [path for path in cpu if path not in cuda] + (cuda if with_cuda else [])
 
 
+def _source_hash() -> str:
+    return runpy.run_path("vrga_ext/_sources.py")["source_hash"](Path("csrc"))
+
+
 def _check_compiler() -> None:
     from torch.utils.cpp_extension import get_cxx_compiler
 
@@ -50,8 +60,8 @@ def _check_compiler() -> None:
         )
 
 
-def _cuda_obstacle() -> str:
-    """Why no CUDA kernels are built here; empty if they are.
+def _cuda_toolkit() -> cuda_toolkit.Toolkit | str:
+    """The toolkit that CUDA kernels are built with, or why none are built.
 
     Raises
     ------
@@ -59,21 +69,22 @@ def _cuda_obstacle() -> str:
         If ``VRGA_EXT_CUDA`` asks for kernels that cannot be built, or for anything else.
     """
     import torch
-    from torch.utils.cpp_extension import CUDA_HOME
+    from cuda_toolkit import choose
 
     switch = os.environ.get("VRGA_EXT_CUDA", "")
     if switch not in ("", "0", "1"):
         raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA: wanted 0, 1 or nothing, got {switch!r}")
-    obstacle = ""
+    toolkit: cuda_toolkit.Toolkit | str
     if switch == "0":
-        obstacle = "switched off by VRGA_EXT_CUDA=0 at build time"
+        toolkit = "switched off by VRGA_EXT_CUDA=0 at build time"
     elif torch.version.cuda is None:
-        obstacle = f"built against torch {torch.__version__}, which is not a CUDA build of torch"
-    elif CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
-        obstacle = "no nvcc was found at build time; install the CUDA toolkit or set CUDA_HOME"
-    if obstacle and switch == "1":
-        raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA=1, but no CUDA kernels: {obstacle}")
-    return obstacle
+        toolkit = f"built against torch {torch.__version__}, which is not a CUDA build of torch"
+    else:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
+        toolkit = choose(CXX_FLAGS, NVCC_FLAGS)
+    if isinstance(toolkit, str) and switch == "1":
+        raise SystemExit(f"vrga_ext: VRGA_EXT_CUDA=1, but no CUDA kernels: {toolkit}")
+    return toolkit
 
 
 def _extensions() -> tuple[list[Any], dict[str, Any]]:
@@ -87,20 +98,27 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     from torch.utils import cpp_extension
 
     _check_compiler()
-    obstacle = _cuda_obstacle()
-    with_cuda = not obstacle
-    if with_cuda:
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHITECTURES)
-    else:
-        print(f"vrga_ext: building CPU operations only: {obstacle}", file=sys.stderr)
-
+    toolkit = _cuda_toolkit()
+    with_cuda = not isinstance(toolkit, str)
+    include_dirs = [str(Path("csrc").resolve()), str(Path("csrc/include").resolve())]
+    library_dirs: list[str] = []
     defines = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
+    if isinstance(toolkit, str):
+        print(f"vrga_ext: building CPU operations only: {toolkit}", file=sys.stderr)
+    else:
+        include_dirs += toolkit.include_dirs
+        library_dirs += toolkit.library_dirs
+        defines.append(("USE_CUDA", None))
+
+    every_source = _sources("csrc/**/*.*")  # headers, too: without ninja they are not looked into
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     operations = make(
         "vrga_ext._ops",
         _operation_sources(with_cuda),
-        include_dirs=[str(Path("csrc").resolve()), str(Path("csrc/include").resolve())],
-        define_macros=defines + ([("USE_CUDA", None)] if with_cuda else []),
+        depends=every_source,
+        include_dirs=include_dirs,
+        library_dirs=library_dirs,
+        define_macros=defines,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
         extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
         py_limited_api=True,
@@ -112,11 +130,13 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
         "VRGA_TORCH_VERSION": torch.__version__,
         "VRGA_CUDA_ARCHITECTURES": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "",
         "VRGA_CUDA_VERSION": (torch.version.cuda or "") if with_cuda else "",
-        "VRGA_CUDA_MISSING": obstacle,
+        "VRGA_CUDA_MISSING": toolkit if isinstance(toolkit, str) else "",
+        "VRGA_SOURCE_HASH": _source_hash(),
     }
     build_info = Extension(
         "vrga_ext._build_info",
         ["csrc/build_info.cpp"],
+        depends=every_source,
         include_dirs=[pybind11.get_include()],
         define_macros=[(name, '"' + text.replace('"', "'") + '"') for name, text in facts.items()],
         extra_compile_args={"cxx": CXX_FLAGS},

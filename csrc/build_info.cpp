@@ -24,4 +24,5 @@ PYBIND11_MODULE(_build_info, m) {
   m.attr("cuda_architectures") = VRGA_CUDA_ARCHITECTURES;
   m.attr("cuda_version") = VRGA_CUDA_VERSION;
   m.attr("cuda_missing") = VRGA_CUDA_MISSING;
+  m.attr("source_hash") = VRGA_SOURCE_HASH;
 }

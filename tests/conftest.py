@@ -4,6 +4,8 @@ One thread: the models are tiny, and results must not depend on the machine."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -14,6 +16,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="write the README's table of families and modes from what the tests did",
     )
+
+
+def pytest_configure():
+    """This process says where the operations are of other sources; those it starts need not."""
+    said = "ignore:vrga_ext was compiled from other sources"
+    others = filter(None, [os.environ.get("PYTHONWARNINGS")])
+    os.environ["PYTHONWARNINGS"] = ",".join([*others, said])
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,11 +10,10 @@ import sys
 import sysconfig
 import tarfile
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,13 +41,17 @@ def script(monkeypatch):
 
 
 @pytest.fixture
-def cuda_toolkit(tmp_path, monkeypatch):
-    """A torch built for CUDA and a toolkit beside it."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "nvcc").touch()
+def cuda_torch(script, monkeypatch):
+    """A torch built for CUDA; ``find(toolkit)`` lets the search for a toolkit come to that."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
-    return tmp_path
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    import cuda_toolkit
+
+    def find(toolkit):
+        monkeypatch.setattr(cuda_toolkit, "choose", lambda *flags: toolkit)
+
+    find(cuda_toolkit.Toolkit("/usr/bin/nvcc", "/usr"))
+    return find
 
 
 def packages_of(prefix: Path) -> Path:
@@ -142,25 +145,48 @@ def test_cuda_sources_only_with_cuda(script):
 
 
 @pytest.mark.parametrize("value", [None, "", "1"])
-def test_kernels_are_built_where_they_can_be(script, cuda_toolkit, monkeypatch, value):
+def test_kernels_are_built_where_they_can_be(script, cuda_torch, monkeypatch, value):
     if value is not None:
         monkeypatch.setenv("VRGA_EXT_CUDA", value)
-    assert script._cuda_obstacle() == ""
+    assert script._cuda_toolkit().home == "/usr"
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == script.DEFAULT_CUDA_ARCHITECTURES
 
 
-def test_cuda_switched_off(script, cuda_toolkit, monkeypatch):
+def test_cuda_switched_off(script, cuda_torch, monkeypatch):
     monkeypatch.setenv("VRGA_EXT_CUDA", "0")
-    assert script._cuda_obstacle() == "switched off by VRGA_EXT_CUDA=0 at build time"
+    assert script._cuda_toolkit() == "switched off by VRGA_EXT_CUDA=0 at build time"
 
 
-def test_missing_cuda_is_said_and_refused_where_it_was_asked_for(script, cuda_toolkit, monkeypatch):
-    (cuda_toolkit / "bin" / "nvcc").unlink()
-    assert "no nvcc was found" in script._cuda_obstacle()
+def test_missing_cuda_is_said_and_refused_where_it_was_asked_for(script, cuda_torch, monkeypatch):
+    cuda_torch("no nvcc")
+    assert script._cuda_toolkit() == "no nvcc"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "which is not a CUDA build of torch" in script._cuda_obstacle()
+    assert "which is not a CUDA build of torch" in script._cuda_toolkit()
     monkeypatch.setenv("VRGA_EXT_CUDA", "1")
     with pytest.raises(SystemExit, match=r"VRGA_EXT_CUDA=1, but no CUDA kernels: built against"):
         script._extensions()
+
+
+@pytest.fixture
+def pybind11(monkeypatch):
+    """What an isolated build brings, and the tests' environment need not have."""
+    found = SimpleNamespace(get_include=lambda: "pybind11")
+    monkeypatch.setitem(sys.modules, "pybind11", found)
+
+
+def test_cpu_operations_are_built_where_cuda_cannot_be(script, pybind11, cuda_torch, capsys):
+    cuda_torch("cuda_runtime.h: No such file or directory")
+    operations, facts = script._extensions()[0]
+    assert not [path for path in operations.sources if "cuda" in path]
+    assert dict(facts.define_macros)["VRGA_CUDA_MISSING"] == f'"{script._cuda_toolkit()}"'
+    said = "vrga_ext: building CPU operations only: cuda_runtime.h: No such file or directory\n"
+    assert capsys.readouterr().err == said
+
+
+def test_every_source_makes_the_build_anew(script, pybind11):
+    """Without ninja nothing else looks into headers."""
+    for extension in script._extensions()[0]:
+        assert set(extension.depends) == {*files("*.cpp"), *files("*.cu"), *files("*.*h")}
 
 
 @pytest.mark.parametrize("value", ["true", "2", "auto"])
@@ -210,8 +236,8 @@ def test_source_archive_holds_the_package_and_its_documents(tmp_path):
     with tarfile.open(copy / "dist" / packed.stdout.splitlines()[-1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     documents = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
-    assert names >= documents | {"setup.py", "build_backend/vrga_build.py", "csrc/ops.cpp"}
-    assert "csrc/cuda/launch.cu" in names
+    assert names >= documents | {"setup.py", "csrc/ops.cpp", "csrc/cuda/launch.cu"}
+    assert names >= {"build_backend/vrga_build.py", "build_backend/cuda_toolkit.py"}
     assert "vrga_ext/demo/model/model.safetensors" in names
     assert not [name for name in names if name.startswith(("tests", "bench", ".clang"))]
     assert not [name for name in names if name.endswith((".so", ".pyc"))]

@@ -1,4 +1,4 @@
-"""The package's floors: each imports from those below it, and only the adapter transformers."""
+"""The package's floors: each imports from those below it, and only one engine transformers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,29 @@ ALLOWED = {
     "config": {"gate"},
     "reference": {"gate"},
     "_checks": {"gate"},
-    "_library": {"_build_info", "_checks", "gate"},
+    "_sources": {"_build_info"},
+    "_library": {"_build_info", "_checks", "_sources", "gate"},
     "ops": {"gate", "reference", "_checks", "_library"},
-    "build_facts": {"ops", "_build_info"},
+    "build_facts": {"ops", "_build_info", "_sources"},
     "selection": {"config"},
     "region": {"selection"},
     "captures": {"region", "selection"},
-    "analysis": {"adapter", "analysis", "captures", "config", "region", "selection"},
+    "prompts": {"config", "prompts", "region", "selection"},
+    "steering": {"config", "prompts", "region", "selection"},
+    "integrations": {
+        "analysis",
+        "captures",
+        "config",
+        "integrations",
+        "ops",
+        "prompts",
+        "reference",
+        "region",
+        "selection",
+        "steering",
+    },
+    "analysis": {"analysis", "captures", "config", "integrations", "region", "selection"},
     "viz": {"analysis", "captures", "region", "selection", "viz"},
-    "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
 
@@ -62,13 +76,13 @@ def test_floor_imports_only_from_below(floor):
         assert ours & modules <= ALLOWED[floor], path
 
 
-def test_only_the_adapter_and_the_demo_import_transformers():
+def test_only_its_integration_and_the_demo_import_transformers():
     importing = {
         path.relative_to(PACKAGE).parts[0]
         for path in PACKAGE.rglob("*.py")
         if any(name.split(".")[0] == "transformers" for name in imports(path))
     }
-    assert importing <= {"adapter", "demo"}
+    assert importing <= {"integrations", "demo"}
 
 
 def test_the_operations_import_without_transformers():

@@ -3,3 +3,4 @@ compiler: str
 cuda_architectures: str
 cuda_version: str
 cuda_missing: str
+source_hash: str

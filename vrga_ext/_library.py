@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vrga_ext import _checks
+from vrga_ext import _checks, _sources
 from vrga_ext.gate import Gate
 
 
@@ -21,6 +22,8 @@ def _load() -> None:
             "vrga_ext has no compiled operations here (a source folder that was never built?); "
             "run `pip install .` in the repository"
         )
+    if text := _sources.difference():  # said first: operations of other sources may not even load
+        warnings.warn(text, stacklevel=2)
     torch.ops.load_library(spec.origin)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 import vrga_ext
-from vrga_ext import ops
+from vrga_ext import _sources, ops
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class BuildInfo:
     cuda_architectures: tuple[str, ...]  # empty: CPU operations only
     cuda_version: str | None  # toolkit of the CUDA kernels
     cuda_missing: str | None  # why there are no CUDA kernels
+    sources: str | None  # hash of csrc/ when it was compiled; None: an older build, which has none
+    sources_differ: str | None  # that this clone's csrc/ is another, and what to do
 
     def __str__(self) -> str:
         cuda = f"none ({self.cuda_missing})"
@@ -36,6 +38,7 @@ class BuildInfo:
             "SIMD": f"{self.simd} (compiled: {' '.join(self.simd_compiled)})",
             "threads": str(self.threads),
             "CUDA": cuda,
+            "sources": self.sources_differ or self.sources or "unknown",
         }
         return "\n".join(f"{name:<9} {text}" for name, text in lines.items())
 
@@ -46,7 +49,7 @@ def build_info() -> BuildInfo:
     Returns
     -------
     BuildInfo
-        Versions, compiler, instruction sets and CUDA architectures, or the reason why none.
+        Versions, compiler, instruction sets, CUDA architectures or the reason why none, sources.
 
     Examples
     --------
@@ -66,4 +69,6 @@ def build_info() -> BuildInfo:
         cuda_architectures=tuple(facts.cuda_architectures.replace(";", " ").split()),
         cuda_version=facts.cuda_version or None,
         cuda_missing=facts.cuda_missing or None,
+        sources=_sources.compiled_hash(),
+        sources_differ=_sources.difference(),
     )

@@ -40,7 +40,8 @@ def decode(family, inputs, forward) -> torch.Tensor:
     ("name", "options"),
     [
         *((name, {"backend": "aot_eager"}) for name in CORE),
-        ("llava", {"mode": "reduce-overhead"}),
+        # Inductor compiles C++, for most of a minute.
+        pytest.param("llava", {"mode": "reduce-overhead"}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_decode_step(name, options, gate):

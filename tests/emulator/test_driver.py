@@ -35,12 +35,14 @@ def test_kernels_agree_with_plain_loops():
     assert "0 failures" in result.stdout
 
 
+@pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers_are_silent():
     result = run_driver(build.build_driver("driver-asan", faults.BUILDS["asan"]))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_thread_sanitizer_is_silent(tmp_path):
     csrc = faults.plant(None, tmp_path)
     driver = faults.build_small_driver("driver-tsan", csrc, faults.BUILDS["tsan"])
@@ -49,6 +51,7 @@ def test_thread_sanitizer_is_silent(tmp_path):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 def test_planted_fault_is_noticed(fault, tmp_path):
     csrc = faults.plant(fault, tmp_path)

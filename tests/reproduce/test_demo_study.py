@@ -17,11 +17,11 @@ from rich.console import Console
 from vrga_ext.demo.answers import MODEL_PATH, load_demo
 from vrga_ext.demo.scenes import COLORS
 from vrga_ext.reproduce import figures, report, run
-from vrga_ext.reproduce.findings import FINDINGS, claims, rank_correlation, tables
-from vrga_ext.reproduce.measure import Mean
+from vrga_ext.reproduce.findings import FINDINGS, claims, tables
 from vrga_ext.reproduce.study import control_label, study
 from vrga_ext.reproduce.tasks import DemoTask, draw_samples
 
+pytestmark = pytest.mark.slow  # one study serves them all: most of a minute
 COUNT, SEEDS = 48, (1, 2)
 DIRECT, SHORT, LONG = "direct", "4 steps", "16 steps"
 CHANCE = 1 / len(COLORS)
@@ -91,14 +91,6 @@ def test_what_cannot_be_compared_is_left_open(found):
     assert all(after is None for after in changed)
 
 
-def test_equal_numbers_share_their_rank():
-    ones = np.array([0.0, 0, 0, 0, 1])
-    assert rank_correlation(ones, -ones) == pytest.approx(-1)
-    assert np.isnan(rank_correlation(ones, np.zeros(5)))
-    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: by hand, 4.5 / sqrt(4.5 * 5).
-    assert rank_correlation(np.array([1.0, 2, 2, 3]), np.arange(4.0)) == pytest.approx(0.9486833)
-
-
 def test_true_region_gains_at_least_as_much(found):
     assert found.controls["true region"].against(found.plain[LONG]).z > 3
     assert found.controls["true region"].accuracy.value > found.guided[LONG].accuracy.value - 0.05
@@ -128,18 +120,6 @@ def test_a_model_that_is_never_right_shows_nothing(found):
     verdicts = [claim.holds for claim in claims(never) if claim.finding in (1, 3)]
     accurate = {True: 1, False: 4, None: 5}  # the aim is as good as it was
     assert {holds: verdicts.count(holds) for holds in accurate} == accurate
-
-
-def test_one_value_has_no_error():
-    assert np.isnan(Mean.of(np.array([3.0, np.nan])).error)
-    assert Mean.of(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5))
-
-
-def test_the_error_of_a_mean_is_not_too_small():
-    """Of few values as well: its square is right on average."""
-    draws = np.random.default_rng(0).normal(size=(20_000, 3))
-    errors = np.array([Mean.of(values).error for values in draws])
-    assert np.mean(errors**2) == pytest.approx(1 / 3, rel=0.03)
 
 
 def test_controls_that_cannot_have_as_many_say_how_many_they_have(found):
@@ -227,14 +207,3 @@ def test_brackets_in_names_are_no_markup(found, tmp_path, monkeypatch):
     assert "tr[v0]: asking" in text
     assert text.count("tr[v0]") > 8  # every table's column
     assert "report written to out[v2]/README.md" in text
-
-
-def test_printed_commands_name_no_model_that_cannot_be_given():
-    shipped, seed1, seed2 = str(MODEL_PATH), "models/seed1", "models/seed2"
-    plain = "python -m vrga_ext reproduce --samples 4 --output FOLDER"
-    named = "python -m vrga_ext reproduce --model seed1 --model seed2 --samples 4 --output FOLDER"
-    assert run._commands([shipped], None, 4, 9) == [plain]
-    assert run._commands([seed1, seed2], None, 4, 9) == [named]
-    assert run._commands([shipped, seed1, seed2], None, 4, 9) == [plain, named]
-    (asked,) = run._commands([shipped, seed1], Path("data/boxes"), 4, 9)
-    assert " --model model --model seed1 --data boxes --max-new-tokens 9 " in asked
