@@ -1,16 +1,22 @@
-"""From the question rows of one sample to its :class:`Region`."""
+"""What every engine steers with: question rows -> one Region per sample -> a frozen Plan.
+
+Nothing here knows of an engine: rows and regions are tensors, a plan is what a decode step is told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga_ext import selection
 from vrga_ext.config import VRGAConfig
+from vrga_ext.gate import Gate
 from vrga_ext.prompts.question import QuestionEnd
+from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import HeadIndex, Region
 from vrga_ext.selection import Span
 
@@ -159,3 +165,128 @@ def empty_region(end: QuestionEnd, layers: tuple[int, ...], heads: int) -> Regio
 
 def _pairs(heads: Tensor, layers: tuple[int, ...]) -> tuple[HeadIndex, ...]:
     return tuple((layers[layer], head) for layer, head in heads.nonzero().tolist())
+
+
+class LayerPlan(NamedTuple):
+    """What a decode step of one layer is told.
+
+    Attributes
+    ----------
+    flags : uint8 [B, N]
+        ``key_flags`` of the operations, on the layer's device.
+    heads : bool [B, H], optional
+        Heads that may be reweighted, there, too; all of them without it.
+    gate : Gate
+        Which of these are, and by how much.
+    """
+
+    flags: Tensor
+    heads: Tensor | None
+    gate: Gate
+
+    def on(self, device: torch.device) -> LayerPlan:
+        """The plan on a device, where the layer has moved since."""
+        if self.flags.device == device:
+            return self
+        heads = None if self.heads is None else self.heads.to(device)
+        return LayerPlan(self.flags.to(device), heads, self.gate)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which keys of B sequences are reweighted in which layers and heads; built once per prompt.
+
+    Attributes
+    ----------
+    layers : dict from layer to LayerPlan
+        Layers in which a head may be reweighted in the next prompt, if not in this one.
+    idle : frozenset of int
+        Layers of them in which none is in this one.
+    """
+
+    layers: dict[int, LayerPlan]
+    idle: frozenset[int] = frozenset()
+    observer: ClassVar[None] = None  # nobody takes what the layers compute
+
+    def plan_of(self, layer: int) -> LayerPlan | None:
+        """What a layer is told; None where it runs the model's own attention.
+
+        That is so where no head of it is reweighted, but for a compiled step, which is to serve the
+        next prompt as well, with other heads.
+        """
+        if not torch.compiler.is_compiling() and layer in self.idle:
+            return None
+        return self.layers.get(layer)
+
+    def reindexed(self, rows: Tensor) -> Plan:
+        """The plan of sequences that are copies of these: ``rows``, int64 [B'], tells of which."""
+        flags = {plan.flags.device: plan.flags for plan in self.layers.values()}
+        flags = {device: _growing(there[rows.to(device)]) for device, there in flags.items()}
+        layers = {}
+        for layer, plan in self.layers.items():
+            heads = None if plan.heads is None else plan.heads[rows.to(plan.heads.device)]
+            layers[layer] = LayerPlan(flags[plan.flags.device], heads, plan.gate)
+        return Plan(layers, self.idle)
+
+
+def key_flags(regions: Sequence[Region], samples: Sequence[int], columns: int) -> Tensor:
+    """``key_flags`` of the operations, uint8 [B, columns].
+
+    ``samples``: index of the region of each of the B sequences.
+    """
+    flags = torch.zeros(len(samples), columns, dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        flags[row, regions[sample].image_positions] = IMAGE_FLAG
+        flags[row, regions[sample].boosted] |= FOCUS_FLAG
+    return flags
+
+
+def build_plan(
+    flags: Tensor,
+    regions: Sequence[Region],
+    samples: Sequence[int],
+    devices: Mapping[int, torch.device],
+    heads: int,
+    config: VRGAConfig,
+) -> Plan | None:
+    """The plan of decode steps, on the layers' devices; None where nothing would change.
+
+    Parameters
+    ----------
+    flags : uint8 [B, columns]
+        Of :func:`key_flags`.
+    regions, samples
+        As there.
+    devices
+        Device of each full-attention layer, in their order.
+    heads
+        H, the query heads of each.
+    config
+        Thresholds.
+    """
+    changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
+    if config.is_identity or not (flags & changed).any():
+        return None
+    order = {layer: index for index, layer in enumerate(devices)}
+    gated = torch.zeros(len(order), len(samples), heads, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        for layer, head in regions[sample].visual_heads:
+            gated[order[layer], row, head] = True
+    is_static, gate = config.gate == "static", config.head_gate
+    if is_static and not gated.any():
+        return None
+    # On the devices at once: a compiled step is to find them there in every token.
+    flags_on = {device: _growing(flags.to(device)) for device in set(devices.values())}
+    gated_on = {device: gated.to(device) for device in set(devices.values())} if is_static else {}
+    layers = {
+        layer: LayerPlan(flags_on[on], gated_on[on][order[layer]] if is_static else None, gate)
+        for layer, on in devices.items()
+    }
+    idle = [layer for layer in layers if is_static and not gated[order[layer]].any()]
+    return Plan(layers, frozenset(idle))
+
+
+def _growing(flags: Tensor) -> Tensor:
+    """Flags of a prompt of any length, for one compiled step."""
+    torch._dynamo.maybe_mark_dynamic(flags, 1)
+    return flags

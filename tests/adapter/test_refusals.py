@@ -19,13 +19,14 @@ import vrga_ext
 from tests.adapter.families import CACHE, LOOSE, ROWS, Family, build, greedy, logits
 from tests.adapter.families.others import internvl
 from tests.adapter.test_errors import assert_untouched, notices
+from vrga_ext.gate import Gate
 from vrga_ext.integrations.transformers.call import attention
 from vrga_ext.integrations.transformers.model.layers import (
     OTHER_HEADS,
     Survey,
     UnservedAttentionError,
 )
-from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.steering import LayerPlan, Plan
 
 ROW = ROWS[0]
 END = 21  # the last token of ROW for a LLaVA
@@ -338,13 +339,12 @@ def test_attention_without_an_eager_function_beside_it():
 def test_scale_of_a_boosted_layer(function, scaling):
     """The default where none is given; zero is a scale."""
     query, key, value = rows()
-    state = SequenceState()
-    state.layer_heads, state.gate_keywords = {0: None}, {"gate": "dynamic", "min_ratio": 99.0}
-    state._flags = {key.device: torch.ones(1, 3, dtype=torch.uint8)}
+    flags = torch.ones(1, 3, dtype=torch.uint8)
+    plan = Plan({0: LayerPlan(flags, None, Gate("dynamic", min_ratio=99.0))})
     module = nn.Linear(1, 1)
     module.layer_idx = 0
     given = {} if scaling is None else {"scaling": scaling}
-    output, _ = getattr(attention, function)(module, query, key, value, None, vrga=state, **given)
+    output, _ = getattr(attention, function)(module, query, key, value, None, vrga=plan, **given)
     expected = F.scaled_dot_product_attention(query, key, value, scale=scaling)
     torch.testing.assert_close(output, expected.transpose(1, 2))
 

@@ -1,9 +1,8 @@
 """The attention function that transformers calls in every layer of an enabled language model.
 
-``vrga`` travels as a keyword argument from a pre-hook on the decoder to this function: a
-:class:`PrefillPass` while a prompt is read, a :class:`SequenceState` while tokens are generated, or
-a :class:`WatchedCall` that holds it where recorders watch, and nothing otherwise. Wherever nothing
-is reweighted, the model's own attention runs, bit for bit, and recorders compute beside it.
+``vrga``, a :class:`LayerContext`, travels as a keyword argument from a pre-hook on the decoder to
+this function. Wherever nothing is reweighted, the model's own attention runs, bit for bit, and what
+observes computes beside it.
 """
 
 from __future__ import annotations
@@ -19,21 +18,16 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vrga_ext import ops, reference
-from vrga_ext.integrations.transformers.call.prefill import PrefillPass
-from vrga_ext.integrations.transformers.model.layers import (
-    SLIDING_WINDOW,
-    Survey,
-    UnservedAttentionError,
-)
-from vrga_ext.integrations.transformers.observe.recorder import WatchedCall
-from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.integrations.transformers.call.context import LayerContext
+from vrga_ext.integrations.transformers.model.layers import SLIDING_WINDOW, UnservedAttentionError
+from vrga_ext.steering import LayerPlan
 
 # The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or
 # "flash" in them are treated specially by transformers.
 IMPLEMENTATIONS = {"sdpa": "vrga", "eager": "vrga_eager"}
 
 # Arguments with which the keys are not the prompt's columns, or the scores not the plain ones.
-_OBSTACLES = {
+_UNSUPPORTED = {
     "sliding_window": SLIDING_WINDOW,
     "position_bias": "a position bias",
     "s_aux": "attention sinks",
@@ -46,7 +40,6 @@ _WINDOWED_LAYERS = frozenset({"sliding_attention", "chunked_attention", "hybrid_
 _PICKED_KEYS = ("indices", "block_indices")
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-Travelling = PrefillPass | SequenceState | WatchedCall | Survey
 
 
 def as_under_sdpa(kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
@@ -71,32 +64,37 @@ def vrga_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    vrga: Travelling | None = None,
+    vrga: LayerContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over ``sdpa``, which has no soft-cap.
 
     ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``value`` [B, Hkv, K, Dv].
     """
-    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs, softcap=0.0)
-    if layer is None:
+    plan = _layer_plan(module, query, key, attention_mask, vrga, kwargs, softcap=0.0)
+    if plan is None:
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
     query, key, value = _as_under_autocast(query, key, value)
     scale = kwargs.get("scaling")
-    state = _gating_state(vrga)
+    gate, focus_weight, image_weight, min_ratio, entropy_factor = plan.gate
     output, per_head = _operations(query, key, value).decode_attention(
         query,
         key,
         value,
-        state.flags_on(key.device),
+        plan.flags,
         attn_mask=attention_mask,
-        heads=state.heads_on(layer, key.device),
+        heads=plan.heads,
         scale=scale,
-        **state.gate_keywords,
+        gate=gate,
+        focus_weight=focus_weight,
+        image_weight=image_weight,
+        min_ratio=min_ratio,
+        entropy_factor=entropy_factor,
     )
-    if isinstance(vrga, WatchedCall):
-        vrga.record(layer, query, key, attention_mask, scale, 0.0, per_head)
+    if vrga is not None and vrga.observer is not None:
+        layer: Any = module.layer_idx
+        vrga.observer.record(layer, query, key, attention_mask, scale, 0.0, per_head)
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -106,7 +104,7 @@ def vrga_eager_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    vrga: Travelling | None = None,
+    vrga: LayerContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over ``eager``, which computes a soft-cap and returns the weights.
@@ -114,8 +112,8 @@ def vrga_eager_attention(
     Every modelling file has its own eager attention; the decode step here returns weights as well.
     """
     softcap = kwargs.get("softcap") or 0.0
-    layer = _gated_layer(module, query, key, attention_mask, vrga, kwargs, softcap)
-    if layer is None:
+    plan = _layer_plan(module, query, key, attention_mask, vrga, kwargs, softcap)
+    if plan is None:
         base: Attention | None = getattr(
             sys.modules[type(module).__module__], "eager_attention_forward", None
         )
@@ -123,7 +121,6 @@ def vrga_eager_attention(
             name = type(module).__name__
             raise UnservedAttentionError(f"{name} has no eager_attention_forward beside it")
         return base(module, query, key, value, attention_mask, **kwargs)
-    state = _gating_state(vrga)
     group = query.shape[1] // key.shape[1]
     scale = kwargs.get("scaling")
     if scale is None:
@@ -134,22 +131,13 @@ def vrga_eager_attention(
     if attention_mask is not None:
         scores = _masked(scores, attention_mask)
     weights = _operations(scores).reweighted_softmax(
-        scores,
-        state.flags_on(key.device),
-        heads=state.heads_on(layer, key.device),
-        **state.gate_keywords,
+        scores, plan.flags, heads=plan.heads, **plan.gate._asdict()
     )
-    if isinstance(vrga, WatchedCall):
-        vrga.record(layer, query, key, attention_mask, scale, softcap, weights.per_head)
+    if vrga is not None and vrga.observer is not None:
+        layer: Any = module.layer_idx
+        vrga.observer.record(layer, query, key, attention_mask, scale, softcap, weights.per_head)
     output = weights.probabilities @ value.repeat_interleave(group, 1)
     return output.transpose(1, 2).contiguous(), weights.probabilities
-
-
-def _gating_state(vrga: Travelling | None) -> SequenceState:
-    """The state that gates a layer, where :func:`_gated_layer` has found one."""
-    state = vrga.state if isinstance(vrga, WatchedCall) else vrga
-    assert isinstance(state, SequenceState)
-    return state
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
@@ -184,16 +172,16 @@ def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _gated_layer(
+def _layer_plan(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
-    vrga: Travelling | None,
+    vrga: LayerContext | None,
     kwargs: dict[str, Any],
     softcap: float,
-) -> int | None:
-    """The layer's index if heads are gated in it; where not, records what it shows."""
+) -> LayerPlan | None:
+    """What the layer reweights; where it does not, its observer is told what it computes."""
     for argument in _PICKED_KEYS:
         if kwargs.get(argument) is not None:
             name = type(module).__name__
@@ -203,25 +191,26 @@ def _gated_layer(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise UnservedAttentionError(f"{type(module).__name__} has no layer_idx")
-    if isinstance(vrga, SequenceState) and not vrga.gates(layer):
+    plan, observer = vrga.plan_of(layer), vrga.observer
+    if plan is None and observer is None:
         return None
-    why = _obstacle(module, layer, kwargs)
-    if isinstance(vrga, SequenceState):
-        return layer if why is None else None
+    why = _unsupported_reason(module, layer, kwargs)
     if why is not None:
-        vrga.skip(layer, why)
+        if observer is not None:
+            observer.skip(layer, why)
         return None
-    if isinstance(vrga, WatchedCall) and vrga.state.gates(layer):
-        return layer  # recorded with what the operation returns
+    if plan is not None:  # what the operation returns is recorded
+        return plan if plan.flags.device == key.device else plan.on(key.device)
     if mask is None and not _is_causal(module, kwargs):
         mask = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device)
-    vrga.record(layer, query, key, mask, kwargs.get("scaling"), softcap)
+    if observer is not None:
+        observer.record(layer, query, key, mask, kwargs.get("scaling"), softcap)
     return None
 
 
-def _obstacle(module: torch.nn.Module, layer: int, kwargs: dict[str, Any]) -> str | None:
+def _unsupported_reason(module: torch.nn.Module, layer: int, kwargs: dict[str, Any]) -> str | None:
     """Why a layer is left alone, if it is."""
-    for name, why in _OBSTACLES.items():
+    for name, why in _UNSUPPORTED.items():
         if kwargs.get(name) is not None:
             return why
     kinds = getattr(getattr(module, "config", None), "layer_types", None) or ()

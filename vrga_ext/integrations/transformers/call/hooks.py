@@ -209,13 +209,16 @@ class ForwardHooks:
         state = state_of(cache)
         answered = told.may_be_answered(state, past)
         if state is None or state.prompt is not prompt:
-            if state is None or past == 0 or state.prompt.owner != self._key:
-                state = SequenceState()
+            before = state
+            if past == 0 or (state is not None and state.prompt.owner != self._key):
+                before = None
             columns = past + tokens if prompt.columns is None else prompt.columns
             question, ids = handle.question_end, self._token_ids
             if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
                 question = "auto"
-            state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
+            state = SequenceState(
+                prompt, handle.config, batch, past, columns, ids, question, self._finder, before
+            )
             told.tell(state, prompt.ids, columns - prompt.ids.shape[1])
             state.add_grids(self._video_ids, self._merge)
             if cache is not None:
@@ -283,7 +286,7 @@ class ForwardHooks:
     ) -> Arguments | None:
         """The arguments of a decode step, with the state if anything is boosted or watched."""
         handle = self._handle
-        if handle.paused or not (state.layer_heads or handle.recorders):
+        if handle.paused or not (state.plan or handle.recorders):
             return None
         why = self._obstacles.of_model()
         if why is None and state.batch != batch:
@@ -297,7 +300,7 @@ class ForwardHooks:
             watched = self._watch(state, past, tokens)
         if watched is not None:
             return args, kwargs | {"vrga": watched}
-        return (args, kwargs | {"vrga": state}) if state.layer_heads else None
+        return None if state.plan is None else (args, kwargs | {"vrga": state.plan})
 
     @torch.compiler.disable
     def _watch(self, state: SequenceState, past: int, tokens: int) -> WatchedCall | None:

@@ -39,6 +39,14 @@ class PrefillPass:
         self._here_on: dict[torch.device, Tensor] = {}
         self._reader = RowReader(past, tokens, columns)
 
+    @property
+    def observer(self) -> PrefillPass:
+        """The pass itself."""
+        return self
+
+    def plan_of(self, layer: int) -> None:
+        """Nothing is reweighted while a prompt is read."""
+
     def record(
         self,
         layer: int,
@@ -47,6 +55,7 @@ class PrefillPass:
         mask: Tensor | None,
         scale: float | None,
         softcap: float,
+        per_head: Tensor | None = None,
     ) -> None:
         """Attention on the image from the question row of every sample in this call, for one layer.
 

@@ -41,6 +41,14 @@ class Survey:
         self.heads: dict[int, int] = {}  # query heads of each layer with full attention
         self.skipped: dict[str, list[int]] = {}  # why -> layers that are left alone
 
+    @property
+    def observer(self) -> Survey:
+        """The survey itself."""
+        return self
+
+    def plan_of(self, layer: int) -> None:
+        """Nothing is reweighted."""
+
     def record(self, layer: int, query: Tensor, *arguments: Any) -> None:
         """Take the query [B, H, q, D] of a layer with full attention."""
         if layer in self.heads:

@@ -17,6 +17,7 @@ from vrga_ext import ops
 from vrga_ext.integrations.transformers.on_cpu import on_cpu
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.reference import HeadStatistics, RowResult
+from vrga_ext.steering import LayerPlan
 
 # Of a layer: statistics, which a gated layer computes anyway; those and the attention on the image
 # keys; those and the attention on every key.
@@ -167,6 +168,15 @@ class WatchedCall:
             (watch, [RowReader(call.past, call.tokens, columns) for columns in watch.columns])
             for watch in watches
         ]
+
+    @property
+    def observer(self) -> WatchedCall:
+        """The call itself."""
+        return self
+
+    def plan_of(self, layer: int) -> LayerPlan | None:
+        """What the layer of a decode step reweights."""
+        return None if self.state.plan is None else self.state.plan.plan_of(layer)
 
     @torch.compiler.disable
     def record(

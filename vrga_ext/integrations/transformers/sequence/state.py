@@ -16,49 +16,86 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.on_cpu import on_cpu
 from vrga_ext.integrations.transformers.sequence.prompt import Prompt, question_ends
 from vrga_ext.prompts import grids, images
-from vrga_ext.prompts.question import QuestionEnd, QuestionFinder
+from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
-from vrga_ext.steering import Rows, checked_region, empty_region, select_region
+from vrga_ext.steering import (
+    Plan,
+    Rows,
+    build_plan,
+    checked_region,
+    empty_region,
+    key_flags,
+    select_region,
+)
 
 RegionHook = Callable[[int, Region], Region]
 
 
 class SequenceState:
-    """VRGA's state of the sequences in one KV cache."""
+    """One prompt and its answer on a KV cache of B rows.
+
+    Parameters
+    ----------
+    prompt
+        Its tokens, or the last of them.
+    config
+        Thresholds.
+    batch
+        B: the prompt's rows, or a multiple of them (beams, or returned sequences).
+    past
+        Columns of the cache before the prompt.
+    columns
+        Columns once it has been read.
+    token_ids
+        Ids of image and video tokens.
+    question_end, finder
+        Where the question ends: see :func:`question_ends`.
+    before
+        What the cache held so far, of the same rows: an earlier turn.
+
+    Attributes
+    ----------
+    run : Prompt
+        What the latest calls came with: the prompt, or more of its answer.
+    image : bool [B, columns]
+        Image tokens.
+    keys : bool [B, columns]
+        V: image tokens and, if so configured, the token before each image.
+    axes : int64 [3, B, columns], optional
+        Frame or time, grid row and grid column of image tokens.
+    ends, attended, lengths
+        Of each row: where its question ends, how many keys that token attends to, and how many
+        tokens the prompt has, padding not counted.
+    told : int64 [B, n]
+        Tokens of the cache's columns and of an answer that goes on after them; -1 is unknown.
+    batch : int
+        B; a compiled step must not depend on the shape of ``image``. 0 where rows were lost.
+    copies : int
+        Rows per sample of the prompt.
+    samples : int64 [B]
+        Index of each row's sample.
+    in_order : bool
+        Whether the rows are the prompt's, or each of them repeated equally often.
+    rows : dict from layer to Rows
+        What the question rows showed, while the prompt is read.
+    regions : list of Region
+        One per sample, once it has been read; ``boosted``, bool [B, columns], their tokens.
+    plan : Plan, optional
+        Of decode steps, where anything is reweighted.
+
+    Raises
+    ------
+    ValueError
+        ``question_end`` does not fit the prompt, or the prompt ends within the cache.
+    """
+
+    batch: int
+    image: Tensor
+    told: Tensor
 
     @on_cpu
-    def __init__(self) -> None:
-        self.config = VRGAConfig()
-        self.prompt = Prompt(owner="")  # nobody's, until begin
-        self.run = self.prompt  # what the latest calls came with: the prompt, or more of its answer
-        self.decoding = False
-        self.image = torch.zeros(0, 0, dtype=torch.bool)  # [B, columns], image tokens
-        self.keys = self.image  # [B, columns], V: image tokens and, if so configured, their lead
-        self.axes: Tensor | None = None  # int64 [3, B, columns]: frame or time, row, column
-        self._counted = self.image  # [B, columns], axes that the processor counted
-        self.ends: list[QuestionEnd] = []
-        self.attended: list[int] = []  # keys that each question row attends to
-        self.lengths: list[int] = []  # tokens of each prompt row, padding not counted
-        self.told = torch.zeros(0, 0, dtype=torch.long)  # [B, n], tokens of columns; -1 is unknown
-        self.batch = 0  # rows of the cache; a compiled step must not depend on the shape of `image`
-        self.copies = 1  # rows per sample of the prompt: beams, or returned sequences
-        self.samples = torch.arange(0)  # int64 [B], index of each row's sample
-        self.in_order = True  # the rows are the prompt's, or each of them repeated equally often
-        self.rows: dict[int, Rows] = {}  # layer -> what the question rows showed
-        self.regions: list[Region] = []  # one per sample, in use
-        self.boosted = self.image  # [B, columns], T_q as boosted
-        self.layer_heads: dict[int, Tensor | None] = {}  # layer -> gated [B, H], None is all
-        self.idle_layers: set[int] = set()  # those of them in which no head is
-        self.gate_keywords: dict[str, Any] = {}  # of the operations; once a layer is gated
-        self._devices: dict[int, torch.device] = {}  # of each full-attention layer
-        self._flags: dict[torch.device, Tensor] = {}  # uint8 [B, columns]
-        self._image_flags: dict[torch.device, Tensor] = {}  # the same, V alone
-
-    # ---- a prompt ----------------------------------------------------------------------------
-
-    @on_cpu
-    def begin(
+    def __init__(
         self,
         prompt: Prompt,
         config: VRGAConfig,
@@ -68,14 +105,8 @@ class SequenceState:
         token_ids: tuple[int, ...],
         question_end: str | int | Sequence[int],
         finder: QuestionFinder,
+        before: SequenceState | None = None,
     ) -> None:
-        """Start a prompt that will fill the cache up to ``columns``: image tokens, question ends.
-
-        Raises
-        ------
-        ValueError
-            ``question_end`` does not fit the prompt, or the prompt ends within the cache.
-        """
         assert prompt.ids is not None
         if columns <= past:
             raise ValueError(
@@ -93,12 +124,12 @@ class SequenceState:
         else:
             given = prompt.image.repeat_interleave(copies, 0)
         image[:, columns - known :] = given[:, -known:]
-        if past and self.batch == batch:  # what was generated since is never an image token
-            kept = min(past, self.image.shape[1])
-            image[:, :past] = False
-            image[:, :kept] = self.image[:, :kept]
+        if past and before is not None and before.batch == batch:
+            kept = min(past, before.image.shape[1])
+            image[:, :past] = False  # what was generated since is never an image token
+            image[:, :kept] = before.image[:, :kept]
         else:
-            self.axes = None
+            before = None
         image &= mask
 
         offset = config.question_offset
@@ -108,19 +139,23 @@ class SequenceState:
             ids[:, -known:], mask, image, past, question_end, finder, offset, copies
         )
         self.prompt = self.run = prompt
-        self.config, self.copies = config, copies
-        self.decoding = False
-        self.batch = batch
+        self.config, self.copies, self.batch = config, copies, batch
+        self.decoding, self.in_order = False, True
         self.samples = torch.arange(batch) // copies
-        self.in_order = True
         self.image = image
-        self._counted = torch.zeros_like(image)
         self.keys = images.image_keys(image, config.image_span) & mask
-        self._image_flags = {}
-        self.lengths = mask.sum(1).tolist()
+        self.axes: Tensor | None = None
+        if before is not None and before.axes is not None:
+            self.axes = before.axes.clone()
+        self._counted = torch.zeros_like(image)  # axes that the processor counted
+        self.told = ids[:, :0] if before is None else before.told
+        self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows, self.regions = {}, []
-        self._plain()
+        self.rows: dict[int, Rows] = {}
+        self.regions: list[Region] = []
+        self.boosted = torch.zeros_like(image)
+        self.plan: Plan | None = None
+        self._image_flags: dict[torch.device, Tensor] = {}  # V alone
 
     @on_cpu
     def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
@@ -194,15 +229,17 @@ class SequenceState:
             if hook is not None:
                 region = checked_region(hook(sample, region), region, self.image.shape[1])
             regions.append(region)
-        self._devices = {layer: rows.image_ratio.device for layer, rows in self.rows.items()}
-        self._aim(regions, layers, rows[0].heads)
+        samples, columns = self.samples.tolist(), self.image.shape[1]
+        devices = {layer: self.rows[layer].image_ratio.device for layer in layers}
+        flags = key_flags(regions, samples, columns)
+        self.regions, self.boosted = regions, (flags & FOCUS_FLAG) != 0
+        self.plan = build_plan(flags, regions, samples, devices, rows[0].heads, self.config)
         self._done()
         return regions
 
     @on_cpu
     def finish_plain(self) -> list[Region]:
         """End a prompt that nothing is boosted for."""
-        self._plain()
         self._done()
         self.regions = [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
         return self.regions
@@ -212,56 +249,6 @@ class SequenceState:
         self.decoding = self.prompt.finished = True
 
     # ---- decode steps ------------------------------------------------------------------------
-
-    def _plain(self) -> None:
-        self.layer_heads, self.idle_layers, self._flags = {}, set(), {}
-        self.boosted = torch.zeros_like(self.image)
-
-    def _aim(self, regions: list[Region], layers: tuple[int, ...], heads: int) -> None:
-        """Turn one region per sample into the tensors of later decode steps.
-
-        ``layers`` are the full-attention layers, ``heads`` the query heads of each.
-        """
-        self.regions = regions
-        flags = torch.zeros(self.image.shape, dtype=torch.uint8)
-        gated = torch.zeros(len(layers), len(flags), heads, dtype=torch.bool)
-        order = {layer: index for index, layer in enumerate(layers)}
-        for row, sample in enumerate(self.samples.tolist()):
-            region = regions[sample]
-            flags[row, region.image_positions] = IMAGE_FLAG
-            flags[row, region.boosted] |= FOCUS_FLAG
-            for layer, head in region.visual_heads:
-                gated[order[layer], row, head] = True
-        self._plain()
-        self.boosted = (flags & FOCUS_FLAG) != 0
-        config = self.config
-        changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
-        if config.is_identity or not (flags & changed).any():
-            return
-        if config.gate == "static" and not gated.any():
-            return
-        # On the layers' devices at once: a compiled step is to find them there in every token.
-        devices = {flags.device, *self._devices.values()}
-        self._set_flags({device: flags.to(device) for device in devices})
-        self.gate_keywords = config.head_gate._asdict()
-        if config.gate == "dynamic":
-            self.layer_heads = dict.fromkeys(layers)
-        else:
-            gated_on = {device: gated.to(device) for device in devices}
-            self.layer_heads = {
-                layer: gated_on[self._devices.get(layer, gated.device)][order[layer]]
-                for layer in layers
-            }
-            self.idle_layers = {layer for layer in layers if not gated[order[layer]].any()}
-
-    def gates(self, layer: int) -> bool:
-        """Whether a layer's decode step runs the operation.
-
-        A layer without a gated head runs the model's own attention, but for a compiled step, which
-        is to serve the next prompt as well, with other heads.
-        """
-        runs = torch.compiler.is_compiling() or layer not in self.idle_layers
-        return runs and layer in self.layer_heads
 
     @on_cpu
     def take(self, rows: Any) -> None:
@@ -288,31 +275,10 @@ class SequenceState:
         self.told = self.told[index] if len(self.told) else self.told
         self._image_flags = {}
         self.axes = None if self.axes is None else self.axes[:, index]
-        self._set_flags({on: flags[index.to(on)] for on, flags in self._flags.items()})
-        for layer, heads in self.layer_heads.items():
-            if heads is not None:
-                self.layer_heads[layer] = heads[index.to(heads.device)]
-
-    def _set_flags(self, flags: dict[torch.device, Tensor]) -> None:
-        self._flags = flags
-        for on_device in flags.values():  # one compiled step for prompts of any length
-            torch._dynamo.maybe_mark_dynamic(on_device, 1)
-
-    def flags_on(self, device: torch.device) -> Tensor:
-        """Flags of the prompt's keys, uint8 [B, columns], on a layer's device."""
-        if device not in self._flags:
-            self._flags[device] = next(iter(self._flags.values())).to(device)
-        return self._flags[device]
+        self.plan = None if self.plan is None else self.plan.reindexed(index)
 
     def image_flags_on(self, device: torch.device) -> Tensor:
         """Flags of V alone, uint8 [B, columns], on a layer's device."""
         if device not in self._image_flags:
             self._image_flags[device] = self.keys.to(device, torch.uint8) * IMAGE_FLAG
         return self._image_flags[device]
-
-    def heads_on(self, layer: int, device: torch.device) -> Tensor | None:
-        """Gated heads of a layer, bool [B, H], on its device; None is all heads."""
-        heads = self.layer_heads[layer]
-        if heads is not None and heads.device != device:
-            self.layer_heads[layer] = heads = heads.to(device)
-        return heads
