@@ -27,6 +27,8 @@ ALLOWED = {
     "captures": {"region", "selection"},
     "prompts": {"config", "prompts", "region", "selection"},
     "steering": {"config", "prompts", "region", "selection"},
+    "analysis": {"analysis", "captures", "config", "region", "selection"},
+    "viz": {"analysis", "captures", "region", "selection", "viz"},
     "integrations": {
         "analysis",
         "captures",
@@ -39,8 +41,6 @@ ALLOWED = {
         "selection",
         "steering",
     },
-    "analysis": {"analysis", "captures", "config", "integrations", "region", "selection"},
-    "viz": {"analysis", "captures", "region", "selection", "viz"},
 }
 
 

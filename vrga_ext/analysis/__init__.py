@@ -5,7 +5,10 @@ Everything here works on a :class:`vrga_ext.Capture`, or on arrays; paper sectio
 
 from __future__ import annotations
 
-from vrga_ext.analysis.ablation import Ablation, ablate, blinded, choose_heads, mask_heads
+from importlib import import_module
+from typing import Any
+
+from vrga_ext.analysis.ablation import Ablation, blinded, choose_heads
 from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
 from vrga_ext.analysis.heads import (
     Drift,
@@ -39,3 +42,9 @@ __all__ = [
     "relevant_tokens",
     "rrar",
 ]
+
+
+def __getattr__(name: str) -> Any:  # what changes a model lives with its engine
+    if name in ("ablate", "mask_heads"):
+        return getattr(import_module("vrga_ext.integrations.transformers.ablation"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
