@@ -18,6 +18,7 @@ from transformers import (
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.processors import processor
 from vrga_ext import VRGAConfig, VRGAWarning
 
 ROW = ROWS[0]
@@ -176,6 +177,24 @@ def test_no_processor_says_so_once(family):
         greedy(family.model, inputs, 2)
     (notice,) = notices(record)
     assert "last prompt token, since no processor was given" in notice
+
+
+def test_prompt_of_another_template_says_so_once(family):
+    inputs = family.prompt(ROW)
+    other = family.prompt([5, (4, 4), 9, 8])
+    with (
+        vrga_ext.enable(family.model, processor=processor("thinker")) as handle,
+        warnings.catch_warnings(record=True) as record,
+    ):
+        warnings.simplefilter("always")
+        greedy(family.model, inputs, 2)
+        greedy(family.model, other, 2)  # ends with other tokens
+        assert handle.regions[0].question_rule == "last_token"
+    (notice,) = notices(record)
+    assert "last prompt token, since no question was found" in notice
+    assert "the prompt ends with" in notice
+    assert r"<|im_end|>\n<|im_start|>assistant\n<think>\n" in notice
+    assert notice.endswith("; pass question_end= to enable()")
 
 
 @pytest.mark.parametrize("use_cache", ["argument", "config"])

@@ -139,6 +139,70 @@ def test_what_was_seen_is_told():
         assert tail in found.seen
 
 
+def test_embeddings_alone_tell_nothing(family):
+    _, finder = family
+    found = finder.find([-1] * 4, [True, False, False, False], offset=0)
+    assert (found.position, found.rule) == (3, "last_token")
+    assert "embeddings" in found.why
+
+
+@pytest.mark.parametrize(
+    ("style", "mark"),
+    [
+        ("chatml", "<|im_end|>"),
+        ("chatml", "<|im_start|>"),
+        ("switched", "<|im_end|>\n"),
+        ("switched", "<think>"),
+        ("switched", "</tool_response>"),
+        ("model", "<end_of_turn>"),
+        ("utterance", "<end_of_utterance>"),
+        ("sentence", "<end_of_sentence>"),
+        ("vicuna", "SYSTEM:"),
+    ],
+)
+@pytest.mark.parametrize("answered", [False, True])
+def test_users_may_type_what_the_template_writes(style, mark, answered):
+    made = processor(style)
+    question = f"What does {mark} mean here?"
+    messages = [{"role": "user", "content": question}]
+    if answered:
+        messages.append({"role": "assistant", "content": "No."})
+    text = made.apply_chat_template(messages, add_generation_prompt=not answered)
+    ids = made.tokenizer(text)["input_ids"]
+    found = QuestionFinder(made).find(ids, [False] * len(ids), offset=0)
+    assert found.rule == "template"
+    assert made.tokenizer.decode(ids[: found.position + 1]).rstrip().endswith("mean here?")
+
+
+def test_template_that_takes_strings_alone():
+    made = tokenizer("chatml")
+    made.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "Read the sign!"},
+        {"role": "assistant", "content": "No."},
+    ]
+    ids = made(made.apply_chat_template(messages, tokenize=False))["input_ids"]
+    found = QuestionFinder(made).find(ids, [False] * len(ids), offset=0)
+    assert found.rule == "template"
+    assert made.decode(ids[: found.position + 1]).endswith("Read the sign!")
+
+
+def test_words_that_only_a_switch_writes_are_none_of_the_users():
+    made = processor("observer")
+    finder = QuestionFinder(made)
+    for switches in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
+        text = made.apply_chat_template(
+            [{"role": "user", "content": "Read the sign!"}], add_generation_prompt=True, **switches
+        )
+        ids = made.tokenizer(text)["input_ids"]
+        found = finder.find(ids, [False] * len(ids), offset=0)
+        assert found.rule == "template"
+        assert made.tokenizer.decode(ids[: found.position + 1]).endswith("\nRead the sign!")
+
+
 def test_finders_are_pickled_and_copied(family):
     made, finder = family
     ids, is_image = prompt(made, [{"type": "text", "text": "Read the sign!"}])

@@ -6,6 +6,7 @@ tokens share is the template's. So neither special tokens nor models have to be 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ PROBES = (
 )
 _NOT_SWITCHES = {"messages", "tools", "documents", "add_generation_prompt"}
 _MOST_SETTINGS = 16  # of the template's switches; beyond it they are set one at a time
-_UNKNOWN = 0x10FFFF  # stands for what is no token id; the largest character
+UNKNOWN = chr(0x10FFFF)  # stands for what is no token id
 
 Switches = dict[str, bool]
 Place = tuple[tuple[str, ...], int]  # roles that take turns, and the turn after whose text it is
@@ -34,7 +35,7 @@ Place = tuple[tuple[str, ...], int]  # roles that take turns, and the turn after
 
 def as_run(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
     """Token ids as a string of one character each, so that Python's search finds runs of tokens."""
-    known = np.minimum(np.asarray(ids, dtype=np.int64).astype(np.uint32), _UNKNOWN)  # -1: the last
+    known = np.minimum(np.asarray(ids, dtype=np.int64).astype(np.uint32), ord(UNKNOWN))
     return known.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
 
@@ -55,11 +56,11 @@ class Tokens:
         return as_run(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, run: str) -> str:
-        known = [ord(token) for token in run if ord(token) != _UNKNOWN]
+        known = [ord(token) for token in run if token != UNKNOWN]
         return str(self.tokenizer.decode(known)) if known else ""
 
     def is_blank(self, token: str) -> bool:
-        is_word = token in self.marks or ord(token) == _UNKNOWN
+        is_word = token in self.marks or token == UNKNOWN
         return not is_word and not self.text(token).strip()
 
     def end(self, run: str) -> int:
@@ -74,9 +75,13 @@ class Tokens:
         run = run[: self.end(run)]
         return run[len(run) - self.end(run[::-1]) :]
 
-    def marks_before(self, run: str) -> int:
-        """How many marks a run begins with."""
-        return next((i for i, token in enumerate(run) if token not in self.marks), len(run))
+    def begin(self, run: str) -> int:
+        """Length of the marks and blanks that a run begins with."""
+        words = (i for i, token in enumerate(run) if not self._is_mark_or_blank(token))
+        return next(words, len(run))
+
+    def _is_mark_or_blank(self, token: str) -> bool:
+        return token in self.marks or self.is_blank(token)
 
     def has_mark(self, run: str) -> bool:
         return not self.marks.isdisjoint(run)
@@ -89,9 +94,14 @@ class ChatTemplate:
         self.processor, self.tokens = processor, tokens
         self._runs: dict[str, str] = {}  # by text; most settings of switches change few of them
         self._plain = False  # contents are strings; else they are lists of parts
-        question = self.render([("user", PROBES[0])], True, {})
-        if PROBES[0] not in question or "'text'" in question:
-            self._plain = True
+        self._plain = not self._takes_parts()
+
+    def _takes_parts(self) -> bool:
+        try:
+            question = self.render([("user", PROBES[0])], True, {})
+        except Exception:  # a template's own
+            return False
+        return PROBES[0] in question and "'text'" not in question
 
     def render(self, turns: Sequence[tuple[str, str]], prompted: bool, switches: Switches) -> str:
         messages = []
@@ -113,14 +123,12 @@ class ChatTemplate:
 
     def settings(self) -> list[Switches]:
         """Settings of the template's switches that make a difference, the default first."""
-        turns = [("user", PROBES[0]), ("assistant", PROBES[1]), ("user", PROBES[2])]
+        turns = [("user", PROBES[0]), ("assistant", PROBES[1])]
 
-        def texts(switches: Switches) -> tuple[str, ...] | None:
+        def texts(switches: Switches) -> tuple[str, str] | None:
             try:
-                return tuple(
-                    self.render(turns[:count], prompted, switches)
-                    for count, prompted in ((1, True), (1, False), (2, False), (3, True))
-                )
+                asked = self.render(turns[:1], True, switches)
+                return asked, self.render(turns, False, switches)
             except Exception:  # a template's own: it refuses the conversation, or this setting
                 return None
 
@@ -148,12 +156,8 @@ class ChatTemplate:
             source = source.get("default")
         if not isinstance(source, str):
             return set()
-        environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
-        tree = environment.parse(source)
-        functions = (call.node for call in tree.find_all(nodes.Call))
-        called = {node.name for node in functions if isinstance(node, nodes.Name)}
-        given = {*getattr(self.tokens.tokenizer, "special_tokens_map", {}), *environment.globals}
-        return meta.find_undeclared_variables(tree) - _NOT_SWITCHES - called - given
+        special = getattr(self.tokens.tokenizer, "special_tokens_map", {})
+        return _variables(source) - _NOT_SWITCHES - set(special)
 
     def between_image_and_tail(self, tails: set[str]) -> str:
         """What stands between an image and a tail of the prompt where no text does."""
@@ -232,6 +236,16 @@ class Setting:
                 raise ValueError(f"a text of the role {roles[turn]!r} is left out")
             self._rendered[key] = [self._template.run(text) for text in texts], texts
         return self._rendered[key]
+
+
+@functools.lru_cache
+def _variables(source: str) -> set[str]:
+    """Names that a template expects from outside, but for functions."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
+    tree = environment.parse(source)
+    functions = (call.node for call in tree.find_all(nodes.Call))
+    called = {node.name for node in functions if isinstance(node, nodes.Name)}
+    return meta.find_undeclared_variables(tree) - called - set(environment.globals)
 
 
 class _Generation(Extension):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vrga_ext.prompts.chat_template import Tokens, as_run
+from vrga_ext.prompts.chat_template import UNKNOWN, Tokens, as_run
 from vrga_ext.prompts.user_turns import user_turns
 from vrga_ext.region import Rule
 
 NO_PROCESSOR = "no processor was given"
 READ_BEFORE = "it was read before"
+_NO_IDS = "only embeddings of the prompt were given"
 _IMAGE_LAST = "the image comes after the question"
 _NO_TEXT = "the last turn of the user has no text"
 _NOT_FOUND = "no question was found where the processor's chat template writes one"
@@ -81,6 +82,8 @@ class QuestionFinder:
         if self.problem is not None:
             return QuestionEnd(last, "last_token", self.problem)
         tokens, run = self._tokens, as_run(ids)
+        if run.endswith(UNKNOWN):
+            return QuestionEnd(last, "last_token", _NO_IDS)
         images = np.flatnonzero(is_image)
         after_image = int(images[-1]) + 1 if len(images) else 0
         place = self._place(run, after_image)
@@ -124,7 +127,7 @@ class QuestionFinder:
         if begin < end < len(bare):
             return begin, end
         begun = bare[max(begin, after_image) :]
-        begun = begun[tokens.marks_before(begun) :]
+        begun = begun[tokens.begin(begun) :]
         is_begun = is_marked and not tokens.has_mark(begun)
         blank = tokens.text(run[len(bare) - 1 :])
         return (begin, len(bare)) if is_begun or blank.endswith(tuple(turns.blank_ends)) else None
@@ -140,7 +143,7 @@ class QuestionFinder:
                 best = at + len(opening), self._tokens.has_mark(opening)
         if best is not None:
             return best
-        begin = self._tokens.marks_before(run)
+        begin = self._tokens.begin(run)
         ends = [begin + len(words) for words in turns.first if run.startswith(words, begin)]
         ends += [at + len(words) for words in turns.prefaced if (at := run.find(words)) >= 0]
         return (min(ends), False) if ends else None
@@ -148,8 +151,7 @@ class QuestionFinder:
     def _is_no_text(self, run: str) -> bool:
         """Whether nothing but the template, or a processor, wrote it after an image."""
         tokens = self._tokens
-        marks = (token in tokens.marks or tokens.is_blank(token) for token in run)
-        return tokens.stripped(run) == self._turns.between or all(marks)
+        return tokens.stripped(run) == self._turns.between or tokens.begin(run) == len(run)
 
     def _seen(self, run: str) -> str:
         """How a prompt ends, and how the template would end it, to be read."""

@@ -61,9 +61,12 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
     settings = [Setting(template, switches) for switches in template.settings()]
 
     def runs(written: Callable[[Setting], Iterable[str | None]]) -> set[str]:
-        """What is written in any setting, blanks at the edges left out, if anything else is."""
+        """What is written in any setting, without the blanks at its edges."""
         found = (run for setting in settings for run in written(setting) if run is not None)
         return {tokens.stripped(run) for run in found}
+
+    def by_default(places: Iterable[Place]) -> set[str]:
+        return set(map(tokens.stripped, settings[0].all(places)))
 
     def asked(setting: Setting) -> list[str | None]:
         return [setting.after(("user",), 0, True)]
@@ -74,41 +77,20 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         lambda setting: [run for roles in _OTHERS_LAST for run in setting.tails(roles)]
     ) - {""}
     begin = runs(lambda setting: [setting.after(("user",), -1, False)]) - {""}
-    prefaced = runs(lambda setting: setting.all([_USER_AFTER_SYSTEM])) - {""}
+    prefaced = by_default([_USER_AFTER_SYSTEM]) - {""}
     again = runs(lambda setting: setting.all([_NEXT_USER]))
     others = runs(lambda setting: [*setting.all(_ANSWERS), setting.after(("system",), -1, False)])
 
-    marked = {run for run in begin | prefaced | again if tokens.has_mark(run)}
-    marked |= set(filter(tokens.has_mark, runs(lambda setting: setting.all([_USER_AFTER_TOOL]))))
-    parts = {tokens.stripped(common_suffix(pair)) for pair in itertools.combinations(marked, 2)}
-    parts |= {  # an answer may lack its end
-        tokens.stripped(run[len(end) :])
-        for run in marked
-        for end in other_tails | ends
-        if run.startswith(end)
-    }
-    marked |= {
-        part
-        for part in filter(tokens.has_mark, parts)
-        if not any(other.endswith(part) for other in others)
-    }
-    openings = {run for run in marked | again if not any(map(run.endswith, marked - {run}))}
+    before = begin | prefaced | again
+    marked = set(filter(tokens.has_mark, before | by_default([_USER_AFTER_TOOL])))
+    openings = _openings(tokens, marked, other_tails | ends, others) | (again - marked)
     if "" in again:  # nothing is written where a user's next turn begins
         openings, begin, prefaced = set(), set(), set()
-
     closings = runs(lambda setting: [*setting.all(_ANSWERS), *asked(setting)]) - {""}
-    closings |= set(filter(tokens.has_mark, runs(lambda setting: setting.all(_OTHERS))))
-    closings |= {
-        part
-        for pair in itertools.combinations(closings, 2)
-        if tokens.has_mark(part := tokens.stripped(common_prefix(pair)))
-        and not any(end.startswith(part) for end in ends)  # a user may type what ends a turn
-    }
-    closings = {run for run in closings if not any(map(run.startswith, closings - {run}))}
-
+    closings |= set(filter(tokens.has_mark, by_default(_OTHERS)))
     lookalikes = {
         run[run.index(opening) :]
-        for run in runs(lambda setting: setting.all(_TOOLS))
+        for run in by_default(_TOOLS)
         for opening in openings
         if opening in run and not run.endswith(opening)
     }
@@ -119,7 +101,7 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         first=frozenset(begin - marked),
         prefaced=frozenset(prefaced - marked),
         lookalikes=frozenset(lookalikes),
-        closings=frozenset(closings),
+        closings=frozenset(_closings(tokens, closings, ends)),
         ends=frozenset(ends),
         blank_ends=frozenset(end for end in characters if end.isspace()),
         tails=frozenset(tails),
@@ -127,3 +109,25 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         between=template.between_image_and_tail(tails),
         shown=tuple(dict.fromkeys(written)),
     )
+
+
+def _openings(tokens: Tokens, whole: set[str], ends: set[str], others: set[str]) -> set[str]:
+    """The shortest runs that open a user's turn, from what is written before some of them.
+
+    They share their last part. What is before it depends on what was said before, and where that
+    lacks its end, as an answer that was cut may, only the part behind that ``ends`` is left.
+    """
+    parts = {common_suffix(pair) for pair in itertools.combinations(whole, 2)}
+    parts |= {run[len(end) :] for run in whole for end in ends if run.startswith(end)}
+    parts = set(filter(tokens.has_mark, map(tokens.stripped, parts)))
+    found = whole | {part for part in parts if not any(run.endswith(part) for run in others)}
+    return {run for run in found if not any(map(run.endswith, found - {run}))}
+
+
+def _closings(tokens: Tokens, whole: set[str], ends: set[str]) -> set[str]:
+    """The shortest runs that close a user's turn and begin another one."""
+    parts = {common_prefix(pair) for pair in itertools.combinations(whole, 2)}
+    parts = set(filter(tokens.has_mark, map(tokens.stripped, parts)))
+    # What is no more than the end of a turn may be a user's word as well.
+    found = whole | {part for part in parts if not any(end.startswith(part) for end in ends)}
+    return {run for run in found if not any(map(run.startswith, found - {run}))}

@@ -41,10 +41,11 @@ def enable(
     processor
         The model's processor. Its chat template tells where the question ends in a prompt.
     question_end
-        ``"auto"``: the token before the chat template's tail, and the last prompt token where no
-        processor is given, the prompt does not end like its template, or the image follows the
-        question. An integer: absolute index in the prompt, left padding and what is in the cache
-        already included. A sequence, array or tensor of integers: one per row of the prompt.
+        ``"auto"``: the last token of the last user turn, whether an answer follows it or not. It is
+        the last prompt token where no processor is given, the prompt has no turn as its chat
+        template writes them, or the image follows the question. An integer: absolute index in the
+        prompt, left padding and what is in the cache already included. A sequence, array or tensor
+        of integers: one per row of the prompt.
         ``handle.question_end`` changes it for later prompts.
     **overrides
         Fields of :class:`VRGAConfig` to change.
