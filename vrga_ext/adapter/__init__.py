@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vrga_ext.adapter.controller import CHANGING, HANDLE_ATTRIBUTE, VRGAHandle, VRGAWarning
+from vrga_ext.adapter.placeholders import find_placeholders
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import Region
@@ -22,6 +23,7 @@ def enable(
     *,
     processor: Any = None,
     question_end: str | int | Sequence[int] | Tensor = "auto",
+    image_token_id: int | Sequence[int] | Tensor | None = None,
     **overrides: Any,
 ) -> VRGAHandle:
     """Enable VRGA in a stock transformers model, in place.
@@ -34,13 +36,17 @@ def enable(
     config
         Thresholds; ``VRGAConfig()`` without it.
     processor
-        The model's processor. Its chat template tells where the question ends in a prompt.
+        The model's processor. Its chat template tells where the question ends in a prompt, and
+        its image and video tokens where the image is, if the configuration names none.
     question_end
         ``"auto"``: the token before the chat template's tail, and the last prompt token where no
         processor is given, the prompt does not end like its template, or the image follows the
         question. An integer: absolute index in the prompt, left padding and what is in the cache
         already included. A sequence, array or tensor of integers: one per row of the prompt.
         ``handle.question_end`` changes it for later prompts.
+    image_token_id
+        Id, or ids, of the tokens that the model replaces by image features. For models whose
+        configuration names none; where it does, some of those it names, to leave the others out.
     **overrides
         Fields of :class:`VRGAConfig` to change.
 
@@ -55,8 +61,11 @@ def enable(
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal, is enabled already, or cannot be served; a threshold is out
-        of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it was.
+        Nobody names an image token, or ``image_token_id`` is not one of the vocabulary or of the
+        configuration; the model is enabled already, or cannot be served: it does not write token
+        by token behind a KV cache, or no layer attends in a way that is understood; a threshold is
+        out of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it
+        was.
 
     Examples
     --------
@@ -85,7 +94,8 @@ def enable(
             raise ValueError("model: VRGA is enabled already; disable it first")
         if old is not None:
             old.leave(model)
-        handle = VRGAHandle(model, config, finder, question_end)
+        placeholders = find_placeholders(model, processor, image_token_id)
+        handle = VRGAHandle(model, config, placeholders, finder, question_end)
         handle.install()
     return handle
 

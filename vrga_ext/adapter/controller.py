@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.adapter import images
 from vrga_ext.adapter.attention import IMPLEMENTATIONS
 from vrga_ext.adapter.forward import ForwardHooks
+from vrga_ext.adapter.placeholders import Placeholders
 from vrga_ext.adapter.prompt import declared_image_mask, generate_prompt
 from vrga_ext.adapter.question import QuestionFinder, normalise_question_end
 from vrga_ext.adapter.reaim import ReAim
@@ -57,7 +57,12 @@ class VRGAHandle:
     """
 
     def __init__(
-        self, model: Any, config: VRGAConfig, finder: QuestionFinder, question_end: Any
+        self,
+        model: Any,
+        config: VRGAConfig,
+        placeholders: Placeholders,
+        finder: QuestionFinder,
+        question_end: Any,
     ) -> None:
         self.regions: list[Region] = []
         self.region_hook: RegionHook | None = None
@@ -68,7 +73,6 @@ class VRGAHandle:
         self._key = uuid.uuid4().hex
         self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
         self._noticed: dict[str, None] = {}  # in order
-        images.image_token_ids(model.config)  # raises for a model without an image token
         self._text_config = model.config.get_text_config(decoder=True)
         _refuse_cross_attention(model, self._text_config)
         self._base: str = self._text_config._attn_implementation
@@ -80,7 +84,8 @@ class VRGAHandle:
                 f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
                 "or 'eager', first)"
             )
-        self._forward = ForwardHooks(self, model, finder)
+        self._placeholders = placeholders
+        self._forward = ForwardHooks(self, model, placeholders, finder)
         reaims = config.reaim_every or config.reaim_entropy
         self.recorders: list[Recorder] = [ReAim(self._forward.keep)] if reaims else []
         # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
@@ -201,6 +206,11 @@ class VRGAHandle:
             setattr(model, HANDLE_ATTRIBUTE, self)
             if base != self._base:
                 self._notice(f"the language model runs {base!r} instead of {self._base!r}")
+            if unset := self._placeholders.unset:
+                self._notice(
+                    f"model.config.{unset} is None, so the model may leave image features out; "
+                    f"set it to the image token's id"
+                )
             for message in said:
                 self._notice(message)
         except BaseException:  # an interrupt, too, leaves the model as it was
@@ -262,7 +272,10 @@ class VRGAHandle:
 
 def _refuse_cross_attention(model: Any, text_config: Any) -> None:
     encoded = model.config.is_encoder_decoder or getattr(text_config, "is_encoder_decoder", False)
-    if encoded or getattr(text_config, "cross_attention_layers", None):
+    crossed = any(
+        getattr(module, "is_cross_attention", False) for module in model.get_decoder().modules()
+    )
+    if encoded or crossed or getattr(text_config, "cross_attention_layers", None):
         raise ValueError(
             f"model: wanted image tokens among the keys of self-attention, got "
             f"{type(model).__name__}, which sees the image through cross-attention"

@@ -16,6 +16,7 @@ from vrga_ext.adapter import drafts, grids, images
 from vrga_ext.adapter.attention import as_under_sdpa
 from vrga_ext.adapter.caches import CacheArgument, attach_state, returned_cache, state_of
 from vrga_ext.adapter.obstacles import Obstacles
+from vrga_ext.adapter.placeholders import Placeholders
 from vrga_ext.adapter.prefill import PrefillPass
 from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, prompt_being_read
 from vrga_ext.adapter.question import QuestionFinder
@@ -33,14 +34,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class ForwardHooks:
     """The forward hooks of one handle."""
 
-    def __init__(self, handle: VRGAHandle, model: Any, finder: QuestionFinder) -> None:
+    def __init__(
+        self, handle: VRGAHandle, model: Any, placeholders: Placeholders, finder: QuestionFinder
+    ) -> None:
         self._handle = handle
         self._finder = finder
         self._key = handle._key
         self._text_config = model.config.get_text_config(decoder=True)
         self._layer_types = getattr(self._text_config, "layer_types", None) or []
-        self._token_ids = images.image_token_ids(model.config)
-        self._video_ids = grids.video_token_ids(model.config)
+        self._placeholders = placeholders
         self._merge = grids.merge_size(model.config)
         self._fixed_grid = images.config_grid(model.config)
         self._decoder = model.get_decoder()
@@ -176,11 +178,11 @@ class ForwardHooks:
             if state is None or past == 0 or state.prompt.owner != self._key:
                 state = SequenceState()
             columns = past + tokens if prompt.columns is None else prompt.columns
-            question, ids = handle.question_end, self._token_ids
+            question, ids = handle.question_end, self._placeholders.ids
             if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
                 question = "auto"
             state.begin(prompt, handle.config, batch, past, columns, ids, question, self._finder)
-            state.add_grids(self._video_ids, self._merge)
+            state.add_grids(self._placeholders.video_ids, self._merge)
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)

@@ -62,6 +62,7 @@ def capture(
     rows: bool | Literal["all"] = False,
     processor: Any = None,
     question_end: str | int | Sequence[int] | Tensor = "auto",
+    image_token_id: int | Sequence[int] | Tensor | None = None,
 ) -> Iterator[Recording]:
     """Record attention statistics of a model, with VRGA or without, while it answers.
 
@@ -82,7 +83,7 @@ def capture(
     rows
         Also keep the attention row: ``True`` on the image tokens, ``"all"`` on every key.
         ``samples x layers x heads x rows x keys`` floats, on the CPU.
-    processor, question_end
+    processor, question_end, image_token_id
         As in :func:`vrga_ext.enable`; not where VRGA is enabled already.
 
     Yields
@@ -95,9 +96,9 @@ def capture(
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal or cannot be served; captures are nested; ``processor`` or
-        ``question_end`` is given although VRGA is enabled. While the model runs: ``prompt_rows``
-        does not fit the prompt.
+        The model is not multimodal or cannot be served; captures are nested; ``processor``,
+        ``question_end`` or ``image_token_id`` is given although VRGA is enabled. While the model
+        runs: ``prompt_rows`` does not fit the prompt.
 
     Notes
     -----
@@ -123,11 +124,17 @@ def capture(
     owned = handle is None or not handle.installed  # a shallow copy may hold an old one
     if handle is None or owned:
         config = VRGAConfig(gamma=0.0)
-        handle = enable(model, config, processor=processor, question_end=question_end)
-    elif processor is not None or question_end != "auto":
+        handle = enable(
+            model,
+            config,
+            processor=processor,
+            question_end=question_end,
+            image_token_id=image_token_id,
+        )
+    elif processor is not None or question_end != "auto" or image_token_id is not None:
         raise ValueError(
-            "processor, question_end: wanted none of them, since VRGA is enabled and has its own; "
-            "set them in enable()"
+            "processor, question_end, image_token_id: wanted none of them, since VRGA is enabled "
+            "and has its own; set them in enable()"
         )
     elif any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
