@@ -22,7 +22,7 @@ from vrga_ext.adapter.prompt import Prompt, current_prompt, leave_interrupted, p
 from vrga_ext.adapter.question import QuestionFinder
 from vrga_ext.adapter.recorder import Call, WatchedCall
 from vrga_ext.adapter.state import SequenceState
-from vrga_ext.adapter.survey import notices
+from vrga_ext.adapter.survey import full_layers, notices
 from vrga_ext.region import Region
 
 if TYPE_CHECKING:
@@ -53,10 +53,12 @@ class ForwardHooks:
         self._body_cache = CacheArgument(self._body)
         self._decoder_cache = CacheArgument(self._decoder)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._full_layers: frozenset[int] = frozenset()  # as far as they are known beforehand
 
     def add(self) -> None:
-        """Register the hooks."""
-        body, decoder = self._body, self._decoder
+        """Register the hooks, once the attention has been switched."""
+        body, decoder, config = self._body, self._decoder, self._text_config
+        self._full_layers = full_layers(decoder, config, config._attn_implementation)
         self._hooks += [
             body.register_forward_pre_hook(self._before_body, with_kwargs=True),
             body.register_forward_hook(self._after_body, with_kwargs=True, always_call=True),
@@ -218,6 +220,8 @@ class ForwardHooks:
             if getattr(module, "lm_head", None) is not None:
                 raise drafts.CannotCutError("an output of logits")
             cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
+            if cache is None:
+                raise drafts.CannotCutError("a call without a KV cache")
             first, rest = drafts.cut(kwargs, tokens, count, cache, layer_types)
         except drafts.CannotCutError as error:
             self._handle._notice(
@@ -228,8 +232,6 @@ class ForwardHooks:
         call_ids = prompt.call_ids
         prompt.call_ids = drafts.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
-        cache = returned_cache(output)
-        rest = self._decoder_cache.put(rest, cache)
         drafts.fit_masks(rest, cache, tokens - count, layer_types, output.last_hidden_state.device)
         prompt.read = output
         prompt.call_ids = drafts.cut_ids(call_ids, slice(count, None), tokens)
@@ -294,8 +296,12 @@ class ForwardHooks:
         """A call over prompt tokens is over: select heads and tokens if it was the last one."""
         handle, state = self._handle, reading.state
         reading.finish()
-        if cache is None:  # the decoder made the cache
-            attach_state(returned_cache(output), state)
+        if cache is None:  # the decoder may have made one
+            cache = returned_cache(output)
+            if not self._obstacles.admit_cache(cache):
+                return
+            attach_state(cache, state)
+        reading.find_bypassed(cache, self._full_layers, self._text_config)
         for message in notices(reading.skipped):
             handle._notice(message)
         if reading.missed:
