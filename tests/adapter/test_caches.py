@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Config
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 
 import vrga_ext
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from tests.adapter.test_ways_drafts import LOOKUP, REPEATED
-from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument, returned_cache
+from vrga_ext.integrations.transformers.sequence.kv_cache import (
+    CacheArgument,
+    layers_with_keys,
+    returned_cache,
+)
 
 OLD = "past_key_values"
 
@@ -89,8 +94,24 @@ def test_paged_cache_is_that_of_continuous_batching():
 def test_cache_of_an_output():
     cache = DynamicCache()
     assert returned_cache(BaseModelOutputWithPast(**{CACHE: cache})) is cache
-    with pytest.raises(TypeError, match=r"wanted an output of transformers .*, got tuple"):
-        returned_cache((cache,))
+    assert returned_cache(SimpleNamespace(past_key_values=cache)) is cache
+    assert returned_cache((torch.zeros(1), cache)) is cache
+    without = BaseModelOutputWithPast(), BaseModelOutput(), (torch.zeros(1), ()), torch.zeros(1)
+    assert [returned_cache(output) for output in without] == [None] * 4
+
+
+def test_layers_with_keys():
+    """Neither linear attention, nor a window, nor a layer that has not seen every token."""
+    kinds = ["full_attention", "sliding_attention", "full_attention", "full_attention"]
+    config = Qwen2Config(
+        num_hidden_layers=4, layer_types=kinds, sliding_window=8, use_sliding_window=True
+    )
+    cache = DynamicCache(config=config)
+    for layer, tokens in ((0, 3), (1, 3), (2, 2), (3, 3)):
+        cache.update(torch.zeros(1, 1, tokens, 4), torch.zeros(1, 1, tokens, 4), layer)
+    assert layers_with_keys(cache, 3, ()) == [0, 3]
+    assert layers_with_keys(cache, 2, {0}) == [2, 3]
+    assert layers_with_keys(object(), 1, ()) == []
 
 
 @pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")

@@ -68,6 +68,7 @@ def test_gamma_zero_is_bit_identical(case):
         ours = greedy(case.family.model, case.inputs, NEW)
     assert torch.equal(logits(ours), logits(case.plain))
     assert all(region.visual_heads for region in handle.regions)  # analysed all the same
+    assert handle.notices == ()  # no layer is missed
 
 
 def test_disabled_again_is_bit_identical(case):

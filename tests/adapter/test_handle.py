@@ -76,7 +76,12 @@ def test_regions_say_what_is_missing(family):
 def test_capture_takes_what_vrga_was_enabled_with(family):
     ours = processor("chatml")
     inputs = family.prompt(ROWS[0])
+    image = family.model.config.image_token_id
     with vrga_ext.enable(family.model, processor=ours, question_end=20, **LOOSE):
+        for token in (image, [image]):
+            with vrga_ext.capture(family.model, image_token_id=token) as recording:
+                greedy(family.model, inputs, 1)
+            assert recording.last.positions[0, 0] == 20
         for same in (ours, processor("chatml"), None):  # a second one, loaded anew
             for end in (20, torch.tensor(20), "auto"):
                 with vrga_ext.capture(family.model, processor=same, question_end=end) as recording:
@@ -91,6 +96,9 @@ def test_capture_refuses_another_question(family):
             "processor: wanted the one that VRGA is enabled with": {"processor": other},
             "question_end: wanted that of the handle, 'auto', or 'auto', got 3": {
                 "question_end": 3
+            },
+            "image_token_id: wanted ids among [100, 101], which VRGA is enabled with, got [7]": {
+                "image_token_id": 7
             },
         }
         for message, arguments in refused.items():

@@ -13,7 +13,6 @@ from vrga_ext.prompts.images import (
     image_keys,
     image_mask,
     image_spans,
-    image_token_ids,
 )
 
 
@@ -42,15 +41,11 @@ def spans_of(image, positions, fixed_grid, image_span="tokens"):
     return image_spans(image, image_keys(image[None], image_span)[0], positions, fixed_grid)
 
 
-def test_token_ids():
-    assert image_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == (5, 7)
-    assert image_token_ids(SimpleNamespace(image_token_index=5)) == (5,)
-
-
 def test_image_mask():
     ids = torch.tensor([[1, 5, 5, 2, 9]])
     assert image_mask(ids, (5,)).tolist() == [[False, True, True, False, False]]
     assert image_mask(ids, (5, 9)).tolist() == [[False, True, True, False, True]]
+    assert not image_mask(ids, ()).any()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +139,8 @@ def test_grid_from_the_configuration(vision, pinpoints, expected):
         ({"mm_tokens_per_image": 256}, (16, 16)),
         ({"mm_tokens_per_image": 255}, None),
         ({"spatial_merge_size": 2}, None),
+        ({"num_query_tokens": 32}, None),
+        ({"latent_query_num": 64}, None),
     ],
 )
 def test_grid_of_merged_patches(merging, expected):

@@ -19,12 +19,6 @@ def merge_size(config: Any) -> int:
     return getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
 
 
-def video_token_ids(config: Any) -> tuple[int, ...]:
-    """Ids of the placeholder tokens that only videos are written to."""
-    found = {getattr(config, name, None) for name in ("video_token_id", "video_token_index")}
-    return tuple(token for token in found if token is not None)
-
-
 def token_kinds(
     image: Tensor, ids: Tensor, token_types: Tensor | None, video_ids: tuple[int, ...]
 ) -> Tensor:
@@ -39,7 +33,7 @@ def token_kinds(
     token_types : [B, S], optional
         The processor's token types; without them the ids tell.
     video_ids
-        See :func:`video_token_ids`.
+        Ids of the placeholder tokens that only videos are written to.
     """
     if token_types is not None and token_types.shape == image.shape:
         return token_types.long() * image

@@ -14,43 +14,27 @@ from vrga_ext.config import ImageSpan
 from vrga_ext.selection import Span
 
 
-def image_token_ids(config: Any) -> tuple[int, ...]:
-    """Ids of the placeholder tokens that images and videos are written to.
-
-    Raises
-    ------
-    ValueError
-        The model's configuration names no image token.
-    """
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    found = [getattr(config, name, None) for name in names]
-    if found[0] is None and found[1] is None:
-        raise ValueError(
-            "model: wanted a multimodal model whose configuration names an image token "
-            f"({names[0]} or {names[1]}), got {type(config).__name__} without one"
-        )
-    return tuple(dict.fromkeys(token for token in found if token is not None))
-
-
 def image_mask(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
     """Image tokens of a prompt as bool [B, S]: where the model itself puts image features.
 
     The processor's token types are no help: they mark audio and the tokens around an image too.
     """
-    return torch.isin(input_ids, torch.tensor(token_ids, device=input_ids.device))
+    return torch.isin(input_ids, torch.tensor(token_ids, dtype=torch.long, device=input_ids.device))
 
 
 def config_grid(config: Any) -> tuple[int, int] | None:
     """Token grid of a model whose pictures, tiles or frames all have one size.
 
     The patches of the vision tower, less what the configuration says is merged behind it. None
-    where pictures vary in size, or are cut to their shape after they were tiled.
+    where pictures vary in size, are cut to their shape after they were tiled, or are read by
+    queries.
     """
     vision = getattr(config, "vision_config", None)
     size, patch = _pair(vision, "image_size"), _pair(vision, "patch_size")
     if size is None or patch is None or getattr(config, "image_grid_pinpoints", None) is not None:
         return None
-    if any(getattr(part, name, None) is not None for part in (config, vision) for name in _VARYING):
+    gridless = _VARYING + _QUERIES
+    if any(getattr(part, name, None) is not None for part in (config, vision) for name in gridless):
         return None
     if tokens := getattr(config, "mm_tokens_per_image", None):
         side = math.isqrt(tokens)
@@ -75,6 +59,8 @@ _MERGED = {
 }
 # Merging in models whose pictures keep their shape.
 _VARYING = ("spatial_merge_size", "merge_kernel_size", "pooling_kernel_size")
+# Queries that read the patches, each of them a token.
+_QUERIES = ("num_query_tokens", "latent_query_num")
 
 
 def _pair(config: Any, name: str) -> tuple[int, int] | None:

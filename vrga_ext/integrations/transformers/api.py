@@ -15,6 +15,7 @@ from vrga_ext.integrations.transformers.handle import (
     VRGAHandle,
     VRGAWarning,
 )
+from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region
 
@@ -27,6 +28,7 @@ def enable(
     *,
     processor: Any = None,
     question_end: str | int | Sequence[int] | Tensor = "auto",
+    image_token_id: int | Sequence[int] | Tensor | None = None,
     **overrides: Any,
 ) -> VRGAHandle:
     """Enable VRGA in a stock transformers model, in place.
@@ -39,7 +41,8 @@ def enable(
     config
         Thresholds; ``VRGAConfig()`` without it.
     processor
-        The model's processor. Its chat template tells where the question ends in a prompt.
+        The model's processor. Its chat template tells where the question ends in a prompt, and
+        its image and video tokens where the image is, if the configuration names none.
     question_end
         ``"auto"``: the last token of the last user turn, whether an answer follows it or not. It is
         the last prompt token where no processor is given, the prompt has no turn as its chat
@@ -47,6 +50,9 @@ def enable(
         prompt, left padding and what is in the cache already included. A sequence, array or tensor
         of integers: one per row of the prompt.
         ``handle.question_end`` changes it for later prompts.
+    image_token_id
+        Id, or ids, of the tokens that the model replaces by image features. For models whose
+        configuration names none; where it does, some of those it names, to leave the others out.
     **overrides
         Fields of :class:`VRGAConfig` to change.
 
@@ -61,8 +67,11 @@ def enable(
     TypeError
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
-        The model is not multimodal, is enabled already, or cannot be served; a threshold is out
-        of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it was.
+        Nobody names an image token, or ``image_token_id`` is not one of the vocabulary or of the
+        configuration; the model is enabled already, or cannot be served: it does not write token
+        by token behind a KV cache, or no layer attends in a way that is understood; a threshold is
+        out of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it
+        was.
 
     Examples
     --------
@@ -91,7 +100,8 @@ def enable(
             raise ValueError("model: VRGA is enabled already; disable it first")
         if old is not None:
             old.leave(model)
-        handle = VRGAHandle(model, config, finder, question_end)
+        placeholders = find_placeholders(model, processor, image_token_id)
+        handle = VRGAHandle(model, config, placeholders, finder, question_end)
         handle.install()
     return handle
 

@@ -8,7 +8,7 @@ import functools
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from vrga_ext.integrations.transformers.model.layers import check_decoder
 from vrga_ext.integrations.transformers.observe.recorder import Recorder
 from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask, generate_prompt
 from vrga_ext.integrations.transformers.sequence.state import RegionHook
-from vrga_ext.prompts import images
+from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
 from vrga_ext.region import Region, Regions
 
@@ -62,7 +62,12 @@ class VRGAHandle:
     """
 
     def __init__(
-        self, model: Any, config: VRGAConfig, finder: QuestionFinder, question_end: Any
+        self,
+        model: Any,
+        config: VRGAConfig,
+        placeholders: Placeholders,
+        finder: QuestionFinder,
+        question_end: Any,
     ) -> None:
         self._regions = Regions()
         self.region_hook: RegionHook | None = None
@@ -73,7 +78,6 @@ class VRGAHandle:
         self._key = uuid.uuid4().hex
         self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
         self._noticed: dict[str, None] = {}  # in order
-        images.image_token_ids(model.config)  # raises for a model without an image token
         self._text_config = model.config.get_text_config(decoder=True)
         _refuse_cross_attention(model, self._text_config)
         self._base: str = self._text_config._attn_implementation
@@ -86,7 +90,8 @@ class VRGAHandle:
                 "or 'eager', first)"
             )
         self._finder = finder
-        self._forward = ForwardHooks(self, model, finder)
+        self._placeholders = placeholders
+        self._forward = ForwardHooks(self, model, placeholders, finder)
         self.recorders: list[Recorder] = []
         # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
         self._replaced: dict[str, tuple[Any, Any]] = {}
@@ -197,13 +202,13 @@ class VRGAHandle:
     def __exit__(self, *exception: object) -> None:
         self.disable()
 
-    def check_same_question(self, processor: Any, question_end: Any) -> None:
-        """Refuse what would move the question's end in an enabled model; None and "auto" keep it.
+    def check_same_prompts(self, processor: Any, question_end: Any, image_token_id: Any) -> None:
+        """Refuse what would read prompts otherwise than the handle; None and "auto" leave it.
 
         Raises
         ------
         ValueError
-            VRGA was enabled with another processor or question end.
+            VRGA was enabled with another processor, question end or image token.
         """
         if processor is not None and not self._finder.agrees_with(processor):
             raise ValueError(
@@ -216,6 +221,14 @@ class VRGAHandle:
                 f"question_end: wanted that of the handle, {self.question_end!r}, or 'auto', got "
                 f"{wanted!r}; set handle.question_end"
             )
+        if image_token_id is not None:
+            several = isinstance(image_token_id, Iterable)
+            given = set(image_token_id if several else [image_token_id])
+            if not given <= set(self._placeholders.ids):
+                raise ValueError(
+                    f"image_token_id: wanted ids among {list(self._placeholders.ids)}, which VRGA "
+                    f"is enabled with, got {sorted(given)}; pass it to enable()"
+                )
 
     # ---- into the model and out of it --------------------------------------------------------
 
@@ -238,6 +251,11 @@ class VRGAHandle:
             setattr(model, HANDLE_ATTRIBUTE, self)
             if base != self._base:
                 self._notice(f"the language model runs {base!r} instead of {self._base!r}")
+            if unset := self._placeholders.unset:
+                self._notice(
+                    f"model.config.{unset} is None, so the model may leave image features out; "
+                    f"set it to the image token's id"
+                )
             for message in said:
                 self._notice(message)
         except BaseException:  # an interrupt, too, leaves the model as it was
@@ -311,7 +329,10 @@ def _instead_of_setting(name: str) -> str:
 
 def _refuse_cross_attention(model: Any, text_config: Any) -> None:
     encoded = model.config.is_encoder_decoder or getattr(text_config, "is_encoder_decoder", False)
-    if encoded or getattr(text_config, "cross_attention_layers", None):
+    crossed = any(
+        getattr(module, "is_cross_attention", False) for module in model.get_decoder().modules()
+    )
+    if encoded or crossed or getattr(text_config, "cross_attention_layers", None):
         raise ValueError(
             f"model: wanted image tokens among the keys of self-attention, got "
             f"{type(model).__name__}, which sees the image through cross-attention"

@@ -16,7 +16,7 @@ from vrga_ext.integrations.transformers.call import speculative
 from vrga_ext.integrations.transformers.call.attention import as_under_sdpa
 from vrga_ext.integrations.transformers.call.prefill import PrefillPass
 from vrga_ext.integrations.transformers.call.unsupported import Obstacles
-from vrga_ext.integrations.transformers.model.layers import notices
+from vrga_ext.integrations.transformers.model.layers import full_layers, notices
 from vrga_ext.integrations.transformers.observe.recorder import Call, WatchedCall
 from vrga_ext.integrations.transformers.sequence import told
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
@@ -34,6 +34,7 @@ from vrga_ext.integrations.transformers.sequence.prompt import (
 )
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.prompts import grids, images
+from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region, Regions
 
@@ -46,14 +47,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 class ForwardHooks:
     """The forward hooks of one handle."""
 
-    def __init__(self, handle: VRGAHandle, model: Any, finder: QuestionFinder) -> None:
+    def __init__(
+        self, handle: VRGAHandle, model: Any, placeholders: Placeholders, finder: QuestionFinder
+    ) -> None:
         self._handle = handle
         self._finder = finder
         self._key = handle._key
         self._text_config = model.config.get_text_config(decoder=True)
         self._layer_types = getattr(self._text_config, "layer_types", None) or []
-        self._token_ids = images.image_token_ids(model.config)
-        self._video_ids = grids.video_token_ids(model.config)
+        self._placeholders = placeholders
         self._merge = grids.merge_size(model.config)
         self._fixed_grid = images.config_grid(model.config)
         self._decoder = model.get_decoder()
@@ -64,10 +66,12 @@ class ForwardHooks:
         self._body_cache = CacheArgument(self._body)
         self._decoder_cache = CacheArgument(self._decoder)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._full_layers: frozenset[int] = frozenset()  # as far as they are known beforehand
 
     def add(self) -> None:
-        """Register the hooks."""
-        body, decoder = self._body, self._decoder
+        """Register the hooks, once the attention has been switched."""
+        body, decoder, config = self._body, self._decoder, self._text_config
+        self._full_layers = full_layers(decoder, config, config._attn_implementation)
         self._hooks += [
             body.register_forward_pre_hook(self._before_body, with_kwargs=True),
             body.register_forward_hook(self._after_body, with_kwargs=True, always_call=True),
@@ -213,14 +217,14 @@ class ForwardHooks:
             if past == 0 or (state is not None and state.prompt.owner != self._key):
                 before = None
             columns = past + tokens if prompt.columns is None else prompt.columns
-            question, ids = handle.question_end, self._token_ids
+            question, ids = handle.question_end, self._placeholders.ids
             if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
                 question = "auto"
             state = SequenceState(
                 prompt, handle.config, batch, past, columns, ids, question, self._finder, before
             )
             told.tell(state, prompt.ids, columns - prompt.ids.shape[1])
-            state.add_grids(self._video_ids, self._merge)
+            state.add_grids(self._placeholders.video_ids, self._merge)
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)
@@ -256,6 +260,8 @@ class ForwardHooks:
             if getattr(module, "lm_head", None) is not None:
                 raise speculative.CannotCutError("an output of logits")
             cache, layer_types = self._decoder_cache.of(kwargs), self._layer_types
+            if cache is None:
+                raise speculative.CannotCutError("a call without a KV cache")
             first, rest = speculative.cut(kwargs, tokens, count, cache, layer_types)
         except speculative.CannotCutError as error:
             self._handle._notice(
@@ -266,8 +272,6 @@ class ForwardHooks:
         call_ids = prompt.call_ids
         prompt.call_ids = speculative.cut_ids(call_ids, slice(None, count), tokens)
         output = module(**first)
-        cache = returned_cache(output)
-        rest = self._decoder_cache.put(rest, cache)
         speculative.fit_masks(
             rest, cache, tokens - count, layer_types, output.last_hidden_state.device
         )
@@ -334,8 +338,12 @@ class ForwardHooks:
         """A call over prompt tokens is over: select heads and tokens if it was the last one."""
         handle, state = self._handle, reading.state
         reading.finish()
-        if cache is None:  # the decoder made the cache
-            attach_state(returned_cache(output), state)
+        if cache is None:  # the decoder may have made one
+            cache = returned_cache(output)
+            if not self._obstacles.admit_cache(cache):
+                return
+            attach_state(cache, state)
+        reading.find_bypassed(cache, self._full_layers, self._text_config)
         for message in notices(reading.skipped):
             handle._notice(message)
         if reading.missed:

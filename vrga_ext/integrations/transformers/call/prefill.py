@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from vrga_ext.integrations.transformers.model.layers import OTHER_HEADS
+from vrga_ext.integrations.transformers.model.layers import BYPASSED, OTHER_HEADS
 from vrga_ext.integrations.transformers.observe.recorder import RowReader, WatchedCall
+from vrga_ext.integrations.transformers.sequence.kv_cache import layers_with_keys
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.steering import Rows
 
@@ -32,6 +36,7 @@ class PrefillPass:
         self.state = state
         self.end = past + tokens
         self.watched = watched
+        self.seen: set[int] = set()  # layers that call the attention function
         self.skipped: dict[str, list[int]] = {}  # why -> layers that are left alone
         self.missed: list[int] = []  # layers that do not compute a question row
         columns = [end.position for end in state.ends]
@@ -61,6 +66,7 @@ class PrefillPass:
 
         ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``mask`` broadcastable to [B, H, q, K].
         """
+        self.seen.add(layer)
         if self.watched is not None:
             self.watched.record(layer, query, key, mask, scale, softcap)
         if not self._here:
@@ -88,7 +94,22 @@ class PrefillPass:
 
     def skip(self, layer: int, why: str) -> None:
         """Take a layer that is left alone."""
+        self.seen.add(layer)
         self.skipped.setdefault(why, []).append(layer)
+
+    def find_bypassed(self, cache: Any, full_layers: Collection[int], text_config: Any) -> None:
+        """Take the layers that attended without a call of the attention function, if any called it.
+
+        Those are layers with keys in the KV cache, and ``full_layers``, which call it by their
+        class; of these, an early exit runs the first ones only.
+        """
+        if not self.seen:
+            return
+        running = range(getattr(text_config, "num_hidden_layers", 0))
+        missing = set(full_layers).intersection(running) - self.seen
+        missing.update(layers_with_keys(cache, self.end, self.seen))
+        if missing:
+            self.skipped[BYPASSED] = sorted(missing)
 
     def finish(self) -> None:
         """Keep how many keys the question rows attended to, once every layer has been read."""

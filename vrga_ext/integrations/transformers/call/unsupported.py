@@ -78,6 +78,15 @@ class Obstacles:
             )
         return why is None
 
+    def admit_cache(self, cache: Any) -> bool:
+        """Whether a prompt that was read left a KV cache, which its answer is written behind."""
+        if cache is None:
+            self._notice(
+                "VRGA is not applied: there is no KV cache (the call was given none, and "
+                f"{type(self._decoder).__name__} returned none), so every step is a prefill"
+            )
+        return cache is not None
+
     def admit_image(self, state: SequenceState, past: int, answered: bool) -> bool:
         """Whether any row has an image, and what there is to say about how it came.
 

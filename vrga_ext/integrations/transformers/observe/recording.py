@@ -67,6 +67,7 @@ def capture(
     rows: bool | Literal["all"] = False,
     processor: Any = None,
     question_end: str | int | Sequence[int] | Tensor = "auto",
+    image_token_id: int | Sequence[int] | Tensor | None = None,
 ) -> Iterator[Recording]:
     """Record attention statistics of a model, with VRGA or without, while it answers.
 
@@ -87,7 +88,7 @@ def capture(
     rows
         Also keep the attention row: ``True`` on the image tokens, ``"all"`` on every key.
         ``samples x layers x heads x rows x keys`` floats, on the CPU.
-    processor, question_end
+    processor, question_end, image_token_id
         As in :func:`vrga_ext.enable`. Where VRGA is enabled already they are not needed, and may
         only repeat what it was enabled with.
 
@@ -102,8 +103,8 @@ def capture(
         ``model`` is not a transformers model, or an argument has the wrong type.
     ValueError
         The model is not multimodal or cannot be served; captures are nested; VRGA is enabled with
-        another ``processor`` or ``question_end``. While the model runs: ``prompt_rows`` does not
-        fit the prompt.
+        another ``processor``, ``question_end`` or ``image_token_id``. While the model runs:
+        ``prompt_rows`` does not fit the prompt.
 
     Notes
     -----
@@ -129,9 +130,15 @@ def capture(
     owned = handle is None or not handle.installed  # a shallow copy may hold an old one
     if handle is None or owned:
         config = VRGAConfig(gamma=0.0)
-        handle = enable(model, config, processor=processor, question_end=question_end)
+        handle = enable(
+            model,
+            config,
+            processor=processor,
+            question_end=question_end,
+            image_token_id=image_token_id,
+        )
     else:
-        handle.check_same_question(processor, question_end)
+        handle.check_same_prompts(processor, question_end, image_token_id)
     if any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
     handle.recorders.append(recorder)

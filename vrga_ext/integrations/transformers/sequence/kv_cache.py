@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import Cache, EncoderDecoderCache
+from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
@@ -80,24 +81,33 @@ class CacheArgument:
 
 
 def returned_cache(output: Any) -> Any:
-    """The cache in the output of a module.
-
-    Raises
-    ------
-    TypeError
-        The output has none.
-    """
+    """The cache in the output of a module, which may be a tuple; None where there is none."""
+    own = getattr(output, "__dict__", {})  # hasattr asks for a deprecated name where there is none
     for name in _NAMES:
-        if hasattr(output, name):
-            return getattr(output, name)
-    raise TypeError(
-        f"wanted an output of transformers with the KV cache, got {type(output).__name__}"
-    )
+        if own.get(name) is not None:
+            return own[name]
+    items = output if isinstance(output, tuple) else ()
+    return next((item for item in items if isinstance(item, Cache)), None)
+
+
+def layers_with_keys(cache: Any, length: int, leave_out: Collection[int]) -> list[int]:
+    """Layers of a cache, without a window, that hold the keys of ``length`` tokens at least.
+
+    Layers in ``leave_out`` are not looked at: some caches keep their lengths on the device.
+    """
+    found = []
+    for index, layer in enumerate(getattr(cache, "layers", ())):
+        if index in leave_out or not isinstance(layer, CacheLayerMixin):
+            continue  # linear attention has no keys
+        if not getattr(layer, "is_sliding", False) and int(layer.get_seq_length()) >= length > 0:
+            found.append(index)
+    return found
 
 
 def caches_in(given: Mapping[str, Any]) -> list[Any]:
-    """The caches among arguments or outputs, by whichever name."""
-    return [given[name] for name in _NAMES if given.get(name) is not None]
+    """The caches among arguments or outputs, by the newest name that is there."""
+    name = next((name for name in _NAMES if name in given), None)
+    return [] if name is None or given[name] is None else [given[name]]
 
 
 def state_of(cache: Any) -> SequenceState | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vrga_ext.integrations.transformers.on_cpu import on_cpu
 from vrga_ext.prompts.grids import GRID_ARGUMENTS
+from vrga_ext.prompts.placeholders import positions_told
 from vrga_ext.prompts.question import READ_BEFORE, QuestionEnd, QuestionFinder, given_ends
 
 UNKNOWN_TOKEN = -1
@@ -42,7 +43,7 @@ class Prompt:
         The tokens; all unknown where only embeddings and an image mask were given. Without it,
         nobody knows where the image is.
     image : bool [B, S], optional
-        Image tokens, if somebody declared them; else the ids tell.
+        Image tokens, if somebody declared them or the call says where they are; else the ids tell.
     pixels : bool
         Whether the call came with pictures, their features, or embeddings.
     returned : int
@@ -88,7 +89,7 @@ class Prompt:
         self.read: Any = None  # the decoder's output on the prompt, while it verifies drafts
         tokens = embeds if embeds is not None else self.ids
         if tokens is not None:
-            self._declare(tuple(tokens.shape[:2]))
+            self._declare(given, tuple(tokens.shape[:2]))
             if managed:
                 self.columns = (tokens if self.mask is None else self.mask).shape[1]
 
@@ -97,18 +98,19 @@ class Prompt:
         """Whether it interrupts a prompt of its own model, as guidance's second prompt does."""
         return self.outer is not None and self.outer.owner == self.owner
 
-    def _declare(self, shape: tuple[int, ...]) -> None:
-        """Take the image mask of the ``with`` block that the call is in, if there is one."""
+    def _declare(self, given: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+        """Take the image mask of the ``with`` block that the call is in, or the call's own."""
         declared = declared_image_mask.get()
         if declared is None or declared[0] != self.owner or self.nested:
-            return
-        self.image = declared[1]
-        if self.image.shape != shape:
+            self.image = positions_told(given, shape)
+        else:
+            self.image = declared[1]
+        if self.image is not None and self.image.shape != shape:
             raise ValueError(
                 f"image_mask: wanted one value per prompt token, shape {shape}, "
                 f"got {tuple(self.image.shape)}"
             )
-        if self.ids is None:
+        if self.image is not None and self.ids is None:
             self.ids = torch.full(shape, UNKNOWN_TOKEN)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prompt:

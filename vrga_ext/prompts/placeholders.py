@@ -1,0 +1,176 @@
+"""Which tokens of a prompt stand for images: as a model's configuration, its processor or the
+caller names them, or as the model itself is told in every call."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+# What configurations call a placeholder token, and what processors call it.
+_IMAGE_NAMES = ("image_token_id", "image_token_index")
+_VIDEO_NAMES = ("video_token_id", "video_token_index")
+_OF_PROCESSORS = ("image_token_id", "video_token_id")
+# Arguments that say where image features go, [B, S], 1 for an image token: models that take one do
+# not look at the ids there, which may be those of text.
+_POSITION_ARGUMENTS = ("image_embeds_position_mask",)
+
+
+class Placeholders(NamedTuple):
+    """The tokens that images and videos are written to."""
+
+    ids: tuple[int, ...]
+    video_ids: tuple[int, ...] = ()  # those of them that only videos are written to
+    unset: str | None = None  # the field of the configuration that should name one, and is None
+
+
+def find_placeholders(
+    model: Any, processor: Any = None, image_token_id: Any = None
+) -> Placeholders:
+    """The placeholder tokens of a model.
+
+    Those that its configuration names, since there the model puts image features. Where it names
+    none: the given ones; none at all for a model that is told in every call; or the processor's, if
+    the model replaces tokens by features, which it may also see in cross-attention or before the
+    prompt.
+
+    Parameters
+    ----------
+    model
+        A model of transformers.
+    processor
+        Its processor or tokenizer.
+    image_token_id
+        An id or several.
+
+    Raises
+    ------
+    TypeError
+        ``image_token_id`` is neither an integer nor several.
+    ValueError
+        An id is not in the vocabulary, or not among those that the configuration names; nobody
+        names one; or it is not known whether the model replaces the one that the processor names.
+    """
+    vocabulary = _vocabulary(model)
+    given = None if image_token_id is None else _checked(image_token_id, vocabulary)
+    named = _named_by_configuration(model.config)
+    if named.ids and named.unset is None:
+        if given is None:
+            return named
+        if not set(given) <= set(named.ids):
+            raise ValueError(
+                f"image_token_id: wanted ids among {sorted(named.ids)}, which the configuration "
+                f"names and where the model puts image features, got {list(given)}"
+            )
+    elif given is None and _takes_positions(model):
+        return Placeholders(())
+    known = _placeholders(*([_token_of(processor, name)] for name in _OF_PROCESSORS))
+    videos = tuple(dict.fromkeys(named.video_ids + known.video_ids))
+    if given is not None:
+        return Placeholders(given, tuple(token for token in videos if token in given), named.unset)
+    if known.ids and not _replaces_tokens(model):
+        raise ValueError(
+            f"model: wanted one that replaces placeholder tokens by image features, got "
+            f"{type(model).__name__}, of which that is not known (it has no get_placeholder_mask); "
+            f"if it does, pass image_token_id={known.ids[0]}"
+        )
+    if not known.ids:
+        given_by = "" if processor is None else f", nor does {type(processor).__name__}"
+        remedy = "image_token_id="
+        if processor is None:
+            remedy = f"the model's processor= or {remedy}"
+        raise ValueError(
+            "model: wanted a multimodal model whose configuration names an image token "
+            f"({' or '.join(_IMAGE_NAMES)}), got {type(model.config).__name__} without one"
+            f"{given_by}; pass {remedy}"
+        )
+    for token in known.ids:
+        if vocabulary is not None and not 0 <= token < vocabulary:
+            raise ValueError(
+                f"processor: wanted an image token in the model's vocabulary of {vocabulary}, got "
+                f"{token} (does the processor belong to the model, and was the model resized?)"
+            )
+    return Placeholders(tuple(dict.fromkeys(known.ids + videos)), videos, named.unset)
+
+
+def positions_told(given: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor | None:
+    """Image tokens, bool [B, S], if a call with these arguments tells the model where they are."""
+    for name in _POSITION_ARGUMENTS:
+        told = given.get(name)
+        if isinstance(told, Tensor) and told.shape == shape:
+            return told.detach().cpu() == 1
+    return None
+
+
+def _takes_positions(model: Any) -> bool:
+    taken = inspect.signature(type(model).forward).parameters
+    return any(name in taken for name in _POSITION_ARGUMENTS)
+
+
+def _replaces_tokens(model: Any) -> bool:
+    """Whether a model finds placeholders by their ids, as models of transformers do."""
+    return any(hasattr(part, "get_placeholder_mask") for part in (model, model.base_model))
+
+
+def _named_by_configuration(config: Any) -> Placeholders:
+    """Of the whole model, or of its vision tower where that one says it."""
+    for part in (config, getattr(config, "vision_config", None)):
+        images = {name: getattr(part, name) for name in _IMAGE_NAMES if hasattr(part, name)}
+        videos = [getattr(part, name, None) for name in _VIDEO_NAMES]
+        found = _placeholders(list(images.values()), videos)
+        if found.ids or images:
+            empty = all(token is None for token in images.values())
+            return found._replace(unset=next(iter(images)) if images and empty else None)
+    return Placeholders(())
+
+
+def _token_of(processor: Any, name: str) -> int | None:
+    """The id of a token that a processor, or its tokenizer, knows by its id or its text."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    for owner in (processor, tokenizer):
+        token = getattr(owner, name, None)
+        if isinstance(token, int):
+            return token
+    for owner in (processor, tokenizer):
+        text = getattr(owner, name.removesuffix("_id"), None)
+        if text is not None:
+            token = tokenizer.convert_tokens_to_ids(str(text))
+            if isinstance(token, int) and token != getattr(tokenizer, "unk_token_id", None):
+                return token
+    return None
+
+
+def _placeholders(images: list[int | None], videos: list[int | None]) -> Placeholders:
+    every = dict.fromkeys(token for token in images + videos if token is not None)
+    return Placeholders(tuple(every), tuple(token for token in every if token in videos))
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Number of tokens that a model has embeddings for, if it can be told."""
+    try:
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        rows = None
+    return rows or getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+
+
+def _checked(image_token_id: Any, vocabulary: int | None) -> tuple[int, ...]:
+    """Ids from what a caller may pass for them."""
+    value = image_token_id.tolist() if hasattr(image_token_id, "tolist") else image_token_id
+    several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
+    ids = list(value) if several else [value]
+    try:
+        if any(isinstance(token, bool) for token in ids):
+            raise TypeError
+        ids = [operator.index(token) for token in ids]
+    except TypeError:
+        raise TypeError(
+            f"image_token_id: wanted a token id or several, got {image_token_id!r}"
+        ) from None
+    if not ids or any(token < 0 or (vocabulary and token >= vocabulary) for token in ids):
+        within = "" if vocabulary is None else f" of a vocabulary of {vocabulary}"
+        raise ValueError(f"image_token_id: wanted token ids{within}, got {image_token_id!r}")
+    return tuple(dict.fromkeys(ids))
