@@ -99,7 +99,7 @@ def test_image_is_where_the_model_puts_features(builder, known, way):
 
 
 def test_prompt_without_an_image_of_a_model_that_is_told():
-    model, inputs = unlisted.build(unlisted.kosmos2)
+    model, inputs = unlisted.build(unlisted.kosmos2_5)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     with vrga_ext.enable(model) as handle:
         greedy(model, text, 1)
