@@ -104,7 +104,7 @@ def test_enabled_already_by_another_thread(family, monkeypatch):
         wait(others, timeout=0.5)
         return []
 
-    monkeypatch.setattr("vrga_ext.integrations.transformers.handle.check_decoder", check)
+    monkeypatch.setattr("vrga_ext.integrations.transformers.install.check_decoder", check)
     with ThreadPoolExecutor(1) as pool, vrga_ext.enable(family.model):
         error = others[0].exception()
     assert str(error) == "model: VRGA is enabled already; disable it first"
@@ -287,7 +287,7 @@ def test_interrupted_enable_leaves_the_model_as_it_was(family, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vrga_ext.integrations.transformers.handle.check_decoder", interrupted)
+    monkeypatch.setattr("vrga_ext.integrations.transformers.install.check_decoder", interrupted)
     with pytest.raises(KeyboardInterrupt):
         vrga_ext.enable(family.model)
     assert_untouched(family.model)

@@ -34,10 +34,10 @@ def family():
 )
 def test_an_attribute_that_cannot_be_set_is_refused(family, name, instead):
     with vrga_ext.enable(family.model) as handle:
-        before = dict(handle.__dict__)
+        before = dict(handle.__dict__), dict(handle._runtime.__dict__)
         with pytest.raises(AttributeError) as refusal:
             setattr(handle, name, 1.0)
-        assert handle.__dict__ == before
+        assert (handle.__dict__, handle._runtime.__dict__) == before
     message = str(refusal.value)
     assert message.startswith(f"handle.{name}: wanted one of question_end, region_hook")
     assert instead in message

@@ -13,8 +13,8 @@ from vrga_ext.integrations.transformers.handle import (
     CHANGING,
     HANDLE_ATTRIBUTE,
     VRGAHandle,
-    VRGAWarning,
 )
+from vrga_ext.integrations.transformers.runtime import VRGAWarning
 from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region
@@ -95,11 +95,8 @@ def enable(
     config = (config or VRGAConfig()).replace(**overrides)
     finder = QuestionFinder(processor)
     with CHANGING:
-        old = model.__dict__.get(HANDLE_ATTRIBUTE)
-        if old is not None and old.installed:
+        if handle_of(model) is not None:
             raise ValueError("model: VRGA is enabled already; disable it first")
-        if old is not None:
-            old.leave(model)
         placeholders = find_placeholders(model, processor, image_token_id)
         handle = VRGAHandle(model, config, placeholders, finder, question_end)
         handle.install()
@@ -109,7 +106,10 @@ def enable(
 def disable(model: Any) -> None:
     """Restore a model that VRGA was enabled in; a model without it is left as it is.
 
-    A shallow copy of a model consists of the same modules, and both are restored.
+    Raises
+    ------
+    ValueError
+        ``model`` is a shallow copy of one in which VRGA was enabled.
 
     Examples
     --------
@@ -119,12 +119,27 @@ def disable(model: Any) -> None:
     >>> handle = vrga_ext.enable(model, processor=processor)
     >>> vrga_ext.disable(model)
     """
-    model = unwrapped(model)
     with CHANGING:
-        handle = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+        handle = handle_of(unwrapped(model))
         if handle is not None:
             handle.disable()
-            handle.leave(model)
+
+
+def handle_of(model: Any) -> VRGAHandle | None:
+    """The handle of an enabled model, None of any other.
+
+    Raises
+    ------
+    ValueError
+        ``model`` is a shallow copy of one in which VRGA was enabled.
+    """
+    handle: VRGAHandle | None = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
+    if handle is not None and not handle.installed:
+        raise ValueError(
+            "model: wanted one with modules of its own, got a shallow copy (copy.copy) of a model "
+            "in which VRGA was enabled; use copy.deepcopy"
+        )
+    return handle
 
 
 def unwrapped(model: Any) -> Any:

@@ -1,13 +1,10 @@
-"""Puts VRGA into one model and takes it out again: the handle that ``enable`` returns."""
+"""The handle that ``enable`` returns: what users of an enabled model read, set and call."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import threading
-import uuid
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,29 +12,20 @@ import torch
 from torch import Tensor
 
 from vrga_ext.config import VRGAConfig
-from vrga_ext.integrations.transformers.call.attention import IMPLEMENTATIONS
-from vrga_ext.integrations.transformers.call.hooks import ForwardHooks
-from vrga_ext.integrations.transformers.model.layers import check_decoder
+from vrga_ext.integrations.transformers.install import Installation
 from vrga_ext.integrations.transformers.observe.recorder import Recorder
-from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask, generate_prompt
+from vrga_ext.integrations.transformers.runtime import Runtime
+from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask
 from vrga_ext.integrations.transformers.sequence.state import RegionHook
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
-from vrga_ext.region import Region, Regions
+from vrga_ext.region import Region
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
 # Held while a model is changed.
 CHANGING = threading.RLock()
-# Entries of continuous batching, which builds no mask for an attention function it does not know.
-_CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching")
-
-
 # Public attributes of a handle that may be set.
-_SETTABLE = ("question_end", "region_hook", "recorders")
-
-
-class VRGAWarning(UserWarning):
-    """VRGA cannot be applied as asked; the model runs as it would without it."""
+_SETTABLE = ("question_end", "region_hook")
 
 
 class VRGAHandle:
@@ -69,44 +57,20 @@ class VRGAHandle:
         finder: QuestionFinder,
         question_end: Any,
     ) -> None:
-        self._regions = Regions()
-        self.region_hook: RegionHook | None = None
-        self.question_end = question_end
         self._model = model
-        self._config = config
-        # Survives copies and pickles of the model; a reference would copy the model.
-        self._key = uuid.uuid4().hex
-        self._pauses: list[None] = []  # its append and pop are atomic, a counter's are not
-        self._noticed: dict[str, None] = {}  # in order
-        self._text_config = model.config.get_text_config(decoder=True)
-        _refuse_cross_attention(model, self._text_config)
-        self._base: str = self._text_config._attn_implementation
-        if self._base in IMPLEMENTATIONS.values():
-            raise ValueError(
-                f"model: wanted a configuration of its own, with an attention of transformers, got "
-                f"{self._base!r}: either the configuration is shared with another model in which "
-                f"VRGA is enabled (disable VRGA there), or it was copied from one or loaded with "
-                f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
-                "or 'eager', first)"
-            )
-        self._finder = finder
-        self._placeholders = placeholders
-        self._forward = ForwardHooks(self, model, placeholders, finder)
-        self.recorders: list[Recorder] = []
-        # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
-        self._replaced: dict[str, tuple[Any, Any]] = {}
-
-    # ---- public ------------------------------------------------------------------------------
+        self._finder, self._placeholders = finder, placeholders
+        self._runtime = Runtime(config, question_end)
+        self._installation = Installation(model, self._runtime, placeholders, finder)
 
     @property
     def config(self) -> VRGAConfig:
         """The thresholds in use."""
-        return self._config
+        return self._runtime.config
 
     @property
     def regions(self) -> list[Region]:
         """What was found for each sample of the last prompt."""
-        return self._regions
+        return self._runtime.regions
 
     @property
     def installed(self) -> bool:
@@ -116,21 +80,35 @@ class VRGAHandle:
     @property
     def paused(self) -> bool:
         """Whether a ``pause`` is on, in whichever thread."""
-        return bool(self._pauses)
+        return bool(self._runtime.pauses)
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What was said so far about prompts that VRGA could not be applied to."""
-        return tuple(self._noticed)
+        return tuple(self._runtime.noticed)
 
     @property
     def question_end(self) -> str | int | list[int]:
         """Where the question ends in the next prompts: see :func:`vrga_ext.enable`; may be set."""
-        return self._question_end
+        return self._runtime.question_end
 
     @question_end.setter
     def question_end(self, value: Any) -> None:
-        self._question_end = normalise_question_end(value)
+        self._runtime.question_end = value
+
+    @property
+    def region_hook(self) -> RegionHook | None:
+        """Called after the selection for each sample; may be set."""
+        return self._runtime.region_hook
+
+    @region_hook.setter
+    def region_hook(self, hook: RegionHook | None) -> None:
+        self._runtime.region_hook = hook
+
+    @property
+    def recorders(self) -> list[Recorder]:
+        """What watches the forward calls."""
+        return self._runtime.recorders
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in _SETTABLE:
@@ -144,7 +122,8 @@ class VRGAHandle:
         """Restore the model, bit for bit; calling it again does nothing."""
         with CHANGING:
             if self.installed:
-                self._remove()
+                del self._model.__dict__[HANDLE_ATTRIBUTE]
+                self._installation.remove()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -154,11 +133,11 @@ class VRGAHandle:
         need it, is paused as well. Prompts read inside are not analysed, so their answers are not
         boosted afterwards either, until the next prompt on the same cache.
         """
-        self._pauses.append(None)
+        self._runtime.pauses.append(None)
         try:
             yield
         finally:
-            self._pauses.pop()
+            self._runtime.pauses.pop()
 
     @contextlib.contextmanager
     def image_mask(self, mask: Tensor) -> Iterator[None]:
@@ -184,15 +163,11 @@ class VRGAHandle:
         >>> with handle.image_mask(input_ids == model.config.image_token_id):  # doctest: +SKIP
         ...     model.generate(inputs_embeds=embeddings, attention_mask=attention_mask)
         """
-        token = declared_image_mask.set((self._key, _checked_image_mask(mask)))
+        token = declared_image_mask.set((self._runtime.key, _checked_image_mask(mask)))
         try:
             yield
         finally:
             declared_image_mask.reset(token)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy is neither paused nor watched: both end with a block."""
-        return self.__dict__ | {"_pauses": [], "recorders": []}
 
     def __enter__(self) -> VRGAHandle:
         if not self.installed:
@@ -201,6 +176,11 @@ class VRGAHandle:
 
     def __exit__(self, *exception: object) -> None:
         self.disable()
+
+    def install(self) -> None:
+        """Change the model; if that fails, it is as it was."""
+        self._installation.install()
+        setattr(self._model, HANDLE_ATTRIBUTE, self)
 
     def check_same_prompts(self, processor: Any, question_end: Any, image_token_id: Any) -> None:
         """Refuse what would read prompts otherwise than the handle; None and "auto" leave it.
@@ -230,92 +210,6 @@ class VRGAHandle:
                     f"is enabled with, got {sorted(given)}; pass it to enable()"
                 )
 
-    # ---- into the model and out of it --------------------------------------------------------
-
-    def install(self) -> None:
-        """Switch the language model's attention, add the hooks and wrap ``generate``."""
-        model = self._model
-        base = self._base if self._base in IMPLEMENTATIONS else self._fallback()
-        try:
-            self._switch(IMPLEMENTATIONS[base])
-            if self._text_config._attn_implementation != IMPLEMENTATIONS[base]:
-                raise ValueError(
-                    f"model: wanted a language model whose attention can be replaced, got "
-                    f"{type(model.get_decoder()).__name__}, which keeps {self._base!r}"
-                )
-            said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
-            self._forward.add()
-            self._replace("generate", self._wrapped_generate)
-            for name in _CONTINUOUS_BATCHING:
-                self._replace(name, functools.partial(_refuse_continuous_batching, name))
-            setattr(model, HANDLE_ATTRIBUTE, self)
-            if base != self._base:
-                self._notice(f"the language model runs {base!r} instead of {self._base!r}")
-            if unset := self._placeholders.unset:
-                self._notice(
-                    f"model.config.{unset} is None, so the model may leave image features out; "
-                    f"set it to the image token's id"
-                )
-            for message in said:
-                self._notice(message)
-        except BaseException:  # an interrupt, too, leaves the model as it was
-            self._remove()
-            raise
-
-    def _remove(self) -> None:
-        self._forward.remove()
-        self.leave(self._model)
-        if self._text_config._attn_implementation in IMPLEMENTATIONS.values():
-            self._switch(self._base)
-
-    def leave(self, model: Any) -> None:
-        """Take the handle's attributes out of its model, or of a shallow copy, which has them."""
-        own = model.__dict__
-        if own.get(HANDLE_ATTRIBUTE) is self:
-            del own[HANDLE_ATTRIBUTE]
-        for name, (before, ours) in self._replaced.items():
-            if own.get(name) != ours:  # someone wrapped it since
-                continue
-            del own[name]
-            if before is not None:
-                own[name] = before
-
-    def _replace(self, name: str, ours: Any) -> None:
-        """Set a method on the instance, if the model has it."""
-        if hasattr(self._model, name):
-            self._replaced[name] = self._model.__dict__.get(name), ours
-            self._model.__dict__[name] = ours
-
-    def _fallback(self) -> str:
-        """What replaces an implementation other than sdpa and eager: sdpa if it can."""
-        capped = getattr(self._text_config, "attn_logit_softcapping", None) is not None
-        able = getattr(self._model.get_decoder(), "_supports_sdpa", True)
-        return "sdpa" if not capped and able else "eager"
-
-    def _switch(self, implementation: str) -> None:
-        config = self._model.config
-        keys = [
-            key for key in config.sub_configs if getattr(config, key, None) is self._text_config
-        ]
-        self._model.set_attn_implementation({keys[0] if keys else "": implementation})
-
-    def _wrapped_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """``generate`` that tells the hooks where the prompt ends."""
-        before, _ = self._replaced["generate"]
-        original = before or functools.partial(type(self._model).generate, self._model)
-        if not self.installed:  # someone kept the method
-            return original(*args, **kwargs)
-        with generate_prompt(self._key, args, kwargs) as prompt:
-            output = original(*args, **kwargs)
-        self._forward.tell_answer(prompt, kwargs, output)
-        return output
-
-    @torch.compiler.assume_constant_result  # said while a call is compiled, not in its graph
-    def _notice(self, message: str) -> None:
-        if message not in self._noticed:
-            self._noticed[message] = None
-            warnings.warn(message, VRGAWarning, stacklevel=2)
-
 
 def _instead_of_setting(name: str) -> str:
     """What to do in place of setting an attribute of a handle."""
@@ -325,25 +219,6 @@ def _instead_of_setting(name: str) -> str:
     if name in ("enabled", "installed", "paused"):
         return "use `with handle.pause():`, or handle.disable()"
     return "see help(vrga_ext.VRGAHandle)"
-
-
-def _refuse_cross_attention(model: Any, text_config: Any) -> None:
-    encoded = model.config.is_encoder_decoder or getattr(text_config, "is_encoder_decoder", False)
-    crossed = any(
-        getattr(module, "is_cross_attention", False) for module in model.get_decoder().modules()
-    )
-    if encoded or crossed or getattr(text_config, "cross_attention_layers", None):
-        raise ValueError(
-            f"model: wanted image tokens among the keys of self-attention, got "
-            f"{type(model).__name__}, which sees the image through cross-attention"
-        )
-
-
-def _refuse_continuous_batching(name: str, *args: Any, **kwargs: Any) -> Any:
-    raise RuntimeError(
-        f"{name}: continuous batching is not supported while VRGA is enabled; "
-        "use generate(), or disable() first"
-    )
 
 
 def _checked_image_mask(mask: Any) -> Tensor:

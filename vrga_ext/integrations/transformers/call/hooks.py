@@ -7,7 +7,7 @@ function needs to know about them, as the keyword argument ``vrga``.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from vrga_ext.integrations.transformers.call.prefill import PrefillPass
 from vrga_ext.integrations.transformers.call.unsupported import Obstacles
 from vrga_ext.integrations.transformers.model.layers import full_layers, notices
 from vrga_ext.integrations.transformers.observe.recorder import Call, WatchedCall
+from vrga_ext.integrations.transformers.runtime import Runtime
 from vrga_ext.integrations.transformers.sequence import told
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
     CacheArgument,
@@ -38,9 +39,6 @@ from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.region import Region, Regions
 
-if TYPE_CHECKING:
-    from vrga_ext.integrations.transformers.handle import VRGAHandle
-
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -48,18 +46,18 @@ class ForwardHooks:
     """The forward hooks of one handle."""
 
     def __init__(
-        self, handle: VRGAHandle, model: Any, placeholders: Placeholders, finder: QuestionFinder
+        self, runtime: Runtime, model: Any, placeholders: Placeholders, finder: QuestionFinder
     ) -> None:
-        self._handle = handle
+        self._runtime = runtime
         self._finder = finder
-        self._key = handle._key
+        self._key = runtime.key
         self._text_config = model.config.get_text_config(decoder=True)
         self._layer_types = getattr(self._text_config, "layer_types", None) or []
         self._placeholders = placeholders
         self._merge = grids.merge_size(model.config)
         self._fixed_grid = images.config_grid(model.config)
         self._decoder = model.get_decoder()
-        self._obstacles = Obstacles(handle._notice, self._text_config, self._decoder)
+        self._obstacles = Obstacles(runtime.notice, self._text_config, self._decoder)
         body = model.base_model
         self._body = model if body is self._decoder else body
         self._names = tuple(inspect.signature(type(self._body).forward).parameters)[1:]
@@ -79,10 +77,15 @@ class ForwardHooks:
             decoder.register_forward_hook(self._after_decoder, with_kwargs=True),
         ]
 
+    @property
+    def active(self) -> bool:
+        """Whether the hooks are registered."""
+        return bool(self._hooks)
+
     def remove(self) -> None:
         """Take the hooks out."""
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
         leave_interrupted(self._key)
 
     # ---- around the body: which prompt -------------------------------------------------------
@@ -117,7 +120,7 @@ class ForwardHooks:
         if state is None:
             if self._why_left_alone(given, cache) is None:
                 self._enter(given, cache)
-        elif self._handle.recorders:
+        elif self._runtime.recorders:
             state.prompt.call_ids = given.get("input_ids")
 
     def _why_left_alone(self, given: dict[str, Any], cache: Any) -> str | None:
@@ -188,8 +191,8 @@ class ForwardHooks:
             with_vrga = self._read(module, args, kwargs, batch, tokens)
         else:
             with_vrga = None
-            if not self._handle.paused:
-                self._handle._notice(f"VRGA is not applied: {why}")
+            if not self._runtime.pauses:
+                self._runtime.notice(f"VRGA is not applied: {why}")
         return (args, kwargs) if with_vrga is None else with_vrga
 
     @torch.compiler.disable
@@ -202,9 +205,9 @@ class ForwardHooks:
         tokens: int,
     ) -> Arguments | None:
         """The arguments of a call over prompt tokens, with the pass that records their rows."""
-        handle, cache = self._handle, self._decoder_cache.of(kwargs)
+        runtime, cache = self._runtime, self._decoder_cache.of(kwargs)
         prompt = prompt_being_read(self._key)
-        if not self._obstacles.admit(prompt, kwargs, cache, handle.paused):
+        if not self._obstacles.admit(prompt, kwargs, cache, bool(runtime.pauses)):
             return None
         assert prompt is not None
         assert prompt.ids is not None
@@ -217,23 +220,25 @@ class ForwardHooks:
             if past == 0 or (state is not None and state.prompt.owner != self._key):
                 before = None
             columns = past + tokens if prompt.columns is None else prompt.columns
-            question, ids = handle.question_end, self._placeholders.ids
-            if prompt.nested or handle.paused:  # an index is of the prompt it interrupts, or unused
+            question, ids = runtime.question_end, self._placeholders.ids
+            if (
+                prompt.nested or runtime.pauses
+            ):  # an index is of the prompt it interrupts, or unused
                 question = "auto"
             state = SequenceState(
-                prompt, handle.config, batch, past, columns, ids, question, self._finder, before
+                prompt, runtime.config, batch, past, columns, ids, question, self._finder, before
             )
             told.tell(state, prompt.ids, columns - prompt.ids.shape[1])
             state.add_grids(self._placeholders.video_ids, self._merge)
             if cache is not None:
                 attach_state(cache, state)
         state.add_positions(kwargs.get("position_ids"), past)
-        if handle.paused or not self._obstacles.admit_image(state, past, answered):
+        if runtime.pauses or not self._obstacles.admit_image(state, past, answered):
             regions = state.finish_plain()
-            self.keep(prompt, [] if handle.paused else regions)
+            self.keep(prompt, [] if runtime.pauses else regions)
             return None
         prompt_tokens = state.image.shape[1] - past
-        if tokens > prompt_tokens and not handle.config.is_identity:
+        if tokens > prompt_tokens and not runtime.config.is_identity:
             parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
             if parted is not None:
                 return parted
@@ -264,7 +269,7 @@ class ForwardHooks:
                 raise speculative.CannotCutError("a call without a KV cache")
             first, rest = speculative.cut(kwargs, tokens, count, cache, layer_types)
         except speculative.CannotCutError as error:
-            self._handle._notice(
+            self._runtime.notice(
                 f"VRGA is not applied to tokens that are drafted into the first forward call, "
                 f"since {error} cannot be cut"
             )
@@ -289,17 +294,17 @@ class ForwardHooks:
         tokens: int,
     ) -> Arguments | None:
         """The arguments of a decode step, with the state if anything is boosted or watched."""
-        handle = self._handle
-        if handle.paused or not (state.plan or handle.recorders):
+        runtime = self._runtime
+        if runtime.pauses or not (state.plan or runtime.recorders):
             return None
         why = self._obstacles.of_model()
         if why is None and state.batch != batch:
             why = "rows were added to or taken out of the KV cache"
         if why is not None:
-            handle._notice(f"VRGA is not applied: {why}")
+            runtime.notice(f"VRGA is not applied: {why}")
             return None
         watched = None
-        if handle.recorders:
+        if runtime.recorders:
             past = int(self._decoder_cache.of(kwargs).get_seq_length())
             watched = self._watch(state, past, tokens)
         if watched is not None:
@@ -310,13 +315,13 @@ class ForwardHooks:
     def _watch(self, state: SequenceState, past: int, tokens: int) -> WatchedCall | None:
         """The recorders' watches over a forward call; None if nobody wants anything of it."""
         if state.decoding and not state.in_order:
-            self._handle._notice(
+            self._runtime.notice(
                 "capture leaves out what follows: rows of the KV cache were dropped, or moved to "
                 "other samples"
             )
             return None
         call = Call(state, past, tokens, state.prompt.call_ids)
-        watches = [w for r in self._handle.recorders if (w := r.watch(call)) is not None]
+        watches = [w for r in self._runtime.recorders if (w := r.watch(call)) is not None]
         return WatchedCall(call, watches) if watches else None
 
     def _after_decoder(
@@ -336,7 +341,7 @@ class ForwardHooks:
     @torch.compiler.disable
     def _end_of(self, reading: PrefillPass, cache: Any, output: Any) -> None:
         """A call over prompt tokens is over: select heads and tokens if it was the last one."""
-        handle, state = self._handle, reading.state
+        runtime, state = self._runtime, reading.state
         reading.finish()
         if cache is None:  # the decoder may have made one
             cache = returned_cache(output)
@@ -345,17 +350,17 @@ class ForwardHooks:
             attach_state(cache, state)
         reading.find_bypassed(cache, self._full_layers, self._text_config)
         for message in notices(reading.skipped):
-            handle._notice(message)
+            runtime.notice(message)
         if reading.missed:
-            handle._notice(
+            runtime.notice(
                 f"layers {reading.missed} compute the end of the prompt only: their heads are left "
                 "out where the question ends before it"
             )
         if reading.end >= state.image.shape[1]:
             if not state.rows:
-                handle._notice("VRGA is not applied: no layer has full attention on the prompt")
-            regions = state.finish(self._fixed_grid, handle.region_hook)
-            if handle.region_hook is None:  # a hook may leave nothing on purpose
+                runtime.notice("VRGA is not applied: no layer has full attention on the prompt")
+            regions = state.finish(self._fixed_grid, runtime.region_hook)
+            if runtime.region_hook is None:  # a hook may leave nothing on purpose
                 self._obstacles.notice_empty(regions)
             self.keep(state.prompt, regions)
         if reading.watched is not None:
@@ -364,7 +369,7 @@ class ForwardHooks:
     def keep(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if not prompt.nested:
-            self._handle._regions = Regions(regions)
+            self._runtime.regions = Regions(regions)
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:

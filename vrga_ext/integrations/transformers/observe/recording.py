@@ -12,8 +12,7 @@ from torch import Tensor
 
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
-from vrga_ext.integrations.transformers.api import enable, unwrapped
-from vrga_ext.integrations.transformers.handle import HANDLE_ATTRIBUTE
+from vrga_ext.integrations.transformers.api import enable, handle_of, unwrapped
 from vrga_ext.integrations.transformers.observe.recorder import Call, Counts, LayerRow, Want
 from vrga_ext.integrations.transformers.observe.session import (
     PromptRows,
@@ -126,9 +125,9 @@ def capture(
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
     recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
-    handle = getattr(unwrapped(model), "__dict__", {}).get(HANDLE_ATTRIBUTE)
-    owned = handle is None or not handle.installed  # a shallow copy may hold an old one
-    if handle is None or owned:
+    handle = handle_of(unwrapped(model))
+    owned = handle is None
+    if handle is None:
         config = VRGAConfig(gamma=0.0)
         handle = enable(
             model,
@@ -143,7 +142,7 @@ def capture(
         raise ValueError("model: wanted one capture at a time, got a second one inside another")
     handle.recorders.append(recorder)
     try:
-        yield Recording(handle._noticed, recorder)
+        yield Recording(handle._runtime.noticed, recorder)
     finally:
         handle.recorders.remove(recorder)
         if owned:
