@@ -178,10 +178,10 @@ class ChatTemplate:
 
 
 class Setting:
-    """A chat template with its switches set."""
+    """A chat template with its switches set, and blanks, if any, behind the texts it is given."""
 
-    def __init__(self, template: ChatTemplate, switches: Switches) -> None:
-        self._template, self._switches = template, switches
+    def __init__(self, template: ChatTemplate, switches: Switches, after_text: str = "") -> None:
+        self._template, self._switches, self._after_text = template, switches, after_text
         self._rendered: dict[tuple[tuple[str, ...], int, bool], tuple[list[str], list[str]]] = {}
 
     def all(self, places: Iterable[Place]) -> list[str]:
@@ -229,8 +229,9 @@ class Setting:
         if key not in self._rendered:
             texts = []
             for probe in PROBES:
-                turns = [(role, PROBES[0]) for role in roles]
-                turns[turn] = roles[turn], probe
+                said = [PROBES[0] + self._after_text] * len(roles)
+                said[turn] = probe + self._after_text
+                turns = list(zip(roles, said, strict=True))
                 texts.append(self._template.render(turns, prompted, self._switches))
             if len(set(texts)) < len(PROBES):
                 raise ValueError(f"a text of the role {roles[turn]!r} is left out")

@@ -58,7 +58,8 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         Any, from a template that renders no question.
     """
     template = ChatTemplate(processor, tokens)
-    settings = [Setting(template, switches) for switches in template.settings()]
+    every_switch = template.settings()
+    settings = [Setting(template, switches) for switches in every_switch]
 
     def runs(written: Callable[[Setting], Iterable[str | None]]) -> set[str]:
         """What is written in any setting, without the blanks at its edges."""
@@ -68,26 +69,28 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
     def by_default(places: Iterable[Place]) -> set[str]:
         return set(map(tokens.stripped, settings[0].all(places)))
 
-    def asked(setting: Setting) -> list[str | None]:
-        return [setting.after(("user",), 0, True)]
-
-    ends = runs(lambda setting: [setting.after(("user",), 0, False)]) - {""}
-    tails = runs(lambda setting: setting.tails(("user",))) - {""}
-    other_tails = runs(
-        lambda setting: [run for roles in _OTHERS_LAST for run in setting.tails(roles)]
-    ) - {""}
     begin = runs(lambda setting: [setting.after(("user",), -1, False)]) - {""}
     prefaced = by_default([_USER_AFTER_SYSTEM]) - {""}
     again = runs(lambda setting: setting.all([_NEXT_USER]))
     others = runs(lambda setting: [*setting.all(_ANSWERS), setting.after(("system",), -1, False)])
+    shown = [run for setting in settings for run in setting.tails(("user",))]
+    tails = runs(lambda setting: setting.tails(("user",))) - {""}
+    if any(run[0] not in tokens.marks for run in tails):  # it may merge with a blank before it
+        settings += [Setting(template, switches, after_text=" ") for switches in every_switch]
+        tails = runs(lambda setting: setting.tails(("user",))) - {""}
+    ends = runs(lambda setting: [setting.after(("user",), 0, False)]) - {""}
+    other_tails = runs(
+        lambda setting: [run for roles in _OTHERS_LAST for run in setting.tails(roles)]
+    ) - {""}
 
     before = begin | prefaced | again
     marked = set(filter(tokens.has_mark, before | by_default([_USER_AFTER_TOOL])))
     openings = _openings(tokens, marked, other_tails | ends, others) | (again - marked)
     if "" in again:  # nothing is written where a user's next turn begins
         openings, begin, prefaced = set(), set(), set()
-    closings = runs(lambda setting: [*setting.all(_ANSWERS), *asked(setting)]) - {""}
-    closings |= set(filter(tokens.has_mark, by_default(_OTHERS)))
+    asked = runs(lambda setting: [setting.after(("user",), 0, True)])
+    closings = (asked | runs(lambda setting: setting.all(_ANSWERS))) - {""}
+    closings |= set(filter(tokens.has_mark, runs(lambda setting: setting.all(_OTHERS))))
     lookalikes = {
         run[run.index(opening) :]
         for run in by_default(_TOOLS)
@@ -95,7 +98,6 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         if opening in run and not run.endswith(opening)
     }
     characters = (setting.end_of_question() for setting in settings)
-    written = (run for setting in settings for run in setting.tails(("user",)))
     return UserTurns(
         openings=frozenset(openings),
         first=frozenset(begin - marked),
@@ -107,7 +109,7 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         tails=frozenset(tails),
         other_tails=frozenset(other_tails),
         between=template.between_image_and_tail(tails),
-        shown=tuple(dict.fromkeys(written)),
+        shown=tuple(dict.fromkeys(shown)),
     )
 
 
