@@ -159,15 +159,15 @@ class ForwardHooks:
     def _after_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        given = dict(zip(self._names, args, strict=False)) | kwargs
-        cache = self._body_cache.of(given)
-        state = state_of(cache)
-        if state is None:
-            left = self._why_left_alone(given, cache) is None
-        else:
-            left = not torch.compiler.is_compiling() or state.run.entered
-        if left:
-            self._leave()
+        if torch.compiler.is_compiling():  # to leave a prompt would break the graph
+            given = dict(zip(self._names, args, strict=False)) | kwargs
+            cache = self._body_cache.of(given)
+            state = state_of(cache)
+            if state is None and self._why_left_alone(given, cache) is not None:
+                return
+            if state is not None and not state.run.entered:
+                return
+        self._leave()
 
     @torch.compiler.disable
     def _leave(self) -> None:
@@ -220,11 +220,9 @@ class ForwardHooks:
             if past == 0 or (state is not None and state.prompt.owner != self._key):
                 before = None
             columns = past + tokens if prompt.columns is None else prompt.columns
-            question, ids = runtime.question_end, self._placeholders.ids
-            if (
-                prompt.nested or runtime.pauses
-            ):  # an index is of the prompt it interrupts, or unused
-                question = "auto"
+            # An index is of the prompt that a nested one interrupts; in a pause it is unused.
+            question = "auto" if prompt.nested or runtime.pauses else runtime.question_end
+            ids = self._placeholders.ids
             state = SequenceState(
                 prompt, runtime.config, batch, past, columns, ids, question, self._finder, before
             )
