@@ -5,18 +5,23 @@ Everything here works on a :class:`vrga_ext.Capture`, or on arrays; paper sectio
 
 from __future__ import annotations
 
-from vrga_ext.analysis.ablation import Ablation, ablate, blinded, choose_heads, mask_heads
-from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
-from vrga_ext.analysis.heads import (
-    Drift,
-    LinearFit,
-    drift,
-    focused_heads,
-    head_mask,
-    linear_fit,
-    rrar,
-)
-from vrga_ext.analysis.paired import Paired, combined_score, compare, compare_styles
+from typing import TYPE_CHECKING
+
+from vrga_ext._lazy import lazy
+
+if TYPE_CHECKING:
+    from vrga_ext.analysis.ablation import Ablation, ablate, blinded, choose_heads, mask_heads
+    from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
+    from vrga_ext.analysis.heads import (
+        Drift,
+        LinearFit,
+        drift,
+        focused_heads,
+        head_mask,
+        linear_fit,
+        rrar,
+    )
+    from vrga_ext.analysis.paired import Paired, combined_score, compare, compare_styles
 
 __all__ = [
     "Ablation",
@@ -39,3 +44,20 @@ __all__ = [
     "relevant_tokens",
     "rrar",
 ]
+
+# Imported when first used, so that arguments can be checked before torch is imported.
+_NAMES = {
+    **dict.fromkeys(
+        ("Ablation", "ablate", "blinded", "choose_heads", "mask_heads"),
+        "vrga_ext.analysis.ablation",
+    ),
+    **dict.fromkeys(("box_tokens", "mask_tokens", "relevant_tokens"), "vrga_ext.analysis.boxes"),
+    **dict.fromkeys(
+        ("Drift", "LinearFit", "drift", "focused_heads", "head_mask", "linear_fit", "rrar"),
+        "vrga_ext.analysis.heads",
+    ),
+    **dict.fromkeys(
+        ("Paired", "combined_score", "compare", "compare_styles"), "vrga_ext.analysis.paired"
+    ),
+}
+__getattr__, __dir__ = lazy(__name__, _NAMES)

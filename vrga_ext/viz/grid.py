@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from vrga_ext.analysis.arguments import as_array
-from vrga_ext.selection import Span
+
+if TYPE_CHECKING:
+    from vrga_ext.selection import Span
 
 Picture = Image.Image | np.ndarray
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
@@ -37,6 +39,7 @@ def cells(values: Any, span: Span) -> np.ndarray:
     --------
     Two images of a prompt, the second one of two rows and two columns:
 
+    >>> from vrga_ext.selection import Span
     >>> cells([0.1, 0.2, 0.5, 0.6, 0.7, 0.8], Span(start=2, length=4, lead=0, grid=(2, 2)))
     array([[0.5, 0.6],
            [0.7, 0.8]])
