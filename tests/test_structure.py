@@ -23,9 +23,12 @@ ALLOWED = {
     "build_facts": {"ops", "_build_info"},
     "selection": {"config"},
     "region": {"selection"},
-    "captures": {"region", "selection"},
+    "files": set(),
+    "captures": {"capture_files", "region", "selection"},
+    "_stored": {"region", "selection"},
+    "capture_files": {"_stored", "captures", "files", "region"},
     "analysis": {"_lazy", "adapter", "analysis", "captures", "config", "region", "selection"},
-    "viz": {"_lazy", "analysis", "captures", "region", "selection", "viz"},
+    "viz": {"_lazy", "analysis", "captures", "files", "region", "selection", "viz"},
     "adapter": {"adapter", "captures", "config", "ops", "reference", "region", "selection"},
 }
 
