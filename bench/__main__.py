@@ -18,6 +18,9 @@ from bench.report import markdown
 from bench.results import Report
 from bench.results import join as join_results
 from bench.rivals import is_ours
+from vrga_ext.demo.outputs import check_apart
+from vrga_ext.demo.terminal import encodable, never_fail
+from vrga_ext.files import replacing
 
 app = typer.Typer(
     help="Results of `pytest bench --benchmark-only --benchmark-json=RESULT.json`.",
@@ -32,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 @contextmanager
 def _one_line() -> Iterator[None]:
     """What is wrong with a file in one line, and exit status 2."""
+    never_fail()
     try:
         yield
     except (OSError, ValueError) as error:
@@ -45,12 +49,13 @@ def report(
     result: File, out: Annotated[Path, typer.Option(help="Folder to write to.")] = RESULTS
 ) -> None:
     """Turn a JSON file into a Markdown page and a figure of the same name."""
+    picture, page = out / f"{result.stem}.png", out / f"{result.stem}.md"
+    check_apart([("picture", picture), ("page", page)], [("RESULT", result)])
     loaded = Report.load(result)
     out.mkdir(parents=True, exist_ok=True)
-    picture = out / f"{result.stem}.png"
     drawn = draw(loaded, picture)
-    page = out / f"{result.stem}.md"
-    page.write_text(markdown(loaded, picture.name if drawn else None))
+    with replacing(page) as file:
+        file.write_text(markdown(loaded, picture.name if drawn else None), encoding="utf-8")
     typer.echo(f"{page}\n{picture}" if drawn else str(page))
 
 
@@ -61,9 +66,10 @@ def join(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     note: Annotated[str, typer.Option(help="What the machine does not say of itself.")] = "",
 ) -> None:
-    """Join files of one machine: a suite that was run in parts."""
+    """Join files of one machine: a suite that was run in parts. The file may be one of them."""
     joined = join_results(parts, note)
-    out.write_text(json.dumps(joined, indent=1) + "\n")
+    with replacing(out) as file:
+        file.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
     typer.echo(f"{len(joined['benchmarks'])} results in {out}")
 
 
@@ -80,10 +86,12 @@ def compare(
         typer.echo(f"not the same machine or versions: {difference}")
     found = comparison.changes(before, after)
     regressed = [change for change in found if change.regressed(threshold)]
+    console = Console()
     table = Table("operation", "case", "implementation", "old", "new", "new / old", "")
     for change in found:
-        table.add_row(*change.texts, "REGRESSION" if change in regressed else "")
-    Console().print(table)
+        texts = (*change.texts, "REGRESSION" if change in regressed else "")
+        table.add_row(*(encodable(text, console) for text in texts))
+    console.print(table)
     lost = comparison.missing(before, after)
     for result in lost:
         typer.echo(f"missing from the new file: {', '.join(result.key)}")

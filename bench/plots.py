@@ -8,6 +8,7 @@ from typing import Any
 from bench.report import base_of
 from bench.results import Report, Result, grouped
 from bench.rivals import is_ours
+from vrga_ext.files import replacing
 
 
 def draw(report: Report, path: Path) -> bool:
@@ -44,7 +45,8 @@ def draw(report: Report, path: Path) -> bool:
         report.machine[key] for key in ("GPU", "CPU", "torch", "commit") if key in report.machine
     ]
     figure.suptitle("\n".join(filter(None, [", ".join(shown), report.note])), fontsize=9)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
     return True
 

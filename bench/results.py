@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+_FIGURES = ("tokens_per_second", "first_token_s", "growth_bytes", "gated_layers", "error")
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,29 @@ class Result:
         KeyError
             What every result has is missing.
         ValueError
-            The device is none of ours; the time, or what goals divide by, is no number above 0.
+            The device is none of ours; the time, or what goals divide by, is no number above 0;
+            something else that is shown is of another kind.
         """
         rest = dict(extra_info)
         op, case, rival = (rest.pop(name) for name in ("op", "case", "rival"))
         where = f"{op}, {case}, {rival}"
+        if not all(isinstance(name, str) for name in (op, case, rival)):
+            raise ValueError(f"{where}: wanted op, case and rival as texts")
         if rest["device"] not in ("cpu", "cuda"):
             raise ValueError(f"{where}: wanted device cpu or cuda, got {rest['device']}")
         numbers = {"median": seconds, "copy_gbs": rest["copy_gbs"]}
         numbers |= {name: rest[name] for name in ("bytes", "peak_bytes") if name in rest}
         for name, number in numbers.items():
-            if not isinstance(number, (int, float)) or not number > 0:
+            if not _is_finite(number) or not number > 0:
                 raise ValueError(f"{where}: wanted {name} above 0, got {number}")
+        for name in _FIGURES:
+            number = rest.get(name)
+            if number is not None and not _is_finite(number):
+                raise ValueError(f"{where}: wanted {name} as a number, got {number!r}")
+        if not isinstance(rest.get("gated_layers", 0), int):
+            raise ValueError(f"{where}: wanted gated_layers whole, got {rest['gated_layers']!r}")
+        if "sweep" in rest and not (isinstance(rest["sweep"], str) and _is_finite(rest["x"])):
+            raise ValueError(f"{where}: wanted sweep as a text and x as a number")
         return cls(op, case, rival, seconds, rest)
 
     @property
@@ -66,16 +80,29 @@ class Report:
             The file is no such file.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             results = [
                 Result.of(b["extra_info"], b["stats"]["median"]) for b in content["benchmarks"]
             ]
-            machine = content["machine_info"]["vrga"]
-            return cls(results, machine, content.get("absent", {}), content.get("note", ""))
-        except (KeyError, TypeError, ValueError) as error:
+            machine = _texts("machine_info", content["machine_info"]["vrga"])
+            note = content.get("note", "")
+            if not isinstance(note, str):
+                raise ValueError(f"note: wanted a text, got {note!r}")
+            return cls(results, machine, _texts("absent", content.get("absent", {})), note)
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: wanted a file of `pytest bench --benchmark-json`, got {error!r}"
             ) from error
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _texts(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError(f"{name}: wanted names with texts, got {value!r}")
+    return value
 
 
 def join(paths: Iterable[Path], note: str = "") -> dict[str, Any]:
@@ -93,7 +120,7 @@ def join(paths: Iterable[Path], note: str = "") -> dict[str, Any]:
     seen: dict[tuple[str, str, str], Path] = {}
     notes: list[str] = []
     for path in paths:
-        report, content = Report.load(path), json.loads(path.read_text())
+        report, content = Report.load(path), json.loads(path.read_text(encoding="utf-8"))
         for result in report.results:
             if result.key in seen:
                 twice = ", ".join(result.key)

@@ -14,6 +14,7 @@ import vrga_ext
 PACKAGE = Path(vrga_ext.__file__).parent
 # Floors of the library from the ground up; demo and cli are what a person runs and see everything.
 ALLOWED = {
+    "_lazy": set(),
     "gate": set(),
     "config": {"gate"},
     "reference": {"gate"},
@@ -24,11 +25,14 @@ ALLOWED = {
     "build_facts": {"ops", "_build_info", "_sources"},
     "selection": {"config"},
     "region": {"selection"},
-    "captures": {"region", "selection"},
+    "files": set(),
+    "captures": {"capture_files", "region", "selection"},
+    "_stored": {"region", "selection"},
+    "capture_files": {"_stored", "captures", "files", "region"},
     "prompts": {"config", "prompts", "region", "selection"},
     "steering": {"config", "prompts", "region", "selection"},
-    "analysis": {"analysis", "captures", "config", "region", "selection"},
-    "viz": {"analysis", "captures", "region", "selection", "viz"},
+    "analysis": {"_lazy", "analysis", "captures", "config", "region", "selection"},
+    "viz": {"_lazy", "analysis", "captures", "files", "region", "selection", "viz"},
     "integrations": {
         "analysis",
         "captures",
@@ -99,3 +103,33 @@ def test_public_names_stay_what_they_are():
         "assert vrga_ext.build_info() == vrga_ext.build_info()\n"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_submodules_load_on_first_use():
+    """In an order in which each could only have been imported by its own use."""
+    code = (
+        "import sys, vrga_ext\n"
+        "def loaded():\n"
+        "    return {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "heavy = ['reference', 'ops', 'selection', 'region', 'captures']\n"
+        "light, adapter = ['viz', 'analysis'], ['adapter']\n"
+        "steps = [(light, set()), (heavy, {'torch'}), (adapter, {'transformers'})]\n"
+        "for names, found in steps:\n"
+        "    for name in names:\n"
+        "        assert name in dir(vrga_ext), name\n"
+        "        assert getattr(vrga_ext, name) is sys.modules[f'vrga_ext.{name}'], name\n"
+        "    assert loaded() >= found, (names, loaded())\n"
+        "    assert 'adapter' in names or loaded() == found, (names, loaded())\n"
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_lazy_packages_are_there():
+    for package in (vrga_ext, vrga_ext.analysis, vrga_ext.viz):
+        for name in package.__all__:
+            assert name in dir(package)
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            package.nothing  # noqa: B018

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vrga_ext.demo.run import run_demo
@@ -28,6 +29,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 class Run:
     folder: Path
     printed: list[str] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +37,19 @@ def run(tmp_path_factory):
     """All blocks, one after the other in one namespace and an empty folder."""
     result = Run(tmp_path_factory.mktemp("tutorial"))
     namespace: dict[str, object] = {}
-    before = Path.cwd()
+    before, threads = Path.cwd(), torch.get_num_threads()
     os.chdir(result.folder)
+    torch.set_num_threads(2)  # as it is on a machine with several cores
     try:
         for code, _ in BLOCKS:
             output = io.StringIO()
             with contextlib.redirect_stdout(output):
                 exec(compile(code, "tutorial.md", "exec"), namespace)
             result.printed.append(output.getvalue())
+            result.threads.append(torch.get_num_threads())
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)
     return result
 
 
@@ -55,6 +60,10 @@ def test_blocks_print_what_is_shown(run):
         assert NUMBER.split(printed) == NUMBER.split(shown), code
         numbers = [[float(n) for n in NUMBER.findall(text)] for text in (printed, shown)]
         np.testing.assert_allclose(*numbers, rtol=0.03, atol=0.1, err_msg=code)
+
+
+def test_the_small_model_runs_on_one_thread(run):
+    assert set(run.threads) == {1}
 
 
 def test_every_picture_shown_is_written(run):

@@ -6,11 +6,11 @@ of them is first used, so that the operations alone stay light.
 
 from __future__ import annotations
 
-from importlib import import_module
 from importlib.metadata import version
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
+from vrga_ext._lazy import lazy
 from vrga_ext.config import VRGAConfig
 
 # Inside a clone, `import vrga_ext` finds this folder; the compiled operations of the installed
@@ -18,6 +18,17 @@ from vrga_ext.config import VRGAConfig
 __path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
+    from vrga_ext import (  # noqa: F401
+        analysis,
+        captures,
+        gate,
+        ops,
+        reference,
+        region,
+        selection,
+        steering,
+        viz,
+    )
     from vrga_ext.build_facts import build_info
     from vrga_ext.captures import Capture
     from vrga_ext.integrations.transformers.api import (
@@ -45,24 +56,25 @@ __all__ = [
     "enable",
 ]
 
-_LAZY = dict.fromkeys(
-    ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"),
-    "vrga_ext.integrations.transformers.api",
-)
-_LAZY |= dict.fromkeys(
-    ("Recording", "capture"), "vrga_ext.integrations.transformers.observe.recording"
-)
-_LAZY["Capture"] = "vrga_ext.captures"
-_LAZY["build_info"] = "vrga_ext.build_facts"
+_NAMES = {
+    **dict.fromkeys(
+        ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"),
+        "vrga_ext.integrations.transformers.api",
+    ),
+    **dict.fromkeys(
+        ("Recording", "capture"), "vrga_ext.integrations.transformers.observe.recording"
+    ),
+    "Capture": "vrga_ext.captures",
+    "build_info": "vrga_ext.build_facts",
+}
+_SUBMODULES = (
+    "analysis", "captures", "gate", "integrations", "ops", "prompts", "reference", "region",
+    "selection", "steering", "viz",
+)  # fmt: skip
+_get, __dir__ = lazy(__name__, _NAMES, _SUBMODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":  # not at import: a clone that was never installed has none
         return globals().setdefault(name, version("vrga_ext"))
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return _get(name)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from vrga_ext.region import Region
 from vrga_ext.selection import RowStatistics, Span
-
-_FORMAT = 1  # of saved files
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth
@@ -280,22 +277,11 @@ class Capture:
         Raises
         ------
         OSError
-            The file cannot be written.
+            The file cannot be written; one that was there is left as it was.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from vrga_ext.capture_files import write_capture
 
-        tensors: dict[str, Tensor] = {}
-        about = _split(self, "", tensors)
-        about["regions"] = [
-            _split(region, f"regions.{index}.", tensors)
-            for index, region in enumerate(self.regions)
-        ]
-        metadata = {"vrga_capture": json.dumps({"format": _FORMAT} | about)}
-        try:
-            save_file(tensors, path, metadata)
-        except SafetensorError as error:
-            raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
+        write_capture(self, Path(path))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Capture:
@@ -306,38 +292,12 @@ class Capture:
         FileNotFoundError
             There is no such file.
         ValueError
-            The file holds no capture, or one of a newer format.
+            The file holds no capture, one whose parts do not fit each other, or one of a newer
+            format; says what was wanted and what came.
         """
-        from safetensors import SafetensorError, safe_open
+        from vrga_ext.capture_files import read_capture
 
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"path: wanted a file written by Capture.save, got {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = (file.metadata() or {}).get("vrga_capture")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(
-                f"path: wanted a file written by Capture.save, got {path} ({error})"
-            ) from error
-        if metadata is None:
-            raise ValueError(f"path: wanted a file written by Capture.save, got {path}")
-        about = json.loads(metadata)
-        if about.pop("format") != _FORMAT:
-            raise ValueError(f"path: wanted a capture of format {_FORMAT}, got {path}")
-        about["layers"] = tuple(about["layers"])
-        about["images"] = tuple(tuple(map(_span, spans)) for spans in about["images"])
-        regions = []
-        for index, plain in enumerate(about.pop("regions")):
-            prefix = f"regions.{index}."
-            names = [name for name in tensors if name.startswith(prefix)]
-            own = {name.removeprefix(prefix): tensors.pop(name) for name in names}
-            plain["images"] = tuple(map(_span, plain["images"]))
-            plain["layers"] = tuple(plain["layers"])
-            for name in ("visual_heads", "background_heads"):
-                plain[name] = tuple(tuple(head) for head in plain[name])
-            regions.append(Region(**plain, **own))
-        return cls(**about, **tensors, regions=tuple(regions))
+        return read_capture(Path(path))
 
     # ---- helpers -----------------------------------------------------------------------------
 
@@ -363,20 +323,3 @@ class Capture:
         there = self.image_positions >= 0
         index = self._image_index()[:, None, None, None].expand(*rows.shape[:4], -1)
         return torch.where(there[:, None, None, None], rows.gather(4, index), 0.0)
-
-
-def _split(value: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Put the tensors of a dataclass among ``tensors``; returns its other fields."""
-    plain = {}
-    for field in fields(value):
-        content = getattr(value, field.name)
-        if isinstance(content, Tensor):
-            tensors[prefix + field.name] = content.clone(memory_format=torch.contiguous_format)
-        else:
-            plain[field.name] = content
-    return plain
-
-
-def _span(values: list[Any]) -> Span:
-    start, length, lead, grid = values
-    return Span(start, length, lead, None if grid is None else tuple(grid))

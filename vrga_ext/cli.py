@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from vrga_ext.demo.terminal import never_fail
+from vrga_ext.viz.texts import escaped
+
+
+class _Commands(TyperGroup):
+    """Commands that print on any terminal."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        never_fail()
+        return super().main(*args, **kwargs)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Visual region-guided attention (VRGA) for multimodal language models.",
     no_args_is_help=True,
     add_completion=False,
@@ -22,8 +36,30 @@ def _errors_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        typer.echo(f"vrga_ext {command}: {error}", err=True)
+        said = escaped(" ".join(str(error).split()))
+        typer.echo(f"vrga_ext {command}: {said}", err=True)
         raise typer.Exit(2) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        with _errors_in_one_line("--version"):
+            import vrga_ext
+
+            typer.echo(f"vrga_ext {vrga_ext.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Visual region-guided attention (VRGA) for multimodal language models."""
 
 
 @app.command()
@@ -57,16 +93,12 @@ def demo(
     Without options: the model and the picture shipped with the package, no download.
     """
     with _errors_in_one_line("demo"):
-        from vrga_ext.demo.run import run_demo
+        from vrga_ext.demo.request import check_request
 
-        run_demo(
-            output=output,
-            samples=samples,
-            image=image,
-            question=question,
-            model_id=model,
-            html=html,
-        )
+        request = check_request(output, samples, image, question, model, html)
+        from vrga_ext.demo.run import carry_out  # now: it imports torch and transformers
+
+        carry_out(request)
 
 
 @app.command()
@@ -96,6 +128,9 @@ def reproduce(
     Without options: the model shipped with the package, no download.
     """
     with _errors_in_one_line("reproduce"):
-        from vrga_ext.reproduce.run import reproduce as measure
+        from vrga_ext.reproduce.request import check_request
 
-        measure(model or (), data, output, samples, max_new_tokens)
+        request = check_request(model or (), data, output, samples, max_new_tokens)
+        from vrga_ext.reproduce.run import carry_out  # now: it imports torch and transformers
+
+        carry_out(request)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import vrga_ext
@@ -65,6 +67,60 @@ def test_a_box_without_an_area_is_refused(box):
         box_tokens([box], SIZE, GRID)
 
 
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(0.1, 0.2, 0.5, 0.6)],
+        [(0.0, 0.0, 1.0, 1.0)],
+        [(0, 0, 1, 1)],
+        [(0, 0, 1, 1), (0.1, 0.2, 0.5, 0.6)],
+        [(24, 14, 30, 16), (0.1, 0.2, 0.5, 0.6)],
+        np.array([[0.1, 0.2, 0.5, 0.6]], dtype=np.float32),
+        torch.tensor([[0.1, 0.2, 0.5, 0.6]]),
+    ],
+)
+def test_boxes_in_shares_of_the_image_are_refused(boxes):
+    with pytest.raises(
+        ValueError,
+        match=r"boxes: wanted \(left, top, right, bottom\) in pixels of the image of 50 x 31, got "
+        r"\(0.*\), which are shares of its sides: multiply them by width and height",
+    ):
+        box_tokens(boxes, SIZE, GRID)
+
+
+def test_boxes_in_pixels_near_the_corner_are_taken():
+    """A part of the first pixel is none, but what reaches into the second one is."""
+    for box in ((0, 0, 1, 2), (0.5, 0.5, 1.5, 1.5), (0, 0, 1.001, 1), (-0.5, 0, 0.5, 1)):
+        assert box_tokens([box], SIZE, GRID).nonzero().tolist() == [[0, 0]]
+    assert box_tokens([(0, 0, 0.5, 1)], (1, 1), (1, 2)).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("side", range(4))
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, True, "9", None, 1j, 10**400, [9]])
+def test_boxes_of_something_else_than_finite_numbers_are_refused(side, value):
+    box = [2, 3, 30, 26]
+    box[side] = value
+    with pytest.raises(ValueError, match=r"boxes: wanted .*left, top, right, bottom"):
+        box_tokens([box], SIZE, GRID)
+    with pytest.raises(ValueError, match=r"boxes: wanted .*left, top, right, bottom"):
+        box_tokens([(0, 0, 9, 9), box], SIZE, GRID)
+
+
+@given(st.lists(st.floats() | st.integers(-99, 99) | st.sampled_from([0, 1, 0.5]), max_size=5))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_box_has_a_token_or_is_refused(box):
+    try:
+        chosen = box_tokens([box], SIZE, GRID)
+    except ValueError as error:
+        assert str(error).startswith("boxes: wanted ")  # noqa: PT017
+        return
+    left, top, right, bottom = box
+    assert chosen.any()
+    assert left < right
+    assert top < bottom
+    assert max(right, bottom) > 1 or min(left, top) < 0
+
+
 def test_other_bad_arguments():
     with pytest.raises(ValueError, match="min_coverage"):
         box_tokens([(0, 0, 9, 9)], SIZE, GRID, min_coverage=0)
@@ -79,6 +135,9 @@ def test_other_bad_arguments():
             ValueError, match=r"boxes: wanted a list of \(left, top, right, bottom\)"
         ):
             box_tokens(boxes, SIZE, GRID)
+    for size in ((0, 31), (50, -31), (50, np.inf), (np.nan, 31), (True, 31)):
+        with pytest.raises(ValueError, match=r"image_size: wanted \(width, height\)"):
+            box_tokens([(0, 0, 9, 9)], size, GRID)
     for size in (640, (640,), None):
         with pytest.raises(ValueError, match=r"image_size: wanted \(width, height\), got"):
             box_tokens([(0, 0, 9, 9)], size, GRID)
@@ -130,6 +189,10 @@ def test_tokens_of_a_capture_that_do_not_fit(capture):
         relevant_tokens(capture, [(0, 0, 50, 50)] * 2, sizes)
     with pytest.raises(ValueError, match=r"image_sizes: wanted \(width, height\), got 100"):
         relevant_tokens(capture, boxes, (100, 100))
+    with pytest.raises(ValueError, match=r"boxes: wanted .* in pixels of the image of 30 x 20"):
+        relevant_tokens(capture, [boxes[0], [(0.2, 0.1, 0.9, 0.8)]], sizes)
+    with pytest.raises(ValueError, match=r"image_sizes: wanted \(width, height\) above 0"):
+        relevant_tokens(capture, boxes, [(100, 100), (30, 0)])
     with pytest.raises(ValueError, match=r"boxes: wanted one for each row of the prompt \(2\)"):
         relevant_tokens(capture, boxes[:1], sizes)
     with pytest.raises(ValueError, match="image_sizes: wanted one for each row"):

@@ -107,11 +107,31 @@ def test_only_the_chosen_heads_are_reweighted(capture, monkeypatch):
     assert shapes == [(3, 1, 2), (1, 1, 2)]
 
 
+def test_drift_names_its_tokens(family, inputs):
+    """With any number of prompt rows before them, and with beams."""
+    length = inputs["input_ids"].shape[1]
+    for rows, beams in (([], 1), ([length - 3, length - 1], 1), ([length - 1], 2)):
+        with vrga_ext.capture(family.model, prompt_rows=rows, question_end=length - 1) as recording:
+            output = greedy(family.model, inputs, STEPS, num_beams=beams)
+        capture = recording.last
+        if beams > 1:
+            capture = capture.follow_beams(output.beam_indices)
+        found = analysis.drift(capture)
+        assert found.token_ids.tolist() == output.sequences[:, length:-1].tolist()
+        assert found.positions.tolist() == [list(range(length, length + STEPS - 1))] * len(ROWS)
+        assert found.image_ratio.shape == found.positions.shape
+        torch.testing.assert_close(
+            found.image_ratio, capture.image_ratio[..., len(rows) :].flatten(1, 2).mean(1)
+        )
+
+
 def test_drift_is_the_mean_over_heads(capture):
     tokens = capture.boosted[:, 0]
     found = analysis.drift(capture, tokens)
     assert found.image_ratio.shape == (3, STEPS - 1)
     torch.testing.assert_close(found.image_ratio, capture.image_ratio[..., 1:].mean((1, 2)))
+    for name in ("positions", "token_ids"):  # of the rows that are left, not of the capture's first
+        assert torch.equal(getattr(found, name), getattr(capture, name)[:, capture.prompt_rows :])
     one = analysis.drift(capture, heads=[(2, 1)])
     assert one.rrar is None
     torch.testing.assert_close(one.image_entropy, capture.image_entropy[:, 2, 1, 1:])

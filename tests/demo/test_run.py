@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import struct
+import warnings
 import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vrga_ext
@@ -24,6 +31,7 @@ from vrga_ext.demo import run
 from vrga_ext.demo.answers import MODEL_PATH, load_demo, messages
 from vrga_ext.demo.pictures import MAX_PIXELS, DemoError, decode_picture, open_picture
 from vrga_ext.demo.run import SAMPLE_IMAGE, SAMPLE_QUESTION, run_demo
+from vrga_ext.viz.grid import as_rgb
 
 
 def test_model_is_small_and_safetensors_only():
@@ -130,6 +138,46 @@ def test_brackets_are_text_and_no_markup(tmp_path, monkeypatch, capsys):
     assert "what [/x] color is :star:?" in shown
     assert "with VRGA  The sign says [stop]" in shown
     assert "picture written to runs[v2]/q.png" in shown
+
+
+def test_answers_with_controls_are_printed_escaped(tmp_path, monkeypatch, capsys):
+    """Neither the terminal, nor the figure's fonts, nor the page gets them raw."""
+    words = "\x1b[2J\x1b]0;title\x07 red\r\n\u202eback \x9b5m"
+    monkeypatch.setattr(run, "load_checkpoint", lambda model_id: load_demo())
+    answer = run._answer
+    monkeypatch.setattr(run, "_answer", lambda *given: replace(answer(*given), words=words))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_demo(
+            tmp_path / "q.svg", 0, SAMPLE_IMAGE, "what \x1b[31m is \x07 red?", "some/model",
+            max_new_tokens=2, html=tmp_path / "p.html",
+        )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert r"what \x1b[31m is \x07 red?" in shown
+    assert r"with VRGA  \x1b[2J\x1b]0;title\x07 red\r\n\u202eback \x9b5m" in shown
+    drawn = (tmp_path / "q.svg").read_text(encoding="utf-8")
+    page = (tmp_path / "p.html").read_text(encoding="utf-8")
+    for text in (shown, drawn, page):
+        assert not set(text) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
+    ElementTree.fromstring(drawn)
+
+
+def test_the_small_model_runs_on_one_thread(tmp_path, monkeypatch):
+    threads = []
+    generate = run.answers.generate
+
+    def counted(*given):
+        threads.append(torch.get_num_threads())
+        return generate(*given)
+
+    monkeypatch.setattr(run.answers, "generate", counted)
+    torch.set_num_threads(2)
+    try:
+        run_demo(tmp_path / "q.png", 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1] * 4
 
 
 def test_moment_is_the_one_that_was_drawn(tmp_path, monkeypatch):
@@ -257,6 +305,66 @@ def test_greys_of_16_bits_keep_their_shades(kind):
     assert greys.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("mode", ["P", "L", "LA", "RGB", "RGBA", "1"])
+def test_pictures_with_transparency_are_read_without_a_word(mode, kind):
+    picture = Image.new("RGB", (8, 8), (200, 30, 30))
+    picture.paste((30, 200, 30), (4, 0, 8, 8))
+    file = BytesIO()
+    options = {}
+    if mode in ("P", "L", "RGB", "1"):
+        options = {"P": bytes([0, 128, 255]), "L": 76, "RGB": (200, 30, 30), "1": 0}
+        options = {"transparency": 0 if kind == "GIF" else options[mode]} if kind != "WEBP" else {}
+    wanted = picture if mode in ("RGB", "RGBA", "P") else picture.convert("L").convert("RGB")
+    picture = picture.quantize(4) if mode == "P" else picture.convert(mode)
+    picture.save(file, kind, **options, **({"lossless": True} if kind == "WEBP" else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = decode_picture(file, "picture")
+    assert read.mode == "RGB"
+    if kind == "PNG" and mode != "1":
+        np.testing.assert_allclose(np.asarray(read), np.asarray(wanted), atol=3)
+
+
+def test_pictures_that_do_not_convert_are_named():
+    with pytest.raises(ValueError, match="image: wanted a picture that converts to RGB, got"):
+        as_rgb(Image.new("La", (4, 4)))
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_damaged_pictures_are_read_or_refused(data):
+    kind = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO"]))
+    file = BytesIO()
+    picture = Image.open(SAMPLE_IMAGE).resize((40, 30)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = data.draw(st.integers(0, 9))
+    picture.save(file, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
+    raw = bytearray(file.getvalue())
+    if data.draw(st.booleans()):
+        del raw[data.draw(st.integers(0, len(raw) - 1)) :]
+    for _ in range(data.draw(st.integers(0, 4))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = decode_picture(BytesIO(bytes(raw)), "some picture")
+    except DemoError as error:
+        assert str(error).startswith("image: ")  # noqa: PT017
+    else:
+        assert found.mode == "RGB"
+        assert min(found.size) > 0
+
+
+def test_paths_that_no_file_can_have(tmp_path):
+    for name in ("a" * 300, "a\0b", "\ud800"):
+        with pytest.raises(DemoError, match="image: "):
+            open_picture(tmp_path / name)
+        with pytest.raises(DemoError, match=r"html: .* cannot be written"):
+            run_demo(tmp_path / "q.png", 0, html=tmp_path / name)
+
+
 def test_greys_of_no_known_range_are_refused():
     file = BytesIO()
     Image.fromarray(np.array([[0, 0.5]], dtype=np.float32)).save(file, "TIFF")
@@ -270,6 +378,13 @@ def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
         run_demo(output, 0, image=SAMPLE_IMAGE)
     with pytest.raises(DemoError, match="does not know 'cat'"):
         run_demo(output, 0, image=SAMPLE_IMAGE, question="what color is the cat?")
+    with pytest.raises(DemoError, match=r"question: wanted a text in Unicode, got '\\udcff'"):
+        run_demo(output, 0, question="\udcff")
+    with pytest.raises(DemoError, match="max_new_tokens: wanted at least 1, got 0"):
+        run_demo(output, 0, max_new_tokens=0)
+    for name in ("a/b/c", "/no/such", "./folder"):
+        with pytest.raises(FileNotFoundError, match="model: wanted a folder of a saved"):
+            run_demo(output, 0, SAMPLE_IMAGE, "what is it?", name)
     for blank in ("", "  "):
         with pytest.raises(DemoError, match="question: wanted a question, got nothing"):
             run_demo(output, 0, question=blank)
@@ -285,3 +400,59 @@ def test_image_without_a_rectangle_is_not_drawn():
     runs = (None, SimpleNamespace(region=region))
     with pytest.raises(DemoError, match="form a rectangle, to draw on, got 7 image tokens"):
         run._figure(None, "What is it?", runs, None, None, 0, None)
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the demo model's folder."""
+    return Path(shutil.copytree(MODEL_PATH, tmp_path / "copied"))
+
+
+def test_folders_without_a_model_are_named(copied, tmp_path):
+    for folder in (tmp_path, tmp_path / "missing", copied / "config.json"):
+        with pytest.raises(FileNotFoundError, match=f"model: wanted a folder of a .* got {folder}"):
+            load_demo(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b""), ("model.safetensors", b"text" * 99),
+        ("model.safetensors", None),
+        ("config.json", b"{}"), ("config.json", b"[1]"), ("config.json", b"null"),
+        ("config.json", b"\xff\xfe"), ("config.json", b'{"model_type": "bert"}'),
+        ("config.json", b'{"model_type": "llava"}'), ("config.json", b"[" * 100_000),
+        ("tokenizer.json", b"{}"), ("tokenizer.json", b"[1]"), ("tokenizer.json", b"{"),
+        ("preprocessor_config.json", b"[]"), ("tokenizer_config.json", b"5"),
+        ("preprocessor_config.json", b'{"image_processor_type": "NoSuchThing"}'),
+    ],
+)  # fmt: skip
+def test_folders_with_another_model_are_named(copied, name, content):
+    if content is None:  # cut short
+        content = (copied / name).read_bytes()[:-1000]
+    (copied / name).write_bytes(content)
+    with pytest.raises((ValueError, OSError)) as caught:
+        load_demo(copied)
+    assert str(copied) in str(caught.value)
+
+
+def test_a_model_without_all_weights_is_refused(copied):
+    weights = load_file(copied / "model.safetensors")
+    weights.pop("model.language_model.layers.0.mlp.up_proj.weight", None)
+    fewer = {key: value for key, value in weights.items() if "layers.1.mlp" not in key}
+    assert len(fewer) < len(weights)
+    save_file(fewer, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"[\d,]+ weights, of [\d,]+ that its configuration names"):
+        load_demo(copied)
+    more = fewer | {"other": torch.zeros(10**6)}
+    save_file(more, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"no weights .*mlp.*, \d+ in all"):
+        load_demo(copied)
+
+
+def test_a_model_of_another_size_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    config["text_config"]["hidden_size"] = 64
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="model: wanted a saved model with its processor, got"):
+        load_demo(copied)

@@ -7,6 +7,7 @@ n = 96 is at most 5.1 points; bounds leave several of them.
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,21 @@ def test_brackets_in_names_are_no_markup(found, tmp_path, monkeypatch):
     assert "tr[v0]: asking" in text
     assert text.count("tr[v0]") > 8  # every table's column
     assert "report written to out[v2]/README.md" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_report_on_a_terminal_without_unicode(found, encoding):
+    """Signs that it lacks are spelled, so that none of them becomes the "?" of the legend."""
+    raw = BytesIO()
+    stream = TextIOWrapper(raw, encoding=encoding)
+    report.print_report([replace(found, name="m\x1b[2J[v0]")], Console(file=stream, width=160))
+    stream.flush()
+    text = raw.getvalue().decode(encoding)
+    assert "yes the statement holds; no it does not" in " ".join(text.split())
+    assert r"m\x1b[2J[v0]" in text
+    assert "\x1b" not in text
+    assert ("±" in text) == (encoding == "latin-1")
+    assert " -> " in text
+    boxed = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(line) for line in boxed}) <= len(tables([found])) + len(FINDINGS)
+    assert all(line.endswith("|") for line in boxed)

@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from transformers import AutoProcessor
@@ -139,8 +141,131 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         load_questions(tmp_path / "bad.parquet")
 
 
+DEEP = "[" * 100_000
+TEXTS = ["", "[", "{}", "null", "5", '"text"', DEEP, '{"a":' * 50_000, "[[]]", "[{}]", "NaN", "\0"]
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_foreign_json_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"data: .*{name}"):
+        load_questions(tmp_path / name)
+
+
+HOSTILE = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.just(10**400), st.just(1.7e308),
+    st.floats(allow_nan=True), st.text(max_size=3), st.just("\ud800"), st.just("a" * 300),
+    st.just("x\0y"), st.lists(st.text(max_size=2), max_size=3), st.just("."), st.just("/"),
+    st.lists(st.floats() | st.integers(-9, 99) | st.booleans(), min_size=3, max_size=5),
+    st.lists(st.integers(-20, 99), min_size=4, max_size=4),
+    st.dictionaries(st.sampled_from(["bytes", "path", "x"]), st.text(max_size=2), max_size=2),
+)  # fmt: skip
+
+
+@given(st.data())
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+def test_any_value_of_a_row_may_be_another(folder, data):
+    """Either the row is usable, or a ValueError names it."""
+    row = dict(ROW)
+    for name in data.draw(st.lists(st.sampled_from(["image", "question", "answer", "bbox"]))):
+        row[name] = data.draw(HOSTILE)
+    (folder / "bad.jsonl").write_text(json.dumps(row))
+    try:
+        (found,) = load_questions(folder / "bad.jsonl")
+    except ValueError as error:
+        assert str(error).startswith("data: ")  # noqa: PT017
+        assert "bad.jsonl, row 1" in str(error)  # noqa: PT017
+        assert len(str(error)) < 1000  # noqa: PT017
+        return
+    assert found.size == found.picture().size == (96, 48)
+    assert box_tokens([found.box], found.size, (4, 8)).any()
+    found.text.encode()
+
+
+@given(st.data())
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+def test_damaged_parquet_is_named(folder, data):
+    pyarrow = pytest.importorskip("pyarrow", reason="reads parquet: pip install pyarrow")
+    from pyarrow import parquet
+
+    rows = [ROW | {"image": {"bytes": (folder / "card.png").read_bytes(), "path": "card.png"}}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows * 2), folder / "q.parquet")
+    raw = bytearray((folder / "q.parquet").read_bytes())
+    if data.draw(st.integers(0, 3)) == 0:
+        del raw[data.draw(st.integers(0, len(raw) - 1)) :]
+    else:  # its end, where the layout is, more often than its pictures
+        for _ in range(data.draw(st.integers(1, 3))):
+            first = data.draw(st.sampled_from([0, len(raw) - 1500]))
+            raw[data.draw(st.integers(first, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "q.parquet").write_bytes(raw)
+    try:
+        found = load_questions(folder / "q.parquet")
+    except ValueError as error:
+        assert "q.parquet" in str(error)  # noqa: PT017
+    else:
+        assert all(question.picture().size == question.size for question in found)
+
+
+def test_parquet_of_other_columns(folder):
+    pyarrow = pytest.importorskip("pyarrow", reason="reads parquet: pip install pyarrow")
+    from pyarrow import parquet
+
+    def said(**columns):
+        table = pyarrow.table({name: [value] for name, value in (ROW | columns).items()})
+        parquet.write_table(table, folder / "q.parquet")
+        with pytest.raises(ValueError, match=r"q\.parquet") as caught:
+            load_questions(folder / "q.parquet")
+        return str(caught.value)
+
+    content = (folder / "card.png").read_bytes()
+    assert "image: wanted a file name or bytes" in said(image={"bytes": [1, 2], "path": None})
+    assert "is not a picture" in said(image={"bytes": b"text", "path": None})
+    assert "bbox: wanted" in said(image={"bytes": content}, bbox="0,0,1,1")
+    assert "got no bbox" in said(image={"bytes": content}, bbox=None)
+    table = pyarrow.table({"a": [1]})
+    parquet.write_table(table, folder / "q.parquet")
+    with pytest.raises(ValueError, match="got no image, question, answer, bbox"):
+        load_questions(folder / "q.parquet")
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([0.25, 0.25, 0.5, 0.5], "in pixels of the image of 96 x 48, got .* shares of its sides"),
+        ([0, 0, 1, 1], "in pixels of the image"),
+        ([0.0, 0.0, 1.0, 1.0], "in pixels of the image"),
+        ([96, 0, 10, 10], "an area inside the image of 96 x 48"),
+        ([-20, 0, 10, 10], "an area inside the image"),
+        ([10, 48, 10, 10], "an area inside the image"),
+        ([1.7e308, 0, 1.7e308, 10], "an area inside the image"),
+        ([0, 0, math.inf, 10], "bbox: wanted"),
+        (["0", "0", "5", "5"], "bbox: wanted"),
+        ([0, 0, 5, 5, 5], "bbox: wanted"),
+        ([0, 0, -5, 5], "a width and height above 0"),
+    ],
+)
+def test_boxes_that_are_not_in_pixels_of_the_picture(folder, box, message):
+    (folder / "bad.jsonl").write_text(json.dumps(ROW | {"bbox": box}))
+    with pytest.raises(ValueError, match=f"data: bbox: wanted .*{message}|{message}") as caught:
+        load_questions(folder / "bad.jsonl")
+    assert "bad.jsonl, row 1" in str(caught.value)
+
+
+def test_a_box_that_reaches_out_of_the_picture_is_cut(folder):
+    (folder / "cut.jsonl").write_text(json.dumps(ROW | {"bbox": [-10, 40, 20, 20]}))
+    (question,) = load_questions(folder / "cut.jsonl")
+    _, processor = tiny("qwen2_5_vl", "chatml")
+    assert BoxTask(processor, [question]).boxes == [(0, 40, 10, 48)]
+
+
 def test_files_of_other_programs(tmp_path):
     """A byte order mark, and a suffix in capitals."""
+    Image.new("RGB", (96, 48)).save(tmp_path / "card.png")
     (tmp_path / "ROWS.JSONL").write_text(json.dumps(ROW), encoding="utf-8-sig")
     (tmp_path / "list.Json").write_text(json.dumps([ROW] * 2), encoding="utf-8-sig")
     assert len(load_questions(tmp_path)) == 1

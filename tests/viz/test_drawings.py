@@ -163,6 +163,12 @@ def test_what_does_not_fit_is_refused(axes):
         viz.draw_map(axes, WHITE, ones, region=ones)
     with pytest.raises(ValueError, match=r"box: wanted .* within 90 x 60"):
         viz.draw_map(axes, WHITE, ones, box=(0, 0, 91, 60))
+    for box in ((0, 0, 1, 1), (0.1, 0.1, 0.9, 0.9)):
+        with pytest.raises(ValueError, match=r"box: wanted .* in pixels of the image of 90 x 60"):
+            viz.draw_map(axes, WHITE, ones, box=box)
+    for box in (5, (0, 0, 9), *((0, 0, right, 9) for right in (np.nan, np.inf, "9", True))):
+        with pytest.raises(ValueError, match=r"box: wanted \(left, upper, right, lower\)"):
+            viz.draw_map(axes, WHITE, ones, box=box)
     with pytest.raises(TypeError, match="image: wanted uint8"):
         viz.draw_map(axes, WHITE / 255, ones)
     with pytest.raises(ValueError, match=r"values: wanted \[\.\.\., n\] with n at least 4"):
@@ -187,8 +193,11 @@ def test_what_does_not_fit_is_refused(axes):
         viz.draw_layers(axes, {"a": [1, 2, 3]}, errors={"a": [1, 2]})
     with pytest.raises(ValueError, match="pair: wanted two, got 3"):
         viz.compare_maps([axes] * 3, WHITE, ones, ones)
-    with pytest.raises(ValueError, match="RRAR: wanted one value for each of 1 tokens"):
+    with pytest.raises(ValueError, match=r"RRAR: wanted .* each of 1 tokens, got \[2\]$"):
         viz.draw_drift(axes, {"RRAR": [1.0, 2.0]}, ["a"])
+    for draw in (viz.draw_drift, viz.compare_drift):
+        with pytest.raises(ValueError, match=r"2 tokens, got \[1\]; the last token of an"):
+            draw(axes, {"RRAR": [1.0]}, ["a", "star"])
 
 
 def test_nothing_global_is_touched(axes):

@@ -210,12 +210,30 @@ def test_every_token_has_a_text_to_see():
     assert Elements(text).buttons == ["␣", "⇥", "␀", "U+200B", "∅", "␣␣", " a"]
 
 
-def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path):
+def test_texts_that_are_no_unicode_or_turn_lines_are_escaped(tmp_path):
+    title = "red \x1b[31m, \u202eback, half \ud83d"
+    path = write_html(
+        tmp_path / "page.html", told().capture, told().image, ["half \ud83d", "a\u202eb"],
+        title=title,
+    )  # fmt: skip
+    elements = Elements(path.read_text(encoding="utf-8"))
+    assert elements.title == r"red \x1b[31m, \u202eback, half \ud83d"
+    assert elements.buttons == [r"half \ud83d", r"a\u202eb"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_text("before")
-    with pytest.raises(UnicodeEncodeError):
-        write_html(path, told().capture, told().image, ["half a pair: \ud83d"])
+
+    def interrupted(file, text, **options):
+        file.write_bytes(text.encode()[:1000])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_html(path, told().capture, told().image, [" a"])
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @needs_chromium

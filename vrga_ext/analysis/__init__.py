@@ -5,21 +5,23 @@ Everything here works on a :class:`vrga_ext.Capture`, or on arrays; paper sectio
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
-from vrga_ext.analysis.ablation import Ablation, blinded, choose_heads
-from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
-from vrga_ext.analysis.heads import (
-    Drift,
-    LinearFit,
-    drift,
-    focused_heads,
-    head_mask,
-    linear_fit,
-    rrar,
-)
-from vrga_ext.analysis.paired import Paired, combined_score, compare, compare_styles
+from vrga_ext._lazy import lazy
+
+if TYPE_CHECKING:
+    from vrga_ext.analysis.ablation import Ablation, blinded, choose_heads
+    from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
+    from vrga_ext.analysis.heads import (
+        Drift,
+        LinearFit,
+        drift,
+        focused_heads,
+        head_mask,
+        linear_fit,
+        rrar,
+    )
+    from vrga_ext.analysis.paired import Paired, combined_score, compare, compare_styles
 
 __all__ = [
     "Ablation",
@@ -43,8 +45,18 @@ __all__ = [
     "rrar",
 ]
 
-
-def __getattr__(name: str) -> Any:  # what changes a model lives with its engine
-    if name in ("ablate", "mask_heads"):
-        return getattr(import_module("vrga_ext.integrations.transformers.ablation"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Imported when first used, so that arguments can be checked before torch is imported.
+_NAMES = {
+    **dict.fromkeys(("Ablation", "blinded", "choose_heads"), "vrga_ext.analysis.ablation"),
+    # What changes a model lives with its engine.
+    **dict.fromkeys(("ablate", "mask_heads"), "vrga_ext.integrations.transformers.ablation"),
+    **dict.fromkeys(("box_tokens", "mask_tokens", "relevant_tokens"), "vrga_ext.analysis.boxes"),
+    **dict.fromkeys(
+        ("Drift", "LinearFit", "drift", "focused_heads", "head_mask", "linear_fit", "rrar"),
+        "vrga_ext.analysis.heads",
+    ),
+    **dict.fromkeys(
+        ("Paired", "combined_score", "compare", "compare_styles"), "vrga_ext.analysis.paired"
+    ),
+}
+__getattr__, __dir__ = lazy(__name__, _NAMES)

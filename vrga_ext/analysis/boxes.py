@@ -16,11 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import as_array, as_numbers, as_rows
+from vrga_ext.analysis.arguments import (
+    BOX,
+    Box,
+    as_array,
+    as_numbers,
+    as_rows,
+    as_size,
+    check_pixels,
+)
 from vrga_ext.captures import Capture
-
-Box = Sequence[float]  # left, top, right, bottom in pixels
-_BOX = "(left, top, right, bottom)"
 
 
 def box_tokens(
@@ -36,7 +41,9 @@ def box_tokens(
     ----------
     boxes
         ``(left, top, right, bottom)`` in pixels of the image, right and bottom exclusive. What
-        lies outside the image is cut off.
+        lies outside the image is cut off. Boxes in shares of the image's sides, all in 0 ... 1,
+        are refused: multiply them by width and height. So is (0, 0, 1, 1) without another box that
+        is in pixels; a mask can say that the first pixel is meant.
     image_size
         Width and height in pixels, as ``PIL.Image.size``.
     grid
@@ -51,8 +58,8 @@ def box_tokens(
     Raises
     ------
     ValueError
-        A box is no box, or empty within the image; ``image_size`` or ``grid`` is no pair;
-        ``min_coverage`` is out of range.
+        A box is no box of finite numbers, not in pixels, or empty within the image; ``image_size``
+        or ``grid`` is no pair of numbers above 0; ``min_coverage`` is out of range.
 
     Examples
     --------
@@ -61,18 +68,15 @@ def box_tokens(
             [False, False, False, False]])
     """
     _check_coverage(min_coverage)
-    width, height = as_numbers("image_size", image_size, "(width, height)")
+    width, height = as_size("image_size", image_size)
     rows, columns = _checked_grid(grid)
+    checked = as_rows("boxes", boxes, BOX)
+    check_pixels("boxes", checked, (width, height))
     chosen = torch.zeros(rows, columns, dtype=torch.bool, device="cpu")
-    for left, top, right, bottom in as_rows("boxes", boxes, _BOX):
+    for left, top, right, bottom in checked:
         across = _overlap(left, right, width, columns)
         down = _overlap(top, bottom, height, rows)
         coverage = down[:, None] * across  # [rows, columns]
-        if not coverage.max() > 0:
-            raise ValueError(
-                f"boxes: wanted {_BOX} with an area inside the image of "
-                f"{width} x {height} pixels, got {(left, top, right, bottom)}"
-            )
         chosen |= _enough(coverage, min_coverage)
     return chosen
 
@@ -174,7 +178,7 @@ def relevant_tokens(
                 f"{name}: wanted one for each row of the prompt ({count}), got {len(given)}"
             )
     if boxes is not None:
-        per_row: Sequence[Any] = [as_rows("boxes", own, _BOX) or None for own in boxes]
+        per_row: Sequence[Any] = [as_rows("boxes", own, BOX) or None for own in boxes]
     else:
         assert masks is not None
         per_row = masks
@@ -194,14 +198,14 @@ def relevant_tokens(
         if image_sizes is None:
             cells = mask_tokens(per_row[row], span.grid, min_coverage=min_coverage)
         else:
-            size = as_numbers("image_sizes", image_sizes[row], "(width, height)")
+            size = as_size("image_sizes", image_sizes[row])
             cells = box_tokens(per_row[row], size, span.grid, min_coverage=min_coverage)
         first = span.start + span.lead
         chosen[sample, first : first + cells.numel()] = cells.flatten()
     return chosen
 
 
-def _overlap(low: float, high: float, size: int, cells: int) -> Tensor:
+def _overlap(low: float, high: float, size: float, cells: int) -> Tensor:
     """Share of each of the cells of one axis that lies between two pixels, fp64 [cells]."""
     edges = torch.arange(cells + 1, dtype=torch.float64, device="cpu") * (size / cells)
     inside = edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)

@@ -173,15 +173,25 @@ def focused_heads(
 
 
 class Drift(NamedTuple):
-    """How attention on the image changes over the generated tokens; means over heads, [S, T]."""
+    """How attention on the image changes over the generated tokens, means over heads.
 
-    image_ratio: Tensor
-    image_entropy: Tensor  # nats
-    rrar: Tensor | None  # if a region was given
+    Entry i is of the i-th token of the answer, while it is read and the next one is written; there
+    is none of the prompt's rows, nor of the answer's last token, which is never read.
+    ``positions`` and ``token_ids`` say which tokens these are.
+    """
+
+    image_ratio: Tensor  # [S, T]
+    image_entropy: Tensor  # [S, T], nats
+    rrar: Tensor | None  # [S, T], if a region was given
+    positions: Tensor  # int64 [S, T], cache column of each token; -1 where a sample has fewer
+    token_ids: Tensor  # int64 [S, T], that token; -1 where it is not known
 
 
 def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | None = None) -> Drift:
     """R_img, H_img and RRAR at each generated token (paper section 3).
+
+    Rows of the prompt are left out: index 0 is the answer's first token, where the capture's own
+    rows begin with the question's.
 
     Parameters
     ----------
@@ -208,7 +218,10 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
     >>> model, processor = load_demo()
     >>> with vrga_ext.capture(model, processor=processor) as recording:
     ...     answer = generate(model, prepare(processor, held_out(1, seed=0), steps=0), steps=0)
-    >>> drift(recording.last).image_ratio.shape == (1, answer.shape[1] - 1)
+    >>> found = drift(recording.last)
+    >>> found.image_ratio.shape == (1, answer.shape[1] - 1)
+    True
+    >>> found.token_ids.tolist() == answer[:, :-1].tolist()
     True
     """
     part = capture.generated
@@ -222,7 +235,9 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
         return values.flatten(1, 2).nanmean(1)
 
     aimed = None if tokens is None else mean(rrar(part, tokens))
-    return Drift(mean(part.image_ratio), mean(part.image_entropy), aimed)
+    return Drift(
+        mean(part.image_ratio), mean(part.image_entropy), aimed, part.positions, part.token_ids
+    )
 
 
 def of_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LogitsProcessor, LogitsProcessorList
+from safetensors import safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.utils import logging
 
 from vrga_ext import VRGAConfig
 from vrga_ext.demo.build import load_processor, token
 from vrga_ext.demo.language import MODES, question
+from vrga_ext.demo.models import MODEL_PATH, check_folder_of_model
 from vrga_ext.demo.scenes import COLORS, Kind, Scene, render, sample_scene
 
-MODEL_PATH = Path(__file__).parent / "model"
 OBJECTS = 12
 
 # The lowest 30 % of the heads by EFR, those of them that look at the picture at least as much as
@@ -54,11 +61,63 @@ class Answer:
 
 
 def load_demo(path: Path = MODEL_PATH) -> tuple[Any, Any]:
-    """The demo's ``(model, processor)``, in float32 on the CPU."""
-    with _quiet():
+    """The demo's ``(model, processor)``, or those saved by its training, in float32 on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, or no model in it.
+    ValueError
+        The folder holds something else, or not all of a model.
+    """
+    check_folder_of_model("model", path)
+    with _quiet(), errors_of_loading(path):
         processor = load_processor(path)
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32)
+        _check_weights(path)
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            path,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        missing = sorted(found["missing_keys"])
+        if missing:
+            raise ValueError(f"no weights {', '.join(missing[:3])}, {len(missing)} in all")
     return model.eval(), processor
+
+
+def _check_weights(path: Path) -> None:
+    """The file holds as many numbers as the configuration asks for.
+
+    transformers would draw what is missing at random, and without an end for a large model.
+    """
+    with safe_open(path / "model.safetensors", framework="pt") as file:
+        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with torch.device("meta"):
+        empty = AutoModelForImageTextToText.from_config(config)
+    wanted = sum(parameter.numel() for parameter in empty.parameters())
+    if stored < wanted:
+        raise ValueError(f"{stored:,} weights, of {wanted:,} that its configuration names")
+
+
+@contextmanager
+def errors_of_loading(where: str | Path) -> Iterator[None]:
+    """What transformers raises at files that hold something else, as a ValueError that names them.
+
+    It raises whatever they lead it to. What is missing, and packages that are, it names itself.
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"model: wanted a saved model with its processor, got {where} "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 @contextmanager

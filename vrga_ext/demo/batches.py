@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from vrga_ext.demo.scenes import (
     draw_cell,
     sample_scene,
 )
+from vrga_ext.demo.train import LooseColors
 
 IGNORE = -100
 PREFIX = (
@@ -36,7 +36,6 @@ _COLORS = list(COLORS)
 _EMPTY = len(KINDS) * len(_COLORS)
 
 
-LooseColors = Literal["any", "present"]
 Word = tuple[str, str | None]  # the word that stands there, and the word to be learnt there
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from vrga_ext.demo.language import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
+from vrga_ext.demo.language import SPECIAL, VOCABULARY
 from vrga_ext.demo.scenes import CELL, GRID
+from vrga_ext.files import replacing
 
 IMAGE_PIXELS = (GRID * CELL) ** 2
 # Qwen2.5-VL's own processor class insists on a video processor, which needs torchvision. This one
@@ -24,6 +29,27 @@ IMAGE_PIXELS = (GRID * CELL) ** 2
 PROCESSOR = "PaddleOCRVLProcessor"
 _IDS = {word: i for i, word in enumerate(VOCABULARY)}
 _MEAN, _STD = [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]
+
+# ChatML; the question ends the user's turn, so its last token is the word that names the target.
+CHAT_TEMPLATE = """{%- for message in messages -%}
+<|im_start|> {{ message['role'] }}{{ ' ' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' or 'image' in part -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'text' or 'text' in part -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|> assistant{{ ' ' }}
+{%- endif -%}
+"""
 
 
 def token(word: str) -> int:
@@ -73,6 +99,32 @@ def build_config() -> Qwen2_5_VLConfig:
     )
 
 
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of :data:`VOCABULARY`; lower-cases and drops ``? . , !``."""
+    core = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<|unknown|>")
+    )
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), *(normalizers.Replace(mark, " ") for mark in "?.,!")]
+    )
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            *(pre_tokenizers.Split(mark, "isolated") for mark in ":;"),
+        ]
+    )
+    core.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        unk_token="<|unknown|>",
+        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+        padding_side="left",
+        model_max_length=1024,
+    )
+
+
 def build_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     """A freshly initialised model; its weights are a function of ``seed``."""
     torch.manual_seed(seed)
@@ -117,7 +169,7 @@ def load_processor(folder: Path) -> Any:
     torchvision is installed; there the same classes are put together by hand.
     """
     try:
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except ImportError:
         from transformers.models.paddleocr_vl.processing_paddleocr_vl import PaddleOCRVLProcessor
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
@@ -127,30 +179,38 @@ def load_processor(folder: Path) -> Any:
         return PaddleOCRVLProcessor(
             Qwen2VLImageProcessorPil.from_pretrained(folder),
             AutoTokenizer.from_pretrained(folder),
-            chat_template=(folder / "chat_template.jinja").read_text(),
+            chat_template=(folder / "chat_template.jinja").read_text(encoding="utf-8"),
         )
 
 
 def save_processor(folder: Path) -> None:
     """Write tokenizer, image processor and chat template."""
     build_tokenizer().save_pretrained(folder)
-    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     tokenizer_config["processor_class"] = PROCESSOR
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
     _write_json(folder / "preprocessor_config.json", image_processor_config())
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def save(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> None:
-    """Write weights (float16 safetensors), configuration, processor and chat template."""
+    """Write weights (float16 safetensors), configuration, processor and chat template.
+
+    A folder beside it is filled first; its files then take the places of those of an older model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half() for name, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=state, safe_serialization=True)
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"  # computes in float32; the file only rounds the weights
-    _write_json(folder / "config.json", config)
-    save_processor(folder)
+    with TemporaryDirectory(dir=folder, prefix=".") as beside:
+        whole = Path(beside)
+        model.save_pretrained(whole, state_dict=state, safe_serialization=True)
+        config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = "float32"  # computes in float32; the file only rounds the weights
+        _write_json(whole / "config.json", config)
+        save_processor(whole)
+        for file in whole.iterdir():
+            with replacing(folder / file.name) as place:
+                shutil.copyfile(file, place)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from vrga_ext.files import replacing
 from vrga_ext.viz import compare_maps, draw_picture, style
 
 if TYPE_CHECKING:
     from matplotlib.text import Text
-
-SUFFIXES = tuple(f".{kind}" for kind in style.Figure().canvas.get_supported_filetypes())
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,8 @@ def draw(figure: Figure, output: Path) -> None:
             fontweight=weight,
         )  # fmt: skip
         _fit(written, 2 * middle - margin)
-    canvas.savefig(output, facecolor="white")
+    with replacing(output) as file:
+        canvas.savefig(file, format=output.suffix[1:].lower(), facecolor="white")
 
 
 def _below(

@@ -1,12 +1,10 @@
-"""The demo model's words: its tokenizer, the question, the answer, and how long the answer gets."""
+"""The demo model's words: the question, the answer, and how long the answer gets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from vrga_ext.demo.scenes import COLORS, FILLS, SHAPES, Kind, Placed, Scene
 
@@ -30,53 +28,6 @@ WORDS = (
     *"0123456789",
 )
 VOCABULARY = (*SPECIAL, *WORDS)
-
-# ChatML; the question ends the user's turn, so its last token is the word that names the target.
-CHAT_TEMPLATE = """{%- for message in messages -%}
-<|im_start|> {{ message['role'] }}{{ ' ' }}
-{%- if message['content'] is string -%}
-{{ message['content'] }}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' or 'image' in part -%}
-<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part['type'] == 'text' or 'text' in part -%}
-{{ part['text'] }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|> assistant{{ ' ' }}
-{%- endif -%}
-"""
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of :data:`VOCABULARY`; lower-cases and drops ``? . , !``."""
-    core = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<|unknown|>")
-    )
-    core.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), *(normalizers.Replace(mark, " ") for mark in "?.,!")]
-    )
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            *(pre_tokenizers.Split(mark, "isolated") for mark in ":;"),
-        ]
-    )
-    core.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<|pad|>",
-        eos_token="<|im_end|>",
-        unk_token="<|unknown|>",
-        extra_special_tokens={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
-        padding_side="left",
-        model_max_length=1024,
-    )
 
 
 def question(mode: str, kind: Kind) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,13 +32,17 @@ def open_picture(path: Path) -> Image.Image:
         The file is missing, not a picture, damaged, unreasonably large or thin, or its greys are
         not of 8 or 16 bits.
     """
-    if not path.exists():
-        raise DemoError(f"image: there is no file {path}")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DemoError(f"image: there is no file {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DemoError(f"image: wanted a picture file, got {str(path)!r} ({error})") from None
+    if not S_ISREG(status.st_mode):
         raise DemoError(f"image: wanted a picture file, got {path}, which is not a file")
-    if path.stat().st_size > MAX_BYTES:
+    if status.st_size > MAX_BYTES:
         raise DemoError(
-            f"image: wanted at most {MAX_BYTES // 10**6} MB, got {path.stat().st_size // 10**6} MB"
+            f"image: wanted at most {MAX_BYTES // 10**6} MB, got {status.st_size // 10**6} MB"
         )
     return decode_picture(path, str(path))
 
@@ -65,6 +70,7 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
                 f"image: wanted sides within a factor of {MAX_ASPECT}, got {width} x {height}"
             )
         turned = ImageOps.exif_transpose(file)
+        turned.load()
     except DemoError:
         raise
     except UnidentifiedImageError:
@@ -73,12 +79,12 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
         raise DemoError(
             f"image: wanted at most {MAX_PIXELS:,} pixels, got more in {name}"
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise DemoError(f"image: {name} is damaged and cannot be read ({error})") from None
     try:
         return as_rgb(turned)
     except ValueError as error:
-        raise DemoError(str(error)) from None
+        raise DemoError(f"{error} in {name}") from None
 
 
 def visible_part(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -92,6 +98,24 @@ def visible_part(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, 
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
+
+
+def check_text(argument: str, text: str) -> str:
+    """A text that is to be asked, without spaces around it.
+
+    Raises
+    ------
+    DemoError
+        There is nothing in it, or it is no Unicode: bytes of another encoding, half of a surrogate
+        pair.
+    """
+    if not text.strip():
+        raise DemoError(f"{argument}: wanted a question, got nothing")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DemoError(f"{argument}: wanted a text in Unicode, got {text!a}") from None
+    return text.strip()
 
 
 def check_question(question: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,16 @@ from torch import Tensor
 
 import vrga_ext
 from vrga_ext import Capture, VRGAConfig
-from vrga_ext.demo import answers
+from vrga_ext.demo import answers, terminal
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
-from vrga_ext.demo.figure import SUFFIXES, Figure, View, draw
+from vrga_ext.demo.figure import Figure, View, draw
 from vrga_ext.demo.language import MODES
-from vrga_ext.demo.outputs import check_file
-from vrga_ext.demo.pictures import DemoError, check_question, open_picture, visible_part
+from vrga_ext.demo.pictures import DemoError, visible_part
+from vrga_ext.demo.request import SAMPLE_IMAGE, SAMPLE_QUESTION, Request, check_request
 from vrga_ext.region import Region
 from vrga_ext.viz import head_maps, per_token, write_html
 
-# A held-out picture, picked from those on which the boost changes the answer; the accuracies say
-# how often that happens.
-SAMPLE_IMAGE = Path(__file__).parent / "sample.png"
-SAMPLE_QUESTION = "stepwise: what color is the solid square?"
-SAMPLE_COLOR = "purple"
 STEPS = 16  # of a long answer; the model was taught to read the picture in answers of up to 4
 _HELD_OUT_SEED = 7
 _BATCH = 32
@@ -97,61 +92,57 @@ def run_demo(
     ------
     DemoError
         An argument cannot be used; nothing was loaded or written then.
+    FileNotFoundError
+        There is no such model; the same holds.
     """
-    console = Console(markup=False, emoji=False)  # what people and models write is no markup
-    if samples < 0:
-        raise DemoError(f"samples: wanted at least 0, got {samples}")
-    if image is not None and question is None:
-        raise DemoError("question: wanted one to go with the picture, got none")
-    if model_id is not None and image is None:
-        raise DemoError("image: wanted a picture of yours for a checkpoint of yours, got none")
-    check_file("output", output, SUFFIXES)
-    if html is not None:
-        check_file("html", html)
-    picture = open_picture(image or SAMPLE_IMAGE)
-    text = SAMPLE_QUESTION if question is None else question
-    if not text.strip():
-        raise DemoError("question: wanted a question, got nothing")
-    if model_id is not None:
-        model, processor = load_checkpoint(model_id)
+    return carry_out(
+        check_request(output, samples, image, question, model_id, html, max_new_tokens)
+    )
+
+
+def carry_out(request: Request) -> Outcome:
+    """What :func:`run_demo` does once its arguments have been looked at."""
+    console = terminal.console()
+    picture, text = request.picture, request.question
+    forced = None
+    if request.model_id is not None:
+        model, processor = load_checkpoint(request.model_id)
         picture = picture.crop(visible_part(processor, picture.size))  # what the maps lie over
         config = VRGAConfig()
     else:
-        text = check_question(text)
         model, processor = load_demo()
         config = DEMO_CONFIG
-    forced = None
-    if model_id is None:
         forced = STEPS if MODES[1] in text.lower() else 0
 
-    console.print(text, style="bold")
-    runs = tuple(
-        _answer(model, processor, picture, text, setting, forced, max_new_tokens)
-        for setting in (config.replace(gamma=0.0), config)
-    )
-    for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
-        console.print(Text.assemble((name, "bold"), "  ", _shorten(run.words)))
+    def say(words: str, before: str = "") -> None:
+        console.print(Text.assemble((before, "bold"), terminal.shown(words, console)))
 
+    say("", terminal.shown(text, console))
     accuracy: tuple[float, float] | None = None
-    if model_id is None and samples:
-        with one_thread():
-            accuracy = _accuracies(model, processor, config, samples, console)
-        console.print(
-            f"accuracy over {samples} held-out questions, {STEPS} steps: "
-            f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
+    with one_thread() if request.model_id is None else nullcontext():
+        runs = tuple(
+            _answer(model, processor, picture, text, setting, forced, request.max_new_tokens)
+            for setting in (config.replace(gamma=0.0), config)
         )
-    truth = SAMPLE_COLOR if image is None and question is None else None
-    figure = _figure(picture, text, runs, config, accuracy, samples, truth)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw(figure, output)
-    console.print(f"picture written to {output}")
-    if html is not None:
+        for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
+            say(_shorten(run.words), f"{name}  ")
+        if request.model_id is None and request.samples:
+            accuracy = _accuracies(model, processor, config, request.samples, console)
+            say(
+                f"accuracy over {request.samples} held-out questions, {STEPS} steps: "
+                f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
+            )
+    figure = _figure(picture, text, runs, config, accuracy, request.samples, request.truth)
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    draw(figure, request.output)
+    say(f"picture written to {request.output}")
+    if request.html is not None:
         guided = runs[1]
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_html(html, guided.capture, picture, guided.tokens, title=text)
-        console.print(f"page written to {html}")
+        request.html.parent.mkdir(parents=True, exist_ok=True)
+        write_html(request.html, guided.capture, picture, guided.tokens, title=text)
+        say(f"page written to {request.html}")
     before, after = accuracy or (None, None)
-    return Outcome(runs[0].words, runs[1].words, before, after, output)
+    return Outcome(runs[0].words, runs[1].words, before, after, request.output)
 
 
 @contextmanager
@@ -166,12 +157,22 @@ def one_thread() -> Iterator[None]:
 
 
 def load_checkpoint(model_id: str) -> tuple[Any, Any]:
+    """``(model, processor)`` of a checkpoint, on the GPU if there is one.
+
+    Raises
+    ------
+    ValueError
+        It holds something else than a model with its processor.
+    OSError
+        It, or the hub, cannot be read.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        model_id, dtype="auto", trust_remote_code=False, use_safetensors=True
-    )
+    with answers.errors_of_loading(model_id):
+        processor = AutoProcessor.from_pretrained(model_id, trust_remote_code=False)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            model_id, dtype="auto", trust_remote_code=False, use_safetensors=True
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), processor
 
@@ -315,4 +316,12 @@ def _shorten(words: str, longest: int = 34) -> str:
     return last if last == words else f"… {last}"
 
 
-__all__ = ["DemoError", "ForcedSteps", "Outcome", "run_demo"]
+__all__ = [
+    "SAMPLE_IMAGE",
+    "SAMPLE_QUESTION",
+    "DemoError",
+    "ForcedSteps",
+    "Outcome",
+    "carry_out",
+    "run_demo",
+]

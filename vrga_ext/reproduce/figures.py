@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from vrga_ext.files import replacing
 from vrga_ext.reproduce.findings import head_means
 from vrga_ext.reproduce.measure import Mean, Run
 from vrga_ext.reproduce.study import Study, control_label
@@ -22,7 +23,8 @@ def draw_figures(studies: Sequence[Study], folder: Path) -> list[Path]:
     paths = []
     for name, draw in DRAWINGS.items():
         paths.append(folder / name)
-        draw(studies).savefig(paths[-1], dpi=_DPI, facecolor="white")
+        with replacing(paths[-1]) as file:
+            draw(studies).savefig(file, format="png", dpi=_DPI, facecolor="white")
     return paths
 
 

@@ -6,16 +6,15 @@ Random ones are a function of their seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from vrga_ext.analysis import box_tokens
 from vrga_ext.analysis.ablation import Hook
+from vrga_ext.analysis.arguments import Box
 from vrga_ext.region import HeadIndex, Region
-
-Box = Sequence[float]  # left, top, right, bottom in pixels
 
 
 def permuted_tokens(seed: int) -> Hook:

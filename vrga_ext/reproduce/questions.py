@@ -10,7 +10,8 @@
 ``answer``
     The human answers, ten strings; ``answers`` is taken as well, and a single string.
 ``bbox``
-    ``[x, y, width, height]`` of the region that answers the question, in pixels.
+    ``[x, y, width, height]`` of the region that answers the question, in pixels of the picture.
+    What lies outside of it is cut off.
 
 Other columns (``dataset_id``) are not read.
 """
@@ -18,17 +19,17 @@ Other columns (``dataset_id``) are not read.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from PIL import Image
 
-from vrga_ext.demo.pictures import decode_picture, open_picture
-from vrga_ext.reproduce.interventions import Box
+from vrga_ext.analysis.arguments import Box, as_numbers, check_pixels
+from vrga_ext.demo.pictures import DemoError, decode_picture, open_picture
 
 _COLUMNS = ("image", "question", "answer", "bbox")
 _SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -42,6 +43,7 @@ class BoxedQuestion:
     text: str
     answers: tuple[str, ...]
     box: Box  # left, top, right, bottom in pixels
+    size: tuple[int, int]  # width and height of the picture
 
     def picture(self) -> Image.Image:
         """The picture as RGB.
@@ -49,15 +51,15 @@ class BoxedQuestion:
         Raises
         ------
         DemoError
-            It is missing, or not a picture that can be read.
+            It has gone since the questions were read.
         """
-        if isinstance(self.source, Path):
-            return open_picture(self.source)
-        return decode_picture(BytesIO(self.source), f"the picture for {self.text!r}")
+        return _picture(self.source, self.text)
 
 
 def load_questions(path: Path, count: int | None = None) -> list[BoxedQuestion]:
     """Read questions from a file, or from all such files of a folder in the order of their names.
+
+    Their pictures are read as well, so that none is found missing once a model is at work.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ def load_questions(path: Path, count: int | None = None) -> list[BoxedQuestion]:
     ImportError
         A parquet file, and pyarrow is not installed.
     ValueError
-        A row lacks a column or holds something else there; says which row.
+        A file is damaged; a row lacks a column or holds something else there, its picture cannot be
+        read, or its box is not in pixels of the picture; says which row.
     """
     found: list[BoxedQuestion] = []
     for file in _files(path):
@@ -115,7 +118,8 @@ def _rows(file: Path) -> Iterator[Any]:
                 yield from (json.loads(line) for line in lines if line.strip())
                 return
             rows = json.load(lines)
-        except ValueError as error:  # of JSON, of UTF-8, or an integer of too many digits
+        # A ValueError is of JSON, of UTF-8, or an integer of too many digits.
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"data: {file.name} is not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(
@@ -126,7 +130,7 @@ def _rows(file: Path) -> Iterator[Any]:
 
 def _parquet_rows(file: Path) -> Iterator[Any]:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f"data: reading {file.name} needs pyarrow (pip install pyarrow); JSON lines with "
@@ -134,9 +138,10 @@ def _parquet_rows(file: Path) -> Iterator[Any]:
         ) from error
     try:
         with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=16):
+            columns = [name for name in table.schema_arrow.names if name in (*_COLUMNS, "answers")]
+            for batch in table.iter_batches(batch_size=16, columns=columns):
                 yield from batch.to_pylist()
-    except (ArrowException, OSError, ValueError) as error:
+    except Exception as error:  # ArrowException, and what values beyond Python's lead to
         raise ValueError(f"data: {file.name} cannot be read as parquet ({error})") from error
 
 
@@ -158,19 +163,39 @@ def _question(row: Any, file: Path, where: str) -> BoxedQuestion:
     if isinstance(source, str) and source:
         source = file.parent / source
     if not isinstance(source, bytes | Path):
-        raise ValueError(f"data: image: wanted a file name or bytes in {where}, got {image!r}")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"data: question: wanted a string in {where}, got {text!r}")
-    if not (isinstance(answers, list) and answers and all(isinstance(a, str) for a in answers)):
-        raise ValueError(f"data: answer: wanted strings in {where}, got {answers!r}")
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-        raise ValueError(f"data: bbox: wanted [x, y, width, height] in {where}, got {box!r}")
-    x, y, width, height = box
+        raise ValueError(f"data: image: wanted a file name or bytes in {where}, got {short(image)}")
+    if not _is_text(text):
+        raise ValueError(f"data: question: wanted a string in {where}, got {short(text)}")
+    if not (isinstance(answers, list) and answers and all(map(_is_text, answers))):
+        raise ValueError(f"data: answer: wanted strings in {where}, got {short(answers)}")
+    layout = f"data: bbox: wanted [x, y, width, height] in {where}"
+    try:
+        x, y, width, height = sides = as_numbers("bbox", box, "(x, y, width, height)")
+    except ValueError:
+        raise ValueError(f"{layout}, got {short(box)}") from None
     if not (width > 0 and height > 0):
-        raise ValueError(f"data: bbox: wanted a width and height above 0 in {where}, got {box}")
-    return BoxedQuestion(source, text.strip(), tuple(answers), (x, y, x + width, y + height))
+        raise ValueError(f"{layout} with a width and height above 0, got {sides}")
+    corners = (x, y, x + width, y + height)
+    try:
+        size = _picture(source, text).size
+        check_pixels("bbox", [corners], size, "[x, y, x + width, y + height]")
+    except ValueError as error:
+        raise DemoError(f"data: {error}, in {where}") from None
+    return BoxedQuestion(source, text.strip(), tuple(answers), corners, size)
 
 
-def _is_finite(side: Any) -> bool:
-    number = isinstance(side, int | float) and not isinstance(side, bool)
-    return number and abs(side) <= sys.float_info.max  # an integer may be beyond every float
+def _picture(source: Path | bytes, text: str) -> Image.Image:
+    if isinstance(source, Path):
+        return open_picture(source)
+    return decode_picture(BytesIO(source), f"the picture for {text!r}")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a string that says something, in Unicode: half a surrogate pair is none."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

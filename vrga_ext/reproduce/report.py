@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -10,8 +11,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 import vrga_ext
+from vrga_ext.demo import terminal
+from vrga_ext.files import replacing
 from vrga_ext.reproduce.findings import (
     COLLAPSE,
     FINDINGS,
@@ -23,9 +27,9 @@ from vrga_ext.reproduce.findings import (
     claims,
     tables,
 )
+from vrga_ext.reproduce.request import FIGURES, REPORT
 from vrga_ext.reproduce.study import Study
 
-FIGURES = ("heads.png", "masking.png", "length.png", "recovery.png")
 _MARKS = {True: "✓", False: "✗", None: "?"}
 _RULES = (
     "✓ the statement holds; ✗ it does not, or the questions are too few to tell; ? it cannot be "
@@ -48,11 +52,18 @@ _NOTES = (
 def print_report(studies: Sequence[Study], console: Console) -> None:
     """Tables of everything."""
     for table in (*_claim_tables(studies), *tables(studies)):
-        shown = RichTable(*table.header, title=table.title, caption=table.note, title_style="bold")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown, markup=False)
-    console.print(_RULES)
+        header, rows = table.header, table.rows
+        title, note, *cells = (
+            Text(terminal.shown(text, console))
+            for text in (table.title, table.note, *header, *(cell for row in rows for cell in row))
+        )
+        drawn = RichTable(title=title, caption=note, title_style="bold")
+        for name in cells[: len(header)]:
+            drawn.add_column(name)
+        for first in range(len(header), len(cells), len(header)):
+            drawn.add_row(*cells[first : first + len(header)])
+        console.print(drawn)
+    console.print(Text(terminal.shown(_RULES, console)))
 
 
 def write_report(studies: Sequence[Study], folder: Path, commands: Sequence[str]) -> Path:
@@ -81,8 +92,9 @@ def write_report(studies: Sequence[Study], folder: Path, commands: Sequence[str]
             lines += ["", f"**{more.title}.** {more.note}".strip(), "", *_markdown(more)]
     lines += ["", "## Where it was measured", "", *(f"    {command}" for command in commands)]
     lines += ["", _provenance(), ""]
-    path = folder / "README.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path = folder / REPORT
+    with replacing(path) as file:
+        file.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 
@@ -152,8 +164,8 @@ def _commit() -> str:
     root = Path(vrga_ext.__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True)
+        return os.fsdecode(done.stdout).strip() if done.returncode == 0 else ""
 
     try:
         top = git("rev-parse", "--show-toplevel")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from vrga_ext.demo.answers import MODEL_PATH, load_demo
-from vrga_ext.demo.outputs import check_folder
+from vrga_ext.demo import terminal
+from vrga_ext.demo.answers import load_demo
+from vrga_ext.demo.models import MODEL_PATH
 from vrga_ext.demo.run import load_checkpoint, one_thread
-from vrga_ext.reproduce.questions import load_questions
 from vrga_ext.reproduce.report import print_report, write_report
+from vrga_ext.reproduce.request import Request, check_request
 from vrga_ext.reproduce.study import Study, conditions, study
 from vrga_ext.reproduce.tasks import DemoTask, Task, check_demo_processor, draw_samples
 from vrga_ext.reproduce.vqa import BoxTask
@@ -63,40 +64,38 @@ def reproduce(
     ImportError
         Figures are wanted and matplotlib is not installed, or parquet and pyarrow is not.
     """
-    console = console or Console()
-    if output is not None and find_spec("matplotlib") is None:
-        raise ImportError("the report draws with matplotlib: pip install 'vrga_ext[viz]'")
-    if samples < 1:
-        raise ValueError(f"samples: wanted at least 1, got {samples}")
-    if data is not None and not models:
-        raise ValueError("model: wanted a checkpoint to answer the questions of --data, got none")
-    if output is not None:
-        check_folder("output", output)
-    names = _names(models)
+    return carry_out(check_request(models, data, output, samples, max_new_tokens), console)
+
+
+def carry_out(request: Request, console: Console | None = None) -> list[Study]:
+    """What :func:`reproduce` does once its arguments have been looked at."""
+    console = console or terminal.console()
+    names = _names(request.models)
     studies: list[Study] = []
-    if data is not None:
-        questions = load_questions(data, samples)
+    if request.data is not None:
         for name, where in names.items():
             model, processor = load_checkpoint(where)
-            task: Task = BoxTask(processor, questions, max_new_tokens)
+            task: Task = BoxTask(processor, request.questions, request.max_new_tokens)
             studies.append(_studied(name, model, processor, task, console))
     else:
         loaded = {name: _load_trained(where) for name, where in names.items()}
-        drawn = draw_samples(samples, SEEDS)
+        drawn = draw_samples(request.samples, SEEDS)
         with one_thread():
             for name, (model, processor) in loaded.items():
                 studies.append(
                     _studied(name, model, processor, DemoTask(processor, drawn), console)
                 )
     print_report(studies, console)
-    if output is not None:
+    if request.output is not None:
         from vrga_ext.reproduce.figures import draw_figures
 
-        output.mkdir(parents=True, exist_ok=True)
-        draw_figures(studies, output)
-        commands = _commands(list(names.values()), data, samples, max_new_tokens)
-        path = write_report(studies, output, commands)
-        console.print(f"report written to {path}", markup=False)
+        request.output.mkdir(parents=True, exist_ok=True)
+        draw_figures(studies, request.output)
+        commands = _commands(
+            list(names.values()), request.data, request.samples, request.max_new_tokens
+        )
+        path = write_report(studies, request.output, commands)
+        console.print(Text(f"report written to {terminal.shown(str(path), console)}"))
     return studies
 
 
@@ -114,13 +113,7 @@ def _is_shipped(where: str) -> bool:
 
 
 def _load_trained(where: str) -> tuple[Any, Any]:
-    folder = Path(where)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"model: wanted a folder of a saved model, got {where}; a checkpoint of the hub needs "
-            "questions: --data"
-        )
-    model, processor = load_demo(folder)
+    model, processor = load_demo(Path(where))
     check_demo_processor(processor, where)
     return model, processor
 
@@ -134,13 +127,17 @@ def _studied(name: str, model: Any, processor: Any, task: Task, console: Console
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(name, total=conditions(task) * len(task.groups))
+        bar = progress.add_task(
+            terminal.shown(name, console), total=conditions(task) * len(task.groups)
+        )
         return study(
             name,
             model,
             processor,
             task,
-            lambda what, count: progress.update(bar, description=what, advance=count),
+            lambda what, count: progress.update(
+                bar, description=terminal.shown(what, console), advance=count
+            ),
         )
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrga_ext.analysis.arguments import Box
 from vrga_ext.config import VRGAConfig
 from vrga_ext.demo import answers
 from vrga_ext.demo.answers import DEMO_CONFIG, Sample, held_out, prepare
 from vrga_ext.demo.build import token
 from vrga_ext.demo.language import VOCABULARY
 from vrga_ext.demo.scenes import CELL, GRID
-from vrga_ext.reproduce.interventions import Box
 
 LENGTHS = (0, 2, 4, 8, 12, 16, 20)  # steps that the demo model writes before its reply
 LONG = 16  # those of the answers that VRGA and its controls are measured on
@@ -147,7 +147,8 @@ def check_demo_processor(processor: Any, where: str) -> None:
     ValueError
         The tokenizer is another one.
     """
-    if processor.tokenizer.convert_tokens_to_ids(list(VOCABULARY)) != list(range(len(VOCABULARY))):
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer.convert_tokens_to_ids(list(VOCABULARY)) != list(range(len(VOCABULARY))):
         raise ValueError(
             "model: wanted one of vrga_ext.demo.train, or questions for another one (--data), got "
             f"{where}"

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrga_ext.analysis.arguments import Box
 from vrga_ext.config import VRGAConfig
 from vrga_ext.demo.answers import messages
 from vrga_ext.demo.pictures import visible_part
-from vrga_ext.reproduce.interventions import Box
 from vrga_ext.reproduce.questions import BoxedQuestion
 from vrga_ext.reproduce.tasks import Task
 
@@ -125,8 +125,7 @@ class BoxTask(Task):
         boxes: list[Box] = []
         sizes: list[tuple[int, int]] = []
         for question in questions:
-            size = question.picture().size
-            left, top, right, bottom = visible_part(processor, size)
+            left, top, right, bottom = visible_part(processor, question.size)
             box = (
                 max(question.box[0], left) - left,
                 max(question.box[1], top) - top,

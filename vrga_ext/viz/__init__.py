@@ -7,9 +7,9 @@ The page needs no matplotlib.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vrga_ext._lazy import lazy
 from vrga_ext.viz.grid import boundary, cells
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Imported when first used, so that the page can be written without matplotlib.
-_LAZY = {
+_NAMES = {
     **dict.fromkeys(("compare_drift", "draw_drift"), "vrga_ext.viz.drift"),
     **dict.fromkeys(("draw_heads", "draw_layers"), "vrga_ext.viz.heads"),
     **dict.fromkeys(
@@ -47,13 +47,4 @@ _LAZY = {
     **dict.fromkeys(("head_maps", "per_token"), "vrga_ext.viz.looks"),
     **dict.fromkeys(("html_page", "write_html"), "vrga_ext.viz.page"),
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+__getattr__, __dir__ = lazy(__name__, _NAMES)

@@ -26,7 +26,9 @@ def draw_drift(axes: style.Axes, rows: Mapping[str, Any], tokens: Sequence[str])
         RRAR, R_img or H_img for example, at least 0; NaN where a token has none. Each row has its
         own scale, from 0 to its largest value, which stands at its right end.
     tokens
-        T texts. Where they are too many for the axes' width, every k-th one is written.
+        T texts, of the tokens that are read: with :func:`vrga_ext.analysis.drift` those of its
+        ``token_ids``, which leave out the answer's last token. Where they are too many for the
+        axes' width, every k-th one is written.
 
     Returns
     -------
@@ -87,8 +89,8 @@ def compare_drift(
     lines : name -> [T]
         One value per token, NaN where there is none.
     tokens
-        T texts. The answers are to be of one wording, or drawn apart: what stands at one place in
-        two different answers cannot be compared.
+        T texts, as in :func:`draw_drift`. The answers are to be of one wording, or drawn apart:
+        what stands at one place in two different answers cannot be compared.
     label
         What is drawn, with its unit if it has one.
     even
@@ -132,8 +134,10 @@ def _check(rows: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, np.ndarr
     lines = {name: as_array(values).astype(float) for name, values in rows.items()}
     for name, values in lines.items():
         if values.shape != (len(tokens),):
+            never_read = values.shape == (len(tokens) - 1,)
             raise ValueError(
                 f"{name}: wanted one value for each of {len(tokens)} tokens, got {[*values.shape]}"
+                + "; the last token of an answer is never read and has none" * never_read
             )
     return lines
 

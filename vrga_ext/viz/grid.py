@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from vrga_ext.analysis.arguments import as_array
-from vrga_ext.selection import Span
+from vrga_ext.analysis.arguments import as_array, as_numbers, check_pixels
+
+if TYPE_CHECKING:
+    from vrga_ext.selection import Span
 
 Picture = Image.Image | np.ndarray
 Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+_BOX = "(left, upper, right, lower)"
 
 
 def cells(values: Any, span: Span) -> np.ndarray:
@@ -37,6 +40,7 @@ def cells(values: Any, span: Span) -> np.ndarray:
     --------
     Two images of a prompt, the second one of two rows and two columns:
 
+    >>> from vrga_ext.selection import Span
     >>> cells([0.1, 0.2, 0.5, 0.6, 0.7, 0.8], Span(start=2, length=4, lead=0, grid=(2, 2)))
     array([[0.5, 0.6],
            [0.7, 0.8]])
@@ -101,10 +105,13 @@ def as_picture(image: Any) -> Image.Image:
 def as_rgb(picture: Image.Image) -> Image.Image:
     """A picture as RGB, greys of 16 bits scaled to 8: PIL itself makes those above 255 white.
 
+    What is transparent shows the colour that is stored there, as in transformers' processors.
+
     Raises
     ------
     ValueError
-        Its greys are floats, or integers that are not of 16 bits.
+        Its greys are floats, or integers that are not of 16 bits; or it is of another kind that
+        does not convert.
 
     Examples
     --------
@@ -121,7 +128,12 @@ def as_rgb(picture: Image.Image) -> Image.Image:
             )
         if picture.mode != "I" or greys.max() > 255:  # "I" may hold 8 bits as well
             picture = Image.fromarray((greys // 257).astype(np.uint8))
-    return picture.convert("RGB")
+    if "transparency" in picture.info:  # of a palette: not all of its kinds convert to RGB at once
+        picture = picture.convert("RGBA")
+    try:
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"image: wanted a picture that converts to RGB, got {error}") from error
 
 
 def covered(picture: Image.Image, box: Box | None) -> Box:
@@ -130,14 +142,13 @@ def covered(picture: Image.Image, box: Box | None) -> Box:
     Raises
     ------
     ValueError
-        The box is empty or leaves the picture.
+        The box is none of finite numbers in pixels, is empty or leaves the picture.
     """
     width, height = picture.size
     if box is None:
         return 0.0, 0.0, float(width), float(height)
-    left, upper, right, lower = box
+    left, upper, right, lower = numbers = as_numbers("box", box, _BOX)
+    check_pixels("box", [numbers], picture.size, _BOX)
     if not (0 <= left < right <= width and 0 <= upper < lower <= height):
-        raise ValueError(
-            f"box: wanted (left, upper, right, lower) within {width} x {height}, got {box}"
-        )
+        raise ValueError(f"box: wanted {_BOX} within {width} x {height}, got {box}")
     return float(left), float(upper), float(right), float(lower)

@@ -26,10 +26,11 @@ from vrga_ext.analysis import head_mask, rrar
 from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import of_heads
 from vrga_ext.captures import Capture
+from vrga_ext.files import replacing
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz.grid import Box, Picture, as_picture, boundary, cells, covered
 from vrga_ext.viz.looks import head_maps, per_token
-from vrga_ext.viz.texts import visible
+from vrga_ext.viz.texts import escaped, visible
 
 _LARGEST = 1024  # pixels of a picture's longer side on the page
 
@@ -131,7 +132,7 @@ def html_page(
         "strips": [strip.values for strip in strips],
     }
     return _template().render(
-        title=title,
+        title=escaped(" ".join(title.split())),
         pictures=[
             _picture(one, cells(outlined, span), box)
             for one, span in zip(pictures, spans, strict=True)
@@ -158,7 +159,7 @@ def write_html(
     Parameters
     ----------
     path
-        Where to; a file that is there is replaced.
+        Where to; a file that is there is replaced, once the new one is whole.
     capture, image, tokens, **options
         As in :func:`html_page`.
 
@@ -170,7 +171,7 @@ def write_html(
     Raises
     ------
     ValueError
-        As :func:`html_page`, or a text holds half of a surrogate pair; nothing is written then.
+        As :func:`html_page`; nothing is written then.
     TypeError
         As :func:`html_page`.
 
@@ -190,9 +191,9 @@ def write_html(
     True
     """
     page = html_page(capture, image, tokens, **options)
-    content = page.encode()  # before the file is opened: a text may not be Unicode
     target = Path(path)
-    target.write_bytes(content)
+    with replacing(target) as file:
+        file.write_text(page, encoding="utf-8")
     return target
 
 

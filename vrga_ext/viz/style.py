@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from vrga_ext.viz.texts import escaped
+
 try:
     from matplotlib.axes import Axes
     from matplotlib.collections import LineCollection
@@ -80,5 +82,5 @@ def even_line(axes: Axes, at: float) -> None:
 
 
 def plain(text: str) -> str:
-    """Text of a model as matplotlib is to show it: no formulas, no line breaks."""
-    return text.replace("\n", "↵").replace("\t", "⇥").replace("$", r"\$")
+    """Text of a model as matplotlib is to show it: no formulas, no line breaks, no controls."""
+    return escaped(text.replace("\n", "↵").replace("\t", "⇥")).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Texts of tokens, as a reader can see them."""
+"""Texts of models and people, as a reader can see them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import unicodedata
 
 # Line break, tab, and Unicode's pictures of the other control characters.
 _SIGNS = {code: 0x2400 + code for code in range(32)} | {127: 0x2421} | {10: "↵", 9: "⇥"}
+_JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
 def visible(text: str) -> str:
@@ -18,5 +19,22 @@ def visible(text: str) -> str:
     """
     shown = text.translate(_SIGNS)
     if any(unicodedata.category(letter)[0] not in "ZC" for letter in shown):
-        return shown
+        return escaped(shown)
     return "".join("␣" if c.isspace() else f"U+{ord(c):04X}" for c in shown) or "∅"
+
+
+def escaped(text: str) -> str:
+    """A text in which everything that has no shape stands as Python writes it.
+
+    That is what terminals act on, what breaks or turns lines, and what no font has.
+
+    Examples
+    --------
+    >>> print(escaped("a\\x1b[31mred\\nnext \\u202eback"))
+    a\\x1b[31mred\\nnext \\u202eback
+    """
+    return "".join(letter if _has_shape(letter) else repr(letter)[1:-1] for letter in text)
+
+
+def _has_shape(letter: str) -> bool:
+    return letter.isprintable() or unicodedata.category(letter) == "Zs" or letter in _JOINERS
