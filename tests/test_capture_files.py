@@ -168,8 +168,6 @@ def use(capture: Capture) -> None:
             assert part.image_rows().shape == (*part.efr.shape, part.image_positions.shape[1])
             assert part.reweighted_rows().shape == part.rows.shape
     assert drift(capture).image_ratio.shape[0] == samples
-    for region in capture.regions:
-        assert region.visual_entropy == region.visual_entropy or region.image_entropy.isnan().any()
     grids = [spans and spans[0].grid for spans in capture.images[:: capture.copies]]
     boxes = [[(0, 0, 9, 9)] if grid else [] for grid in grids]
     tokens = relevant_tokens(capture, boxes, [(9, 9)] * len(grids))
