@@ -59,7 +59,8 @@ def imports(path: Path, everywhere: bool) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             yield node.module.partition(".")[0]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in SKIPPING:
-            yield ast.literal_eval(node.args[0]).partition(".")[0]
+            named = [word for word in node.args[:1] if isinstance(word, ast.Constant)]
+            yield from (word.value.partition(".")[0] for word in named)
 
 
 @pytest.mark.parametrize("extra", ["test", "bench", "viz"])
