@@ -30,7 +30,7 @@ ALLOWED = {
     "_stored": {"region", "selection"},
     "capture_files": {"_stored", "captures", "files", "region"},
     "prompts": {"config", "prompts", "region", "selection"},
-    "steering": {"config", "prompts", "region", "selection"},
+    "steering": {"config", "gate", "prompts", "reference", "region", "selection"},
     "analysis": {"_lazy", "analysis", "captures", "config", "region", "selection"},
     "viz": {"_lazy", "analysis", "captures", "files", "region", "selection", "viz"},
     "integrations": {

@@ -203,8 +203,8 @@ def test_id_is_of_enable_where_it_is_enabled():
     model, _ = unlisted.build(blip("Blip2", image_token_index=IMAGE))
     with (
         vrga_ext.enable(model),
-        pytest.raises(ValueError, match=r"image_token_id.*set them in enable\(\)"),
-        vrga_ext.capture(model, image_token_id=IMAGE),
+        pytest.raises(ValueError, match=r"image_token_id: .* pass it to enable\(\)"),
+        vrga_ext.capture(model, image_token_id=IMAGE + 1),
     ):
         pass
 

@@ -135,7 +135,7 @@ def test_handles_of_two_processes_are_told_apart():
         with vrga_ext.enable(build("llava").model) as handle:
             keys.add(handle._runtime.key)
     program = "import vrga_ext\nfrom tests.adapter.families import build\n"
-    program += "print(vrga_ext.enable(build('llava').model)._key)"
+    program += "print(vrga_ext.enable(build('llava').model)._runtime.key)"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program], check=True, capture_output=True, text=True
     )

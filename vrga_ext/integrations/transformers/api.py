@@ -134,7 +134,7 @@ def handle_of(model: Any) -> VRGAHandle | None:
         ``model`` is a shallow copy of one in which VRGA was enabled.
     """
     handle: VRGAHandle | None = getattr(model, "__dict__", {}).get(HANDLE_ATTRIBUTE)
-    if handle is not None and not handle.installed:
+    if handle is not None and not handle.is_of(model):
         raise ValueError(
             "model: wanted one with modules of its own, got a shallow copy (copy.copy) of a model "
             "in which VRGA was enabled; use copy.deepcopy"

@@ -77,6 +77,10 @@ class VRGAHandle:
         """Whether VRGA is enabled, by this handle."""
         return self._model.__dict__.get(HANDLE_ATTRIBUTE) is self
 
+    def is_of(self, model: Any) -> bool:
+        """Whether VRGA is enabled by this handle in this model, and not in one it is a copy of."""
+        return self.installed and self._model is model
+
     @property
     def paused(self) -> bool:
         """Whether a ``pause`` is on, in whichever thread."""
