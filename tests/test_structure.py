@@ -111,16 +111,15 @@ def test_submodules_load_on_first_use():
         "import sys, vrga_ext\n"
         "def loaded():\n"
         "    return {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
-        "heavy = ['reference', 'ops', 'selection', 'region', 'captures']\n"
-        "light, adapter = ['viz', 'analysis'], ['adapter']\n"
-        "steps = [(light, set()), (heavy, {'torch'}), (adapter, {'transformers'})]\n"
-        "for names, found in steps:\n"
+        "heavy = ['reference', 'ops', 'selection', 'region', 'captures', 'steering']\n"
+        "light = ['viz', 'analysis', 'gate', 'prompts', 'integrations']\n"
+        "for names, found in [(light, set()), (heavy, {'torch'})]:\n"
         "    for name in names:\n"
         "        assert name in dir(vrga_ext), name\n"
         "        assert getattr(vrga_ext, name) is sys.modules[f'vrga_ext.{name}'], name\n"
-        "    assert loaded() >= found, (names, loaded())\n"
-        "    assert 'adapter' in names or loaded() == found, (names, loaded())\n"
-        "assert 'matplotlib' not in sys.modules\n"
+        "    assert loaded() == found, (names, loaded())\n"
+        "assert vrga_ext.enable.__module__.startswith('vrga_ext.integrations.transformers')\n"
+        "assert loaded() == {'torch', 'transformers'}, loaded()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
