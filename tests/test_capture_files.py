@@ -26,7 +26,7 @@ from vrga_ext.captures import Region
 
 KEY = "vrga_capture"
 FUZZ = settings(
-    max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.adapter.processors import STYLES, processor
 from vrga_ext.prompts.question import QuestionFinder
 
-repeatable = settings(max_examples=25, derandomize=True, deadline=None)
+repeatable = settings(max_examples=15, derandomize=True, deadline=None)
 styles = pytest.mark.parametrize("style", STYLES)
 IMAGE_TOKENS = 3  # per image, as a processor writes several
 SENTINEL = "\u25a0 here \u25a0"

@@ -14,6 +14,8 @@ from tests.adapter.test_oracle import *  # noqa: F403
 from tests.emulator.conftest import route_to
 from vrga_ext import ops
 
+pytestmark = pytest.mark.slow  # whole models, a lane at a time
+
 PROMPT = ([5, 6, (4, 4), 7, 8, 9, 10], [11, (4, 4), 12, 13, 14])
 LOOSE = {"gamma": 4.0, "efr_percentile": 40, "ratio_percentile": 60, "focus_min_tokens": 2}
 

@@ -16,6 +16,8 @@ from tests.ops.test_extremes import *  # noqa: F403
 from tests.ops.test_layout import *  # noqa: F403
 from tests.ops.test_statistics import *  # noqa: F403
 
+pytestmark = pytest.mark.slow  # a minute to compile
+
 
 @pytest.fixture(scope="module")
 def library() -> None:
