@@ -101,6 +101,7 @@ def run_family(
         command.append("--vrga")
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    outcomes.unlink(missing_ok=True)  # of an earlier run
     with log.open("w") as stream:
         try:
             subprocess.run(
