@@ -1,6 +1,6 @@
 """The seam for recorders: what every layer's attention shows, in prompts and in decode steps.
 
-A recorder stands in ``VRGAHandle.recorders``. Before each forward call it is asked for a watch; the
+A recorder stands in ``Runtime.recorders``. Before each forward call it is asked for a watch; the
 watch names the query rows it wants, is given them layer by layer, and is told when the call is
 over. Without a watch a call runs as it would without recorders.
 """

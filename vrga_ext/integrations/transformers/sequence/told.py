@@ -18,7 +18,7 @@ from vrga_ext.integrations.transformers.sequence.state import SequenceState
 @on_cpu
 def tell(state: SequenceState, ids: Tensor, first: int) -> None:
     """Note tokens [B or fewer, S] of the cache's columns from ``first`` on, and none after them."""
-    ids = ids.detach().cpu()
+    ids, first = ids[:, max(-first, 0) :].detach().cpu(), max(first, 0)  # more than the mask covers
     ids = ids.repeat_interleave(max(state.batch // ids.shape[0], 1), 0)
     before = torch.full((state.batch, first), UNKNOWN_TOKEN)
     if state.told.shape[0] == state.batch:
