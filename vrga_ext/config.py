@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from dataclasses import dataclass, fields, replace
@@ -195,9 +196,9 @@ class VRGAConfig:
         r"""Weight :math:`\beta` of the other image keys for a gated head."""
         return 1.0 if self.mode == "boost" else 0.0
 
-    @property
+    @functools.cached_property
     def head_gate(self) -> Gate:
-        """What the operations are told of the gate."""
+        """The gate of the operations."""
         return Gate(
             self.gate, self.focus_weight, self.image_weight, self.min_ratio, self.entropy_factor
         )

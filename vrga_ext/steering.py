@@ -5,7 +5,7 @@ Nothing here knows of an engine: rows and regions are tensors, a plan is what a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,25 +28,18 @@ class Rows(NamedTuple):
     image_ratio: Tensor  # fp32 [B, H], R_img over the attended keys
     image_entropy: Tensor  # fp32 [B, H], H_img in nats
 
-    @property
-    def heads(self) -> int:
-        """H, the number of query heads."""
-        return self.image_ratio.shape[1]
-
-    def of(self, row: int) -> Rows:
-        """The tensors of one row, without the batch dimension."""
-        return Rows(*(tensor[row] for tensor in self))
-
 
 def stack_on_cpu(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors of several layers, stacked; where all are on one device, in one copy."""
-    if len({tensor.device for tensor in tensors}) > 1:
-        tensors = [tensor.cpu() for tensor in tensors]
+    for tensor in tensors:
+        if tensor.device != tensors[0].device:
+            return torch.stack([tensor.cpu() for tensor in tensors])
     return torch.stack(list(tensors)).cpu()
 
 
 def select_region(
-    rows: list[Rows],
+    rows: Sequence[Rows],
+    index: int,
     layers: tuple[int, ...],
     positions: Tensor,
     spans: list[Span],
@@ -60,38 +53,39 @@ def select_region(
     Parameters
     ----------
     rows
-        The sample's question row in each of the L layers.
+        The question rows of B sequences in each of the L layers.
+    index
+        The sample's sequence among them.
     layers
         The model's index of each layer.
     positions : int64 [n]
-        Prompt columns of the image keys.
+        Prompt positions of the image keys.
     spans
         The sample's images.
     end
-        The question row.
+        The question's end.
     attended, ratio_over
-        Keys that the row attends to, and keys that ``R_img`` is to be a ratio over.
+        Keys that its row attends to, and keys that ``R_img`` is to be a ratio over.
     config
         Thresholds.
     """
-
-    def maps(heads: Tensor) -> Tensor:  # [k, n], in the order of the heads
-        picked = [rows[layer].image_attention[head] for layer, head in heads.nonzero().tolist()]
-        return stack_on_cpu(picked)[:, positions] if picked else torch.empty(0, len(positions))
-
     if config.epsilon:
-        everything = stack_on_cpu([layer.image_attention for layer in rows])[..., positions]
+        everything = stack_on_cpu([layer.image_attention[index] for layer in rows])[..., positions]
         statistics = selection.row_statistics(everything, ratio_over, config.epsilon)
     else:
-        ratio = stack_on_cpu([layer.image_ratio for layer in rows]).double()
-        entropy = stack_on_cpu([layer.image_entropy for layer in rows]).double()
+        ratio = stack_on_cpu([layer.image_ratio[index] for layer in rows]).double()
+        entropy = stack_on_cpu([layer.image_entropy[index] for layer in rows]).double()
         statistics = selection.RowStatistics.of(ratio * (ratio_over / attended), entropy)
     visual = selection.visual_heads(statistics, config)
     background = selection.background_heads(statistics, config)
     refined = torch.zeros(len(positions), dtype=torch.float64)
     focus = boosted = torch.zeros(len(positions), dtype=torch.bool)
     if visual.any():
-        refined = selection.refined_map(maps(visual), maps(background), config.background_weight)
+        refined = selection.refined_map(
+            _maps(rows, index, visual)[:, positions],
+            _maps(rows, index, background)[:, positions],
+            config.background_weight,
+        )
         focus, suppressed = selection.focus_tokens(refined, spans, config)
         boosted = selection.widen_tokens(focus, suppressed, spans, config)
     return Region(
@@ -109,6 +103,12 @@ def select_region(
         focus=positions[focus],
         boosted=positions[boosted],
     )
+
+
+def _maps(rows: Sequence[Rows], index: int, heads: Tensor) -> Tensor:
+    """Image attention [k, columns] of a sequence in the k heads of bool [L, H], in their order."""
+    picked = [rows[layer].image_attention[index, head] for layer, head in heads.nonzero().tolist()]
+    return stack_on_cpu(picked) if picked else torch.empty(0, rows[0].image_attention.shape[2])
 
 
 def checked_region(region: Any, found: Region, columns: int) -> Region:
@@ -164,7 +164,8 @@ def empty_region(end: QuestionEnd, layers: tuple[int, ...], heads: int) -> Regio
 
 
 def _pairs(heads: Tensor, layers: tuple[int, ...]) -> tuple[HeadIndex, ...]:
-    return tuple((layers[layer], head) for layer, head in heads.nonzero().tolist())
+    pairs = [(layers[layer], head) for layer, head in heads.nonzero().tolist()]
+    return tuple(pairs)
 
 
 class LayerPlan(NamedTuple):
@@ -245,9 +246,10 @@ def build_plan(
     flags: Tensor,
     regions: Sequence[Region],
     samples: Sequence[int],
-    devices: Mapping[int, torch.device],
+    layers: Sequence[int],
+    devices: Sequence[torch.device],
     heads: int,
-    config: VRGAConfig,
+    gate: Gate,
 ) -> Plan | None:
     """The plan of decode steps, on the layers' devices; None where nothing would change.
 
@@ -257,33 +259,36 @@ def build_plan(
         Of :func:`key_flags`.
     regions, samples
         As there.
-    devices
-        Device of each full-attention layer, in their order.
+    layers, devices
+        The full-attention layers as the model counts them, and the device of each.
     heads
         H, the query heads of each.
-    config
-        Thresholds.
+    gate
+        Which heads are reweighted, and by how much.
     """
-    changed = FOCUS_FLAG if config.mode == "boost" else IMAGE_FLAG
-    if config.is_identity or not (flags & changed).any():
+    changed = FOCUS_FLAG if gate.image_weight == 1.0 else IMAGE_FLAG
+    if gate.focus_weight == gate.image_weight == 1.0 or not (flags & changed).any():
         return None
-    order = {layer: index for index, layer in enumerate(devices)}
-    gated = torch.zeros(len(order), len(samples), heads, dtype=torch.bool)
-    for row, sample in enumerate(samples):
+    is_static = gate.gate == "static"
+    order = {layer: position for position, layer in enumerate(layers)}
+    gated = torch.zeros(len(layers), len(samples), heads, dtype=torch.bool)
+    for index, sample in enumerate(samples):
         for layer, head in regions[sample].visual_heads:
-            gated[order[layer], row, head] = True
-    is_static, gate = config.gate == "static", config.head_gate
+            gated[order[layer], index, head] = True
     if is_static and not gated.any():
         return None
     # On the devices at once: a compiled step is to find them there in every token.
-    flags_on = {device: _growing(flags.to(device)) for device in set(devices.values())}
-    gated_on = {device: gated.to(device) for device in set(devices.values())} if is_static else {}
-    layers = {
-        layer: LayerPlan(flags_on[on], gated_on[on][order[layer]] if is_static else None, gate)
-        for layer, on in devices.items()
-    }
-    idle = [layer for layer in layers if is_static and not gated[order[layer]].any()]
-    return Plan(layers, frozenset(idle))
+    flags_on, gated_on = {}, {}
+    for device in set(devices):
+        flags_on[device] = _growing(flags.to(device))
+        gated_on[device] = gated.to(device)
+    plans, idle = {}, set()
+    for position, (layer, device) in enumerate(zip(layers, devices, strict=True)):
+        allowed = gated_on[device][position] if is_static else None
+        plans[layer] = LayerPlan(flags_on[device], allowed, gate)
+        if is_static and not gated[position].any():
+            idle.add(layer)
+    return Plan(plans, frozenset(idle))
 
 
 def _growing(flags: Tensor) -> Tensor:

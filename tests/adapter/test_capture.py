@@ -28,7 +28,7 @@ from tests.adapter.families import (
     logits,
 )
 from tests.adapter.test_generation import skip_unless_stock_equals_its_loop
-from vrga_ext import Capture
+from vrga_ext import Capture, ops
 from vrga_ext.region import Region
 
 STEPS = 5
@@ -154,7 +154,7 @@ def test_reweighted_rows_are_those_of_an_eager_model(eager, attn_implementation,
         boosted = greedy(ours.model, inputs, STEPS)
         with vrga_ext.capture(ours.model, rows="all") as recording:
             captured = greedy(ours.model, inputs, STEPS)
-        assert not handle.recorders
+        assert handle._runtime.capture is None
     assert torch.equal(logits(captured), logits(boosted))
     capture = recording.last
     assert capture.gate.any()
@@ -557,7 +557,7 @@ def test_errors_leave_the_model_as_it_was(family):
     with vrga_ext.enable(model) as handle:
         with pytest.raises(ValueError, match="question_end: wanted that of the handle, 'auto'"):
             capture_of(family, inputs, question_end=3)
-        assert not handle.recorders
+        assert handle._runtime.capture is None
     with pytest.raises(TypeError, match="PreTrainedModel"), vrga_ext.capture(torch.nn.Linear(1, 1)):
         pass
     with pytest.raises(ValueError, match="multimodal"), vrga_ext.capture(model.get_decoder()):
@@ -566,22 +566,26 @@ def test_errors_leave_the_model_as_it_was(family):
     assert model.config.get_text_config()._attn_implementation == "sdpa"
 
 
-def test_nothing_is_computed_where_nobody_watches(family, monkeypatch):
+def test_rows_that_are_not_wanted_are_not_computed(family, monkeypatch):
+    """With no row of the prompt wanted, its forward call computes the question's row alone."""
     inputs = family.prompt(*ROWS)
-    seen = []
+    computed = []
+    statistics = ops.row_statistics
 
-    class Idle:
-        def watch(self, call):
-            seen.append(call.past)
-            return
+    def counted(query, *arguments, **options):
+        computed.append(query.shape)
+        return statistics(query, *arguments, **options)
 
-    with vrga_ext.enable(family.model, question_end=20, **LOOSE) as handle:
-        boosted = greedy(family.model, inputs, 4)
-        handle.recorders.append(Idle())
-        again = greedy(family.model, inputs, 4)
-    assert torch.equal(logits(again), logits(boosted))
-    start = inputs["input_ids"].shape[1]
-    assert seen == [0, start, start + 1, start + 2]
+    monkeypatch.setattr(ops, "row_statistics", counted)
+    with vrga_ext.enable(family.model, question_end=20, **LOOSE), torch.no_grad():
+        family.model(**inputs)
+        alone = len(computed)
+        with vrga_ext.capture(family.model, prompt_rows=[]):
+            family.model(**inputs)
+            assert len(computed) == 2 * alone > 0
+        with vrga_ext.capture(family.model, prompt_rows=[21]):
+            family.model(**inputs)
+            assert len(computed) == 4 * alone
 
 
 def test_static_cache_in_a_loop(family):

@@ -105,7 +105,7 @@ def test_capture_refuses_another_question(family):
             refusal = pytest.raises(ValueError, match=re.escape(message))
             with refusal, vrga_ext.capture(family.model, **arguments):
                 pass
-        assert handle.recorders == []
+        assert handle._runtime.capture is None
     refusal = pytest.raises(ValueError, match="pass it to enable")
     without_one = vrga_ext.enable(family.model, **LOOSE)
     with without_one, refusal, vrga_ext.capture(family.model, processor=ours):

@@ -39,7 +39,7 @@ def test_nothing_found_in_an_image_is_said_once(said):
     with vrga_ext.enable(family.model, **config) as handle:
         runs = [logits(greedy(family.model, inputs, 3)) for _ in range(2)]
     assert [len(region.boosted) > 0 for region in handle.regions] == [False, True]
-    assert said() == ["VRGA is not applied in some row: no token of its image stands out"]
+    assert said() == ["VRGA is not applied to a sample: no token of its image stands out"]
     for run in runs:
         torch.testing.assert_close(run[:, 0], plain[:, 0], atol=1e-5, rtol=1e-5)
         assert (run[1:, 1] - plain[1:, 1]).abs().max() > 1e-3

@@ -16,7 +16,7 @@ _VIDEO_NAMES = ("video_token_id", "video_token_index")
 _OF_PROCESSORS = ("image_token_id", "video_token_id")
 # Arguments that say where image features go, [B, S], 1 for an image token: models that take one do
 # not look at the ids there, which may be those of text.
-_POSITION_ARGUMENTS = ("image_embeds_position_mask",)
+POSITION_ARGUMENTS = frozenset({"image_embeds_position_mask"})
 
 
 class Placeholders(NamedTuple):
@@ -98,7 +98,7 @@ def find_placeholders(
 
 def positions_told(given: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor | None:
     """Image tokens, bool [B, S], if a call with these arguments tells the model where they are."""
-    for name in _POSITION_ARGUMENTS:
+    for name in POSITION_ARGUMENTS:
         told = given.get(name)
         if isinstance(told, Tensor) and told.shape == shape:
             return told.detach().cpu() == 1
@@ -107,7 +107,7 @@ def positions_told(given: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor |
 
 def _takes_positions(model: Any) -> bool:
     taken = inspect.signature(type(model).forward).parameters
-    return any(name in taken for name in _POSITION_ARGUMENTS)
+    return any(name in taken for name in POSITION_ARGUMENTS)
 
 
 def _replaces_tokens(model: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -229,3 +229,50 @@ def given_ends(question_end: int | Sequence[int], mask: Tensor, past: int) -> li
                 f"question_end: wanted a token of row {row}, got {end}, which is padding"
             )
     return [QuestionEnd(end, "given") for end in ends]
+
+
+def question_ends(
+    ids: Tensor,
+    mask: Tensor,
+    image: Tensor,
+    past: int,
+    question_end: str | Sequence[int] | int,
+    finder: QuestionFinder,
+    offset: int,
+    copies: int,
+) -> list[QuestionEnd]:
+    """The question's end of every sequence.
+
+    Parameters
+    ----------
+    ids : int64 [B, S]
+        The last S tokens of the prompt.
+    mask, image : bool [B, columns]
+        Tokens of the prompt, and image tokens among them.
+    past
+        Positions that have been read already.
+    question_end
+        ``"auto"``, one position, or one per sample.
+    finder, offset
+        See :meth:`QuestionFinder.find`.
+    copies
+        Sequences per sample.
+    """
+    batch, columns = mask.shape
+    if not isinstance(question_end, str):
+        given = given_ends(question_end, mask[::copies], past)
+        return [end for end in given for _ in range(copies)]
+    first = columns - ids.shape[1]
+    ends = []
+    for row in range(batch):
+        kept = mask[row, first:].nonzero().flatten()
+        if not len(kept):
+            ends.append(QuestionEnd(columns - 1, "last_token", "the row is nothing but padding"))
+            continue
+        end = finder.find(ids[row, kept].numpy(), image[row, first + kept].numpy(), offset)
+        position = first + int(kept[end.position])
+        if position < past:
+            ends.append(QuestionEnd(first + int(kept[-1]), "last_token", READ_BEFORE))
+        else:
+            ends.append(replace(end, position=position))
+    return ends

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.install import Installation
-from vrga_ext.integrations.transformers.observe.recorder import Recorder
+from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
 from vrga_ext.integrations.transformers.runtime import Runtime
 from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask
 from vrga_ext.integrations.transformers.sequence.state import RegionHook
@@ -39,8 +39,6 @@ class VRGAHandle:
     region_hook : callable (sample index, Region) -> Region, optional
         Called after the selection for each sample; the heads and tokens of the region it returns
         are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
-    recorders : list of Recorder
-        What watches the forward calls: see ``observe/recorder.py``.
 
     Examples
     --------
@@ -59,7 +57,7 @@ class VRGAHandle:
     ) -> None:
         self._model = model
         self._finder, self._placeholders = finder, placeholders
-        self._runtime = Runtime(config, question_end)
+        self._runtime = Runtime(config, normalise_question_end(question_end))
         self._installation = Installation(model, self._runtime, placeholders, finder)
 
     @property
@@ -98,7 +96,7 @@ class VRGAHandle:
 
     @question_end.setter
     def question_end(self, value: Any) -> None:
-        self._runtime.question_end = value
+        self._runtime.question_end = normalise_question_end(value)
 
     @property
     def region_hook(self) -> RegionHook | None:
@@ -108,11 +106,6 @@ class VRGAHandle:
     @region_hook.setter
     def region_hook(self, hook: RegionHook | None) -> None:
         self._runtime.region_hook = hook
-
-    @property
-    def recorders(self) -> list[Recorder]:
-        """What watches the forward calls."""
-        return self._runtime.recorders
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_") and name not in _SETTABLE:
@@ -172,6 +165,23 @@ class VRGAHandle:
             yield
         finally:
             declared_image_mask.reset(token)
+
+    @contextlib.contextmanager
+    def recording(self, recorder: CaptureRecorder) -> Iterator[None]:
+        """Give the forward calls of a ``with`` block to a recorder: see :func:`vrga_ext.capture`.
+
+        Raises
+        ------
+        ValueError
+            Another one records them already.
+        """
+        if self._runtime.capture is not None:
+            raise ValueError("model: wanted one capture at a time, got a second one inside another")
+        self._runtime.capture = recorder
+        try:
+            yield
+        finally:
+            self._runtime.capture = None
 
     def __enter__(self) -> VRGAHandle:
         if not self.installed:

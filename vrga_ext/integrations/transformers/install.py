@@ -7,9 +7,9 @@ from typing import Any
 
 from vrga_ext.integrations.transformers.call.attention import IMPLEMENTATIONS
 from vrga_ext.integrations.transformers.call.hooks import ForwardHooks
+from vrga_ext.integrations.transformers.model.facts import find_facts
 from vrga_ext.integrations.transformers.model.layers import check_decoder
 from vrga_ext.integrations.transformers.runtime import Runtime
-from vrga_ext.integrations.transformers.sequence.prompt import generate_prompt
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 
@@ -50,7 +50,8 @@ class Installation:
                 f"attn_implementation={self._base!r} (call model.set_attn_implementation('sdpa'), "
                 "or 'eager', first)"
             )
-        self._hooks = ForwardHooks(runtime, model, placeholders, finder)
+        self._hooks: ForwardHooks | None = None
+        self._finder = finder
         # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
         self._replaced: dict[str, tuple[Any, Any]] = {}
 
@@ -66,8 +67,11 @@ class Installation:
                     f"{type(model.get_decoder()).__name__}, which keeps {self._base!r}"
                 )
             said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
-            self._hooks.add()
-            self._replace("generate", self._wrapped_generate)
+            facts = find_facts(model, self._placeholders, self._finder)
+            self._hooks = hooks = ForwardHooks(self._runtime, facts)
+            stock = functools.partial(type(model).generate, model)
+            original = model.__dict__.get("generate", stock)
+            self._replace("generate", functools.partial(hooks.generate, original))
             for name in _CONTINUOUS_BATCHING:
                 self._replace(name, functools.partial(_refuse_continuous_batching, name))
             if base != self._base:
@@ -85,7 +89,8 @@ class Installation:
 
     def remove(self) -> None:
         """Undo all of it; what was never done, or changed since by others, is left alone."""
-        self._hooks.remove()
+        if self._hooks is not None:
+            self._hooks.remove()
         own = self._model.__dict__
         for name, (before, ours) in self._replaced.items():
             if own.get(name) != ours:  # someone wrapped it since
@@ -114,17 +119,6 @@ class Installation:
             key for key in config.sub_configs if getattr(config, key, None) is self._text_config
         ]
         self._model.set_attn_implementation({keys[0] if keys else "": implementation})
-
-    def _wrapped_generate(self, *args: Any, **kwargs: Any) -> Any:
-        """``generate`` that tells the hooks where the prompt ends."""
-        before, _ = self._replaced["generate"]
-        original = before or functools.partial(type(self._model).generate, self._model)
-        if not self._hooks.active:  # someone kept the method
-            return original(*args, **kwargs)
-        with generate_prompt(self._runtime.key, args, kwargs) as prompt:
-            output = original(*args, **kwargs)
-        self._hooks.tell_answer(prompt, kwargs, output)
-        return output
 
 
 def _refuse_cross_attention(model: Any, text_config: Any) -> None:

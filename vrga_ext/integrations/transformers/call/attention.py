@@ -75,10 +75,15 @@ def vrga_attention(
     if plan is None:
         base: Attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return base(module, query, key, value, attention_mask, **kwargs)
-    query, key, value = _as_under_autocast(query, key, value)
+    if torch.is_autocast_enabled(query.device.type):
+        # As in sdpa: tensors may differ, rotated queries and keys being float32, and the
+        # operations, which autocast does not know, want one dtype.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = kwargs.get("scaling")
     gate, focus_weight, image_weight, min_ratio, entropy_factor = plan.gate
-    output, per_head = _operations(query, key, value).decode_attention(
+    implementation = _differentiable(query, key, value) if torch.is_grad_enabled() else ops
+    output, per_head = implementation.decode_attention(
         query,
         key,
         value,
@@ -130,7 +135,8 @@ def vrga_eager_attention(
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = _masked(scores, attention_mask)
-    weights = _operations(scores).reweighted_softmax(
+    implementation = _differentiable(scores) if torch.is_grad_enabled() else ops
+    weights = implementation.reweighted_softmax(
         scores, plan.flags, heads=plan.heads, **plan.gate._asdict()
     )
     if vrga is not None and vrga.observer is not None:
@@ -153,23 +159,9 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask > torch.finfo(mask.dtype).min, masked, lowest)
 
 
-def _operations(*tensors: Tensor) -> Any:
-    """The native operations, which have no gradient, or the reference where one is wanted."""
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return reference if wanted else ops
-
-
-def _as_under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Query, key and value in the dtype in which sdpa computes.
-
-    Under autocast they may differ, rotated queries and keys being float32; the operations, which
-    autocast does not know, want one.
-    """
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(dtype) for tensor in tensors)
+def _differentiable(*tensors: Tensor) -> Any:
+    """The reference where a gradient is wanted, which the native operations do not have."""
+    return reference if any(tensor.requires_grad for tensor in tensors) else ops
 
 
 def _layer_plan(

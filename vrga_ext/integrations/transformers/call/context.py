@@ -39,7 +39,14 @@ class LayerObserver(Protocol):
         """
 
     def skip(self, layer: int, why: str) -> None:
-        """Take a layer that is left alone, and the reason."""
+        """Leave a layer alone, for a reason."""
+
+
+class CallObserver(LayerObserver, Protocol):
+    """A layer observer that is told when the call is over."""
+
+    def end(self) -> None:
+        """Keep what the layers computed, and the selection if the call ended a prompt."""
 
 
 class LayerContext(Protocol):
@@ -47,7 +54,7 @@ class LayerContext(Protocol):
 
     @property
     def observer(self) -> LayerObserver | None:
-        """Who takes what the layers compute."""
+        """Takes what the layers compute; None where nothing is recorded."""
 
     def plan_of(self, layer: int) -> LayerPlan | None:
         """What a layer reweights; None where the model's own attention runs."""

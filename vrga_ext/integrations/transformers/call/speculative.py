@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vrga_ext.integrations.transformers.call.context import LayerContext, LayerObserver
+from vrga_ext.steering import LayerPlan
 
 # Axis of the tokens in each tensor that decoders take.
 _TOKEN_AXIS = {
@@ -29,6 +32,46 @@ _TOKEN_AXIS = {
 
 class CannotCutError(Exception):
     """An argument of the forward call that cannot be cut along its tokens."""
+
+
+class Drafts:
+    """The context of drafts that were given to the decoder together with a prompt's end.
+
+    Parameters
+    ----------
+    first
+        Output of the decoder on the prompt.
+    inner
+        What the layers are told of the drafts, if anything.
+    """
+
+    def __init__(self, first: Any, inner: LayerContext | None) -> None:
+        self.first, self.inner = first, inner
+
+    @property
+    def observer(self) -> LayerObserver | None:
+        """Takes what the layers compute of the drafts."""
+        return None if self.inner is None else self.inner.observer
+
+    def plan_of(self, layer: int) -> LayerPlan | None:
+        """What a layer reweights."""
+        return None if self.inner is None else self.inner.plan_of(layer)
+
+
+def check_can_cut(decoder: nn.Module, args: tuple[Any, ...], cache: Any) -> None:
+    """Refuse a call of a decoder that cannot be cut, whatever its keyword arguments are.
+
+    Raises
+    ------
+    CannotCutError
+        With what cannot be cut.
+    """
+    if args:
+        raise CannotCutError("a positional argument")
+    if getattr(decoder, "lm_head", None) is not None:
+        raise CannotCutError("an output of logits")
+    if cache is None:
+        raise CannotCutError("a call without a KV cache")
 
 
 def cut(

@@ -1,182 +1,127 @@
-"""The seam for recorders: what every layer's attention shows, in prompts and in decode steps.
-
-A recorder stands in ``Runtime.recorders``. Before each forward call it is asked for a watch; the
-watch names the query rows it wants, is given them layer by layer, and is told when the call is
-over. Without a watch a call runs as it would without recorders.
-"""
+"""Records the query rows that ``capture`` wants, in prompts and in decode steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vrga_ext import ops
-from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.integrations.transformers.call.query_row import Counts, QueryRowReader
+from vrga_ext.integrations.transformers.observe.session import Call, Session, StoredRow
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-from vrga_ext.reference import HeadStatistics, RowResult
-from vrga_ext.steering import LayerPlan
+from vrga_ext.reference import HeadStatistics
+from vrga_ext.steering import LayerPlan, stack_on_cpu
 
 # Of a layer: statistics, which a gated layer computes anyway; those and the attention on the image
 # keys; those and the attention on every key.
 Want = Literal["statistics", "image", "keys"]
 
 
-class Call(NamedTuple):
-    """One forward call of the decoder on B cache rows."""
-
-    state: SequenceState
-    past: int  # cache columns before the call
-    tokens: int  # query rows, at columns past ... past + tokens - 1
-    token_ids: Tensor | None  # int64 [B, tokens] of these columns, where the model was given them
-
-
 class LayerRow(NamedTuple):
-    """One query row per sample in one layer, as it is before anything is reweighted."""
+    """One query row per sequence in one layer, as it is before anything is reweighted.
 
-    statistics: HeadStatistics  # R_img, H_img and H_joint, each fp32 [B, H]
-    gate: Tensor | None  # bool [B, H], the reweighted heads; None: the model's own attention ran
-    attention: Tensor | None  # fp32 [B, H, keys], 0 off the image unless every key is wanted
+    Attributes
+    ----------
+    statistics : HeadStatistics
+        R_img, H_img and H_joint, each fp32 [B, H].
+    gate : bool [B, H], optional
+        The reweighted heads; None where the model's own attention ran.
+    attention : fp32 [B, H, keys], optional
+        0 off the image unless every key is wanted.
+    """
 
-
-class Counts(NamedTuple):
-    """How many keys the query rows of B samples attend to, each int64 [B]."""
-
-    keys: Tensor  # M
-    image_keys: Tensor  # n, those of V
-
-
-class Watch(Protocol):
-    """What a recorder does in one forward call."""
-
-    @property
-    def columns(self) -> Sequence[Sequence[int]]:
-        """R rows: cache column of each sample's query; one outside the call is read elsewhere."""
-
-    @property
-    def want(self) -> Want:
-        """What to compute in every layer."""
-
-    def record(self, layer: int, index: int, row: LayerRow) -> None:
-        """Take row ``index`` of ``columns`` in a layer; tensors are on the layer's device."""
-
-    def end(self, counts: list[Counts]) -> None:
-        """The call is over, and so is the selection if it ended a prompt.
-
-        ``counts``: one for each row of ``columns``; none if no layer with full attention was seen.
-        """
+    statistics: HeadStatistics
+    gate: Tensor | None
+    attention: Tensor | None
 
 
-class Recorder(Protocol):
-    """Watches the forward calls of a model in which VRGA is enabled."""
-
-    def watch(self, call: Call) -> Watch | None:
-        """A watch over a call, or None to let it pass."""
-
-
-class RowReader:
-    """Reads one query row per sample out of a forward call, with ``row_statistics``.
+class CaptureRecorder:
+    """Keeps a session for every prompt that the model reads.
 
     Parameters
     ----------
-    past, tokens
-        Cache columns before the call, and tokens of the call.
-    columns
-        Cache column of each sample's query; one outside the call is moved to its nearest end.
-
-    A layer may compute the last of the call's rows only, those that the next token needs.
+    prompt_rows
+        Rows of the prompt that are wanted, as :func:`check_prompt_rows` returns them.
+    want
+        What is kept of each layer.
     """
 
-    def __init__(self, past: int, tokens: int, columns: Sequence[int]) -> None:
-        self.counts: Counts | None = None  # after the first read
-        self._past = past
-        self._tokens = tokens
-        self._local = [min(max(column - past, 0), tokens - 1) for column in columns]
-        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+    def __init__(self, prompt_rows: str | list[int] | list[list[int]], want: Want) -> None:
+        self.sessions: list[Session] = []
+        self._prompt_rows = prompt_rows
+        self._want = want
 
-    def misses(self, query: Tensor) -> list[int]:
-        """Samples whose row a layer with this query [B, H, q, D] does not compute."""
-        first = self._tokens - query.shape[2]
-        return [sample for sample, row in enumerate(self._local) if row < first]
+    def call(self, state: SequenceState, past: int, tokens: int) -> CapturedCall | None:
+        """What is recorded of a forward call of ``tokens`` behind ``past`` positions, if anything.
 
-    def pick(self, tensor: Tensor) -> Tensor:
-        """The rows [B, H, ...] of a tensor [B, H, q, ...], which holds the call's last q rows."""
-        if tensor.shape[2] == 1:
-            return tensor[:, :, 0]
-        samples, local = self._indices_on(tensor.device)
-        return tensor[samples, :, self._within(local, tensor.shape[2])]
-
-    def read(
-        self,
-        query: Tensor,
-        key: Tensor,
-        mask: Tensor | None,
-        flags: Tensor,
-        scale: float | None,
-        softcap: float,
-    ) -> RowResult:
-        """Attention on flagged keys [B, H, N] and the statistics [B, H]; NaN for a missed row.
-
-        ``query`` [B, H, q, D], ``key`` [B, Hkv, K, D], ``mask`` broadcastable to [B, H, q, K];
-        without a mask the call is causal and unpadded.
+        Raises
+        ------
+        ValueError
+            ``prompt_rows`` does not fit the prompt.
         """
-        row, key = self.pick(query.detach()), key.detach()
-        missed = self.misses(query)
-        if mask is not None:
-            mask = self._mask_row(mask)
-        elif self._tokens > 1:
-            key = key[:, :, : self._past + max(self._local) + 1]
-            _, local = self._indices_on(key.device)
-            mask = torch.arange(key.shape[2], device=key.device) <= (self._past + local)[:, None]
-            mask = mask[:, None, None]  # [B, 1, 1, K]
-        flags = flags[:, : key.shape[2]]
-        if self.counts is None and not missed:  # the same for every layer
-            self.counts = _count(mask, flags, key.shape[2])
-        result = ops.row_statistics(row, key, flags, attn_mask=mask, scale=scale, softcap=softcap)
-        for tensor in result if missed else ():
-            tensor[missed] = torch.nan
-        return result
+        if not state.image.any():
+            return None
+        call = Call(state, past, tokens, state.prompt.call_ids)
+        session = self._session(call)
+        session.drop_from(past)
+        slots, positions = session.wanted(call)
+        return CapturedCall(session, call, slots, positions, self._want) if slots else None
 
-    def _mask_row(self, mask: Tensor) -> Tensor:
-        """The rows' mask, broadcastable to [B, H, 1, K]."""
-        if mask.shape[2] == 1:
-            return mask
-        samples, local = self._indices_on(mask.device)
-        local = self._within(local, mask.shape[2])
-        return mask.expand(len(local), *mask.shape[1:])[samples, :, local][:, :, None]
-
-    def _within(self, local: Tensor, rows: int) -> Tensor:
-        """Index of each sample's row among the last ``rows`` of the call."""
-        return (local - (self._tokens - rows)).clamp(min=0)
-
-    def _indices_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """0 ... B - 1 and each sample's row of the call, int64 [B]."""
-        if device not in self._on:
-            local = torch.tensor(self._local, device=device)
-            self._on[device] = torch.arange(len(local), device=device), local
-        return self._on[device]
+    def _session(self, call: Call) -> Session:
+        prompt = call.state.prompt
+        same = [session for session in self.sessions if session.prompt is prompt]
+        for session in same:
+            if session.state is call.state:
+                return session
+        session = Session(call, self._prompt_rows, self._want == "keys")
+        if same:  # a copy of the cache goes its own way
+            session.copy_from(same[0])
+        self.sessions.append(session)
+        return session
 
 
-class WatchedCall:
-    """The watches of one forward call; in a decode step it travels in place of the state."""
+class CapturedCall:
+    """One forward call of one session; in a decode step it travels in place of the plan.
 
-    def __init__(self, call: Call, watches: Sequence[Watch]) -> None:
-        self.state = call.state
-        self._watched = [
-            (watch, [RowReader(call.past, call.tokens, columns) for columns in watch.columns])
-            for watch in watches
-        ]
+    Parameters
+    ----------
+    session
+        Where the rows are stored.
+    call
+        The forward call.
+    slots
+        Key of each of the R rows in the session.
+    positions
+        Of each of them, the position of every sequence's query. One outside the call is read in
+        another call.
+    want
+        What is kept of each layer.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        call: Call,
+        slots: list[int],
+        positions: list[list[int]],
+        want: Want,
+    ) -> None:
+        self._session, self._call, self._slots, self._want = session, call, slots, want
+        self._positions = positions
+        self._readers = [QueryRowReader(call.past, call.tokens, of_row) for of_row in positions]
+        self._seen: list[dict[int, LayerRow]] = [{} for _ in positions]
+        self._boosted = call.state.boosted
 
     @property
-    def observer(self) -> WatchedCall:
+    def observer(self) -> CapturedCall:
         """The call itself."""
         return self
 
     def plan_of(self, layer: int) -> LayerPlan | None:
         """What the layer of a decode step reweights."""
-        return None if self.state.plan is None else self.state.plan.plan_of(layer)
+        plan = self._call.state.plan
+        return None if plan is None else plan.plan_of(layer)
 
     @torch.compiler.disable
     def record(
@@ -189,47 +134,63 @@ class WatchedCall:
         softcap: float,
         per_head: Tensor | None = None,
     ) -> None:
-        """Give the watches their rows of one layer.
-
-        ``per_head``: R_img, H_img, H_joint and the gate of a reweighted layer, fp32 [B, H, q, 4].
-        """
-        for watch, readers in self._watched:
-            want = watch.want
-            for index, reader in enumerate(readers):
-                rows = query, key, mask
-                result = gate = attention = None
-                if per_head is None or want != "statistics" or reader.counts is None:
-                    flags = self.state.image_flags_on(key.device)
-                    result = reader.read(*rows, flags, scale, softcap)
-                    statistics = result.statistics
-                    attention = result.image_attention if want != "statistics" else None
-                if want == "keys":
-                    every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
-                    attention = reader.read(*rows, every, scale, softcap).image_attention
-                if per_head is not None:
-                    ratio, entropy, joint, gated = reader.pick(per_head.detach()).unbind(-1)
-                    statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
-                watch.record(layer, index, LayerRow(statistics, gate, attention))
+        """Read every wanted row of a layer: see :class:`LayerObserver`."""
+        flags = self._call.state.image_flags_on(key.device)
+        for reader, seen in zip(self._readers, self._seen, strict=True):
+            gate = attention = None
+            if per_head is None or self._want != "statistics" or reader.counts is None:
+                result = reader.read(query, key, mask, flags, scale, softcap)
+                statistics = result.statistics
+                if self._want == "image":
+                    attention = self._session.on_image(result.image_attention)
+            if self._want == "keys":
+                every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
+                attention = reader.read(query, key, mask, every, scale, softcap).image_attention
+            if per_head is not None:
+                ratio, entropy, joint, gated = reader.pick(per_head.detach()).unbind(-1)
+                statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
+            seen[layer] = LayerRow(statistics, gate, attention)
 
     def skip(self, layer: int, why: str) -> None:
         """A layer that is left alone shows nothing."""
 
     @torch.compiler.disable
-    @on_cpu
     def end(self) -> None:
-        """Tell the watches that the call is over."""
-        for watch, readers in self._watched:
-            known = [reader.counts for reader in readers if reader.counts is not None]
-            none = Counts(*map(torch.zeros_like, known[0])) if known else None
-            # A row that every layer leaves out keeps its place.
-            watch.end([reader.counts or none for reader in readers if none is not None])
+        """Store the rows once the call is over, and the selection if it ended a prompt."""
+        self._session.finish_prompt()
+        known = next((reader.counts for reader in self._readers if reader.counts), None)
+        if known is None:  # no layer with full attention was seen
+            return
+        with torch.device("cpu"):
+            none = Counts(*map(torch.zeros_like, known))
+            for index, reader in enumerate(self._readers):
+                # A row that every layer leaves out keeps its place.
+                self._store(index, reader.counts or none)
 
+    def _store(self, index: int, count: Counts) -> None:
+        seen = self._seen[index]
+        layers = tuple(sorted(seen))
+        rows = [seen[layer] for layer in layers]
+        statistics = stack_on_cpu([torch.stack(tuple(row.statistics)) for row in rows])
+        shut = [torch.zeros_like(row.statistics.image_ratio, dtype=torch.bool) for row in rows]
+        gates = [s if row.gate is None else row.gate for row, s in zip(rows, shut, strict=True)]
+        kept = [row.attention for row in rows if row.attention is not None]
+        stored = StoredRow(
+            layers=layers,
+            positions=torch.tensor(self._positions[index]),
+            token_ids=self._token_ids(index),
+            attended=count.keys.cpu(),
+            image_keys=count.image_keys.cpu(),
+            statistics=statistics,
+            gate=stack_on_cpu(gates),
+            boosted=self._boosted,
+            attention=stack_on_cpu(kept) if kept else None,
+        )
+        self._session.store(self._slots[index], stored, self._call)
 
-def _count(mask: Tensor | None, flags: Tensor, keys: int) -> Counts:
-    """From flags [B, N] and a mask broadcastable to [B, H, 1, keys]."""
-    image = flags != 0
-    if mask is None:
-        return Counts(torch.full_like(image[:, 0], keys, dtype=torch.long), image.sum(1))
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
-    seen = seen[:, 0, 0].expand(len(image), keys)
-    return Counts(seen.sum(1), (image & seen[:, : image.shape[1]]).sum(1))
+    def _token_ids(self, index: int) -> Tensor:
+        ids, positions = self._call.token_ids, torch.tensor(self._positions[index])
+        if ids is None or ids.shape != (len(positions), self._call.tokens):
+            return torch.full_like(positions, -1)
+        local = (positions - self._call.past).clamp(0, self._call.tokens - 1)
+        return ids.cpu()[torch.arange(len(positions)), local]

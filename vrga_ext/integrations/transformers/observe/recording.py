@@ -1,26 +1,18 @@
-"""``capture``: records what every head's attention on the image is, whatever mode generates."""
+"""``capture``: records every head's attention on the image, in every way of generating."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.api import enable, handle_of, unwrapped
-from vrga_ext.integrations.transformers.observe.recorder import Call, Counts, LayerRow, Want
-from vrga_ext.integrations.transformers.observe.session import (
-    PromptRows,
-    Session,
-    StoredRow,
-    check_prompt_rows,
-)
-from vrga_ext.steering import stack_on_cpu
+from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder, Want
+from vrga_ext.integrations.transformers.observe.session import PromptRows, check_prompt_rows
 
 _WANTS: dict[Any, Want] = {False: "statistics", True: "image", "all": "keys"}
 
@@ -33,7 +25,7 @@ class Recording:
     Attention rows are kept once: do not write into those of a capture while the recording goes on.
     """
 
-    def __init__(self, noticed: Iterable[str], recorder: _CaptureRecorder) -> None:
+    def __init__(self, noticed: Iterable[str], recorder: CaptureRecorder) -> None:
         self._noticed = noticed  # by the handle, and not the handle, which would keep the model
         self._recorder = recorder
 
@@ -124,7 +116,7 @@ def capture(
     """
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
-    recorder = _CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
+    recorder = CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
     handle = handle_of(unwrapped(model))
     owned = handle is None
     if handle is None:
@@ -138,92 +130,9 @@ def capture(
         )
     else:
         handle.check_same_prompts(processor, question_end, image_token_id)
-    if any(isinstance(other, _CaptureRecorder) for other in handle.recorders):
-        raise ValueError("model: wanted one capture at a time, got a second one inside another")
-    handle.recorders.append(recorder)
     try:
-        yield Recording(handle._runtime.noticed, recorder)
+        with handle.recording(recorder):
+            yield Recording(handle._runtime.noticed, recorder)
     finally:
-        handle.recorders.remove(recorder)
         if owned:
             handle.disable()
-
-
-class _CaptureRecorder:
-    """Keeps a session for every prompt."""
-
-    def __init__(self, prompt_rows: str | list[int] | list[list[int]], want: Want) -> None:
-        self.sessions: list[Session] = []
-        self._prompt_rows = prompt_rows
-        self._want = want
-
-    def watch(self, call: Call) -> _CaptureWatch | None:
-        if not call.state.image.any():
-            return None
-        session = self._session(call)
-        session.forget(call.past)
-        slots, columns = session.wanted(call)
-        return _CaptureWatch(session, call, slots, columns, self._want) if columns else None
-
-    def _session(self, call: Call) -> Session:
-        prompt = call.state.prompt
-        same = [session for session in self.sessions if session.prompt is prompt]
-        for session in same:
-            if session.state is call.state:
-                return session
-        session = Session(call, self._prompt_rows, self._want == "keys")
-        if same:  # a copy of the cache goes its own way
-            session.copy_from(same[0])
-        self.sessions.append(session)
-        return session
-
-
-@dataclass
-class _CaptureWatch:
-    """One forward call of one session."""
-
-    session: Session
-    call: Call
-    slots: list[int]  # index of each row among the prompt's rows, or its column for a generated one
-    columns: list[list[int]]
-    want: Want
-
-    def __post_init__(self) -> None:
-        self._seen: list[dict[int, LayerRow]] = [{} for _ in self.columns]
-        self._boosted = self.call.state.boosted
-
-    def record(self, layer: int, index: int, row: LayerRow) -> None:
-        if self.want == "image":
-            assert row.attention is not None
-            row = row._replace(attention=self.session.on_image(row.attention))
-        self._seen[index][layer] = row
-
-    def end(self, counts: list[Counts]) -> None:
-        self.session.finish_prompt()
-        for index, count in enumerate(counts):
-            seen = self._seen[index]
-            layers = tuple(sorted(seen))
-            rows = [seen[layer] for layer in layers]
-            statistics = stack_on_cpu([torch.stack(tuple(row.statistics)) for row in rows])
-            shut = [torch.zeros_like(row.statistics.image_ratio, dtype=torch.bool) for row in rows]
-            gates = [s if row.gate is None else row.gate for row, s in zip(rows, shut, strict=True)]
-            kept = [row.attention for row in rows if row.attention is not None]
-            stored = StoredRow(
-                layers=layers,
-                columns=torch.tensor(self.columns[index]),
-                token_ids=self._token_ids(index),
-                attended=count.keys.cpu(),
-                image_keys=count.image_keys.cpu(),
-                statistics=statistics,
-                gate=stack_on_cpu(gates),
-                boosted=self._boosted,
-                attention=stack_on_cpu(kept) if kept else None,
-            )
-            self.session.store(self.slots[index], stored, self.call)
-
-    def _token_ids(self, index: int) -> Tensor:
-        ids, columns = self.call.token_ids, torch.tensor(self.columns[index])
-        if ids is None or ids.shape != (len(columns), self.call.tokens):
-            return torch.full_like(columns, -1)
-        local = (columns - self.call.past).clamp(0, self.call.tokens - 1)
-        return ids.cpu()[torch.arange(len(columns)), local]

@@ -5,37 +5,77 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga_ext.captures import Capture
-from vrga_ext.integrations.transformers.observe.recorder import Call
-from vrga_ext.integrations.transformers.on_cpu import on_cpu
+from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.region import Region
 
 PromptRows = str | int | Sequence[int] | Sequence[Sequence[int]]
 
 
+class Call(NamedTuple):
+    """One forward call of the decoder on B sequences.
+
+    Attributes
+    ----------
+    state : SequenceState
+        The state of its KV cache.
+    past : int
+        Positions of the cache before the call.
+    tokens : int
+        Query rows, at positions past ... past + tokens - 1.
+    token_ids : int64 [B, tokens], optional
+        Tokens of these positions, where the model was given them.
+    """
+
+    state: SequenceState
+    past: int
+    tokens: int
+    token_ids: Tensor | None
+
+
 @dataclass
 class StoredRow:
-    """One query row of B samples, on the CPU."""
+    """One query row of B sequences, on the CPU.
 
-    layers: tuple[int, ...]  # L of them
-    columns: Tensor  # int64 [B], -1 where the sample does not have the row
-    token_ids: Tensor  # int64 [B]
-    attended: Tensor  # int64 [B], M
-    image_keys: Tensor  # int64 [B], n
-    statistics: Tensor  # fp32 [L, 3, B, H]: R_img, H_img, H_joint
-    gate: Tensor  # bool [L, B, H]
-    boosted: Tensor  # bool [B, prompt columns]
-    attention: Tensor | None  # fp32 [L, B, H, keys], on the image tokens or on every key
+    Attributes
+    ----------
+    layers : tuple of int
+        L of them.
+    positions : int64 [B]
+        -1 where the sequence does not have the row.
+    token_ids : int64 [B]
+        The token there.
+    attended, image_keys : int64 [B]
+        M and n.
+    statistics : fp32 [L, 3, B, H]
+        R_img, H_img and H_joint.
+    gate : bool [L, B, H]
+        The reweighted heads.
+    boosted : bool [B, columns]
+        The boosted tokens of the prompt.
+    attention : fp32 [L, B, H, keys], optional
+        On the image tokens, or on every key.
+    """
+
+    layers: tuple[int, ...]
+    positions: Tensor
+    token_ids: Tensor
+    attended: Tensor
+    image_keys: Tensor
+    statistics: Tensor
+    gate: Tensor
+    boosted: Tensor
+    attention: Tensor | None
 
     def merged(self, here: Tensor, other: StoredRow | None) -> StoredRow:
         """This row for the samples of ``here``, bool [B], and another one for the rest."""
         across = here[:, None]
-        gaps: dict[str, Any] = {"columns": -1, "token_ids": -1, "attended": 0, "image_keys": 0}
+        gaps: dict[str, Any] = {"positions": -1, "token_ids": -1, "attended": 0, "image_keys": 0}
         gaps |= {"statistics": torch.nan, "gate": False, "attention": 0.0}
         merged: dict[str, Any] = {}
         for name, gap in gaps.items():
@@ -55,7 +95,7 @@ class StoredRow:
 
     def repeated(self, batch: int) -> StoredRow:
         """The row after the cache's rows were repeated."""
-        times = batch // len(self.columns)
+        times = batch // len(self.positions)
         if times == 1:
             return self
 
@@ -64,7 +104,7 @@ class StoredRow:
 
         return StoredRow(
             self.layers,
-            repeat(self.columns, 0),
+            repeat(self.positions, 0),
             repeat(self.token_ids, 0),
             repeat(self.attended, 0),
             repeat(self.image_keys, 0),
@@ -103,7 +143,7 @@ class Session:
         self.rows: dict[int, StoredRow] = {}
         self._prompt_batch = len(state.ends) // state.copies
         self._prompt_columns = state.image.shape[1]
-        self._keys = state.keys
+        self._image_mask = state.image_mask
         self._regions: list[Region] = []
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
         self._built: Capture | None = None
@@ -113,7 +153,7 @@ class Session:
         per_sample = self._checked(prompt_rows, call.past)
         longest = max(map(len, per_sample))
         padded = [rows + [-1] * (longest - len(rows)) for rows in per_sample]
-        self._wanted = [list(columns) for columns in zip(*padded, strict=True)]  # P lists of B
+        self._wanted = [list(positions) for positions in zip(*padded, strict=True)]  # P lists of B
 
     def _checked(
         self, prompt_rows: str | list[int] | list[list[int]], past: int
@@ -153,27 +193,27 @@ class Session:
         return bool(self.rows and self._regions)
 
     def wanted(self, call: Call) -> tuple[list[int], list[list[int]]]:
-        """Keys into ``rows`` and the samples' columns, of what a forward call holds."""
+        """Keys into ``rows`` of what a forward call holds, and the position in each sequence."""
         end = call.past + call.tokens
-        slots, columns = [], []
+        slots, positions = [], []
         for index, wanted in enumerate(self._wanted):
-            if any(call.past <= column < end for column in wanted):
+            if any(call.past <= position < end for position in wanted):
                 slots.append(index - len(self._wanted))
-                columns.append(wanted)
+                positions.append(wanted)
         batch = call.state.image.shape[0]
-        for column in range(max(call.past, self._prompt_columns), end):
-            slots.append(column)
-            columns.append([column] * batch)
-        return slots, columns
+        for position in range(max(call.past, self._prompt_columns), end):
+            slots.append(position)
+            positions.append([position] * batch)
+        return slots, positions
 
-    def forget(self, past: int) -> None:
+    def drop_from(self, past: int) -> None:
         """Drop generated tokens that were taken back: rejected drafts, or a cropped cache."""
         for column in [column for column in self.rows if column >= past]:
             del self.rows[column]
 
     def store(self, slot: int, row: StoredRow, call: Call) -> None:
         """Keep a row; samples whose column is not in the call keep what they have."""
-        here = (row.columns >= call.past) & (row.columns < call.past + call.tokens)
+        here = (row.positions >= call.past) & (row.positions < call.past + call.tokens)
         self.rows[slot] = row if here.all() else row.merged(here, self.rows.get(slot))
         self._built = None
 
@@ -199,17 +239,20 @@ class Session:
 
     def _image_positions(self, batch: int) -> Tensor:
         """Columns of V, int64 [batch, n], -1 after the last one."""
-        keys = self._keys.repeat_interleave(batch // self._keys.shape[0], 0)
+        keys = self._image_mask.repeat_interleave(batch // self._image_mask.shape[0], 0)
         found = [row.nonzero().flatten() for row in keys]
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
 
-    @on_cpu
     def build(self) -> Capture:
         """Everything so far; built anew only if there is more."""
-        if self._built is not None:
-            return self._built
+        if self._built is None:
+            with torch.device("cpu"):
+                self._built = self._build()
+        return self._built
+
+    def _build(self) -> Capture:
         order = sorted(self.rows)
-        batch = max(len(row.columns) for row in self.rows.values())
+        batch = max(len(row.positions) for row in self.rows.values())
         rows = [self.rows[slot].repeated(batch) for slot in order]
         layers = rows[0].layers
         image_positions = self._image_positions(batch)
@@ -235,13 +278,13 @@ class Session:
             columns = image_positions
             if self._every_key:
                 columns = torch.arange(width).expand(batch, -1)
-        capture = Capture(
+        return Capture(
             layers=layers,
             prompt_rows=sum(slot < 0 for slot in order),
             copies=copies,
             focus_weight=self.config.focus_weight,
             image_weight=self.config.image_weight,
-            positions=torch.stack([row.columns for row in rows], dim=1),
+            positions=torch.stack([row.positions for row in rows], dim=1),
             token_ids=torch.stack([row.token_ids for row in rows], dim=1),
             attended=torch.stack([row.attended for row in rows], dim=1),
             image_keys=image_keys,
@@ -256,8 +299,6 @@ class Session:
             rows=attention,
             columns=columns,
         )
-        self._built = capture
-        return capture
 
 
 def check_prompt_rows(prompt_rows: Any) -> str | list[int] | list[list[int]]:

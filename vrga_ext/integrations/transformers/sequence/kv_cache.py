@@ -137,7 +137,7 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
     def take(state: SequenceState, argument: Any) -> None:
         given = argument.cpu() if isinstance(argument, torch.Tensor) else argument
         if state.batch:  # else the cache was not followed
-            state.take(taken(state.batch, given))
+            state.reindex(taken(state.batch, given))
 
     moved.moves_vrga_state = True  # type: ignore[attr-defined]
     return moved

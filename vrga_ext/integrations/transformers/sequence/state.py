@@ -1,7 +1,7 @@
-"""VRGA's state of the sequences in one KV cache, from a prompt's tokens to a decode step's tensors.
+"""VRGA's state of the sequences in one KV cache, from a prompt's tokens to a decode step's plan.
 
 It lives on the cache it belongs to, so that several turns, copies of a cache, interleaved sessions
-and exceptions need no clean-up.
+and exceptions need no clean-up. A state is built under ``torch.device("cpu")``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vrga_ext.config import VRGAConfig
-from vrga_ext.integrations.transformers.on_cpu import on_cpu
-from vrga_ext.integrations.transformers.sequence.prompt import Prompt, question_ends
+from vrga_ext.integrations.transformers.sequence.prompt import UNKNOWN_TOKEN, Prompt, Stage
 from vrga_ext.prompts import grids, images
-from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.prompts.placeholders import Placeholders
+from vrga_ext.prompts.question import QuestionFinder, question_ends
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
 from vrga_ext.steering import (
@@ -33,7 +33,7 @@ RegionHook = Callable[[int, Region], Region]
 
 
 class SequenceState:
-    """One prompt and its answer on a KV cache of B rows.
+    """One prompt and its answer in the B sequences of a KV cache.
 
     Parameters
     ----------
@@ -41,46 +41,58 @@ class SequenceState:
         Its tokens, or the last of them.
     config
         Thresholds.
-    batch
-        B: the prompt's rows, or a multiple of them (beams, or returned sequences).
-    past
-        Columns of the cache before the prompt.
-    columns
-        Columns once it has been read.
-    token_ids
+    placeholders
         Ids of image and video tokens.
+    merge_size
+        Patches along each side of an image token.
+    batch
+        B: the prompt's samples, or a multiple of them (beams, or returned sequences).
+    past
+        Positions of the cache before the prompt.
+    columns
+        Positions of the cache once it has been read.
     question_end, finder
-        Where the question ends: see :func:`question_ends`.
+        Where the question ends: see :func:`vrga_ext.prompts.question.question_ends`.
     before
-        What the cache held so far, of the same rows: an earlier turn.
+        What the cache held so far, of the same sequences: an earlier turn.
 
     Attributes
     ----------
-    run : Prompt
+    prompt : Prompt
+        The prompt.
+    latest : Prompt
         What the latest calls came with: the prompt, or more of its answer.
     image : bool [B, columns]
         Image tokens.
-    keys : bool [B, columns]
+    image_mask : bool [B, columns]
         V: image tokens and, if so configured, the token before each image.
     axes : int64 [3, B, columns], optional
         Frame or time, grid row and grid column of image tokens.
-    ends, attended, lengths
-        Of each row: where its question ends, how many keys that token attends to, and how many
-        tokens the prompt has, padding not counted.
+    ends : list of QuestionEnd
+        Of each sequence.
+    attended, lengths : list of int
+        Of each sequence: how many keys its question's end attends to, and how many tokens the
+        prompt has, padding not counted.
     told : int64 [B, n]
-        Tokens of the cache's columns and of an answer that goes on after them; -1 is unknown.
+        Tokens of the cache's positions and of an answer that goes on after them; -1 is unknown.
     batch : int
-        B; a compiled step must not depend on the shape of ``image``. 0 where rows were lost.
+        B; a compiled step must not depend on the shape of ``image``. 0 after sequences were lost.
     copies : int
-        Rows per sample of the prompt.
+        Sequences per sample of the prompt.
     samples : int64 [B]
-        Index of each row's sample.
+        Index of each sequence's sample.
     in_order : bool
-        Whether the rows are the prompt's, or each of them repeated equally often.
+        Whether the sequences are the prompt's, or each of them repeated equally often.
+    decoding : bool
+        Whether the prompt has been read to its end.
     rows : dict from layer to Rows
         What the question rows showed, while the prompt is read.
+    num_heads : int, optional
+        H, the query heads of the layers in ``rows``; None before the first one.
     regions : list of Region
-        One per sample, once it has been read; ``boosted``, bool [B, columns], their tokens.
+        One per sample, once it has been read.
+    boosted : bool [B, columns]
+        The boosted tokens of ``regions``.
     plan : Plan, optional
         Of decode steps, where anything is reweighted.
 
@@ -94,15 +106,15 @@ class SequenceState:
     image: Tensor
     told: Tensor
 
-    @on_cpu
     def __init__(
         self,
         prompt: Prompt,
         config: VRGAConfig,
+        placeholders: Placeholders,
+        merge_size: int,
         batch: int,
         past: int,
         columns: int,
-        token_ids: tuple[int, ...],
         question_end: str | int | Sequence[int],
         finder: QuestionFinder,
         before: SequenceState | None = None,
@@ -113,6 +125,8 @@ class SequenceState:
                 f"attention_mask: wanted one over the {past} cached and the new tokens, since "
                 f"input_ids are {columns} tokens"
             )
+        if before is not None and (not past or before.batch != batch):
+            before = None
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
         known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
@@ -120,16 +134,14 @@ class SequenceState:
 
         image = torch.zeros(batch, columns, dtype=torch.bool)
         if prompt.image is None:
-            given = images.image_mask(ids, token_ids)
+            given = images.image_mask(ids, placeholders.ids)
         else:
             given = prompt.image.repeat_interleave(copies, 0)
         image[:, columns - known :] = given[:, -known:]
-        if past and before is not None and before.batch == batch:
+        if before is not None:
             kept = min(past, before.image.shape[1])
             image[:, :past] = False  # what was generated since is never an image token
             image[:, :kept] = before.image[:, :kept]
-        else:
-            before = None
         image &= mask
 
         offset = config.question_offset
@@ -138,31 +150,47 @@ class SequenceState:
         self.ends = question_ends(
             ids[:, -known:], mask, image, past, question_end, finder, offset, copies
         )
-        self.prompt = self.run = prompt
+        self.prompt = self.latest = prompt
         self.config, self.copies, self.batch = config, copies, batch
         self.decoding, self.in_order = False, True
         self.samples = torch.arange(batch) // copies
         self.image = image
-        self.keys = images.image_keys(image, config.image_span) & mask
-        self.axes: Tensor | None = None
-        if before is not None and before.axes is not None:
-            self.axes = before.axes.clone()
-        self._counted = torch.zeros_like(image)  # axes that the processor counted
-        self.told = ids[:, :0] if before is None else before.told
+        self.image_mask = images.image_keys(image, config.image_span) & mask
         self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
         self.rows: dict[int, Rows] = {}
+        self.num_heads: int | None = None
         self.regions: list[Region] = []
         self.boosted = torch.zeros_like(image)
         self.plan: Plan | None = None
         self._image_flags: dict[torch.device, Tensor] = {}  # V alone
 
-    @on_cpu
-    def add_grids(self, video_ids: tuple[int, ...], merge: int) -> None:
+        self.axes: Tensor | None = None
+        if before is not None and before.axes is not None:
+            self.axes = before.axes.clone()
+        self._counted = torch.zeros_like(image)  # axes that the processor counted
+        self.told = ids[:, :0] if before is None else before.told
+        self.tell(prompt.ids, columns - prompt.ids.shape[1])
+        if prompt.grids:
+            self._add_grids(placeholders.video_ids, merge_size)
+
+    def tell(self, ids: Tensor, first: int) -> None:
+        """Note tokens [B or fewer, S] from a position on, and none after them.
+
+        With those that ``generate`` returns, the cache can tell more of its answer from a prompt.
+        """
+        ids, first = ids[:, max(-first, 0) :].detach().cpu(), max(first, 0)  # more than the mask
+        ids = ids.repeat_interleave(max(self.batch // ids.shape[0], 1), 0)
+        before = torch.full((self.batch, first), UNKNOWN_TOKEN, device="cpu")
+        if self.told.shape[0] == self.batch:
+            known = self.told[:, :first]
+            before[:, : known.shape[1]] = known
+        self.told = torch.cat([before, ids], 1)
+
+    def _add_grids(self, video_ids: tuple[int, ...], merge_size: int) -> None:
         """Take the grids that the prompt was given with, where they count its image tokens."""
         prompt, columns = self.prompt, self.image.shape[1]
-        if not prompt.grids or prompt.ids is None:
-            return
+        assert prompt.ids is not None
         known = min(prompt.ids.shape[1], columns)
         image = prompt.image
         if image is None:
@@ -170,12 +198,11 @@ class SequenceState:
         kinds = grids.token_kinds(
             image[:, -known:], prompt.ids[:, -known:], prompt.token_types, video_ids
         )
-        axes, counted = grids.grid_axes(kinds, prompt.grids, merge)
+        axes, counted = grids.grid_axes(kinds, prompt.grids, merge_size)
         counted = counted.repeat_interleave(self.copies, 0)
         self._store_axes(axes.repeat_interleave(self.copies, 1), columns - known, counted)
         self._counted[:, columns - known :] = counted
 
-    @on_cpu
     def add_positions(self, position_ids: Any, past: int) -> None:
         """Take the multi-axis positions of a prefill forward call, [3 or 4, B, q], as axes."""
         if not isinstance(position_ids, Tensor) or position_ids.dim() != 3:
@@ -197,88 +224,99 @@ class SequenceState:
         kept = self.axes[:, :, first : first + axes.shape[2]]
         kept.copy_(torch.where(where, axes, kept))
 
-    @on_cpu
     def finish(self, fixed_grid: tuple[int, int] | None, hook: RegionHook | None) -> list[Region]:
         """Select heads and tokens for every sample, once all question rows have been recorded."""
         if not self.rows:
             return self.finish_plain()
-        layers = tuple(sorted(self.rows))
-        rows = [self.rows[layer] for layer in layers]
-        regions = []
-        for sample, row in enumerate(range(0, len(self.ends), self.copies)):
-            positions, spans = images.image_spans(
-                self.image[row],
-                self.keys[row],
-                None if self.axes is None else self.axes[:, row, : self.image.shape[1]],
-                fixed_grid,
-            )
-            if not spans:
-                regions.append(empty_region(self.ends[row], layers, rows[0].heads))
-                continue
-            over = self.attended if self.config.ratio_keys == "attended" else self.lengths
-            region = select_region(
-                [layer_rows.of(row) for layer_rows in rows],
-                layers,
-                positions,
-                spans,
-                self.ends[row],
-                self.attended[row],
-                over[row],
-                self.config,
-            )
-            if hook is not None:
-                region = checked_region(hook(sample, region), region, self.image.shape[1])
-            regions.append(region)
-        samples, columns = self.samples.tolist(), self.image.shape[1]
-        devices = {layer: self.rows[layer].image_ratio.device for layer in layers}
-        flags = key_flags(regions, samples, columns)
-        self.regions, self.boosted = regions, (flags & FOCUS_FLAG) != 0
-        self.plan = build_plan(flags, regions, samples, devices, rows[0].heads, self.config)
-        self._done()
-        return regions
+        with torch.device("cpu"):  # not the default device, if that is another
+            layers = tuple(sorted(self.rows))
+            rows = [self.rows[layer] for layer in layers]
+            regions = []
+            for sample, index in enumerate(range(0, len(self.ends), self.copies)):
+                found = self._select(index, layers, rows, fixed_grid)
+                if hook is not None and len(found.image_positions):
+                    found = checked_region(hook(sample, found), found, self.image.shape[1])
+                regions.append(found)
+            samples, columns = self.samples.tolist(), self.image.shape[1]
+            flags = key_flags(regions, samples, columns)
+            self.boosted = (flags & FOCUS_FLAG) != 0
+            devices = [self.rows[layer].image_ratio.device for layer in layers]
+            heads, gate = rows[0].image_ratio.shape[1], self.config.head_gate
+            self.plan = build_plan(flags, regions, samples, layers, devices, heads, gate)
+        return self._finished(regions)
 
-    @on_cpu
+    def _select(
+        self,
+        index: int,
+        layers: tuple[int, ...],
+        rows: list[Rows],
+        fixed_grid: tuple[int, int] | None,
+    ) -> Region:
+        """Heads and tokens of the sample whose first sequence is ``index``."""
+        axes = None if self.axes is None else self.axes[:, index, : self.image.shape[1]]
+        positions, spans = images.image_spans(
+            self.image[index], self.image_mask[index], axes, fixed_grid
+        )
+        if not spans:
+            return empty_region(self.ends[index], layers, rows[0].image_ratio.shape[1])
+        over = self.attended if self.config.ratio_keys == "attended" else self.lengths
+        return select_region(
+            rows,
+            index,
+            layers,
+            positions,
+            spans,
+            self.ends[index],
+            self.attended[index],
+            over[index],
+            self.config,
+        )
+
     def finish_plain(self) -> list[Region]:
         """End a prompt that nothing is boosted for."""
-        self._done()
-        self.regions = [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
-        return self.regions
+        with torch.device("cpu"):
+            regions = [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
+        return self._finished(regions)
 
-    def _done(self) -> None:
-        self.rows = {}
-        self.decoding = self.prompt.finished = True
+    def _finished(self, regions: list[Region]) -> list[Region]:
+        self.rows, self.regions = {}, regions
+        self.decoding, self.prompt.stage = True, Stage.ANSWERING
+        return regions
 
     # ---- decode steps ------------------------------------------------------------------------
 
-    @on_cpu
-    def take(self, rows: Any) -> None:
-        """Follow the cache, each of whose rows has become a copy of one that was there before.
+    def reindex(self, index: Any) -> None:
+        """Follow the cache, each of whose sequences has become a copy of one that it held before.
 
-        ``rows``: its index, in any form that torch indexes with on the CPU. Beams change places
-        within a sample, where nothing changes.
+        Parameters
+        ----------
+        index
+            Of that one, for each sequence; in any form that torch indexes with on the CPU. Beams
+            change places within a sample, where nothing changes.
         """
-        every = torch.arange(self.batch)
-        try:
-            index = every[rows]
-        except IndexError:  # rows were added past the methods of the cache
-            self.batch = 0
-            return
-        samples = self.samples[index]
-        if torch.equal(samples, self.samples):
-            return
-        times = len(index) // self.batch
-        self.in_order &= torch.equal(index, every.repeat_interleave(times))
-        self.samples, self.batch = samples, len(index)
-        self.image, self.keys, self.boosted = (
-            tensor[index] for tensor in (self.image, self.keys, self.boosted)
-        )
-        self.told = self.told[index] if len(self.told) else self.told
-        self._image_flags = {}
-        self.axes = None if self.axes is None else self.axes[:, index]
-        self.plan = None if self.plan is None else self.plan.reindexed(index)
+        with torch.device("cpu"):
+            every = torch.arange(self.batch)
+            try:
+                index = every[index]
+            except IndexError:  # sequences were added past the methods of the cache
+                self.batch = 0
+                return
+            samples = self.samples[index]
+            if torch.equal(samples, self.samples):
+                return
+            times = len(index) // self.batch
+            self.in_order &= torch.equal(index, every.repeat_interleave(times))
+            self.samples, self.batch = samples, len(index)
+            self.image, self.image_mask, self.boosted = (
+                tensor[index] for tensor in (self.image, self.image_mask, self.boosted)
+            )
+            self.told = self.told[index] if len(self.told) else self.told
+            self._image_flags = {}
+            self.axes = None if self.axes is None else self.axes[:, index]
+            self.plan = None if self.plan is None else self.plan.reindexed(index)
 
     def image_flags_on(self, device: torch.device) -> Tensor:
         """Flags of V alone, uint8 [B, columns], on a layer's device."""
         if device not in self._image_flags:
-            self._image_flags[device] = self.keys.to(device, torch.uint8) * IMAGE_FLAG
+            self._image_flags[device] = self.image_mask.to(device, torch.uint8) * IMAGE_FLAG
         return self._image_flags[device]

@@ -5,26 +5,15 @@ They tell an answer that goes on from a prompt that begins: both are tokens that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vrga_ext.integrations.transformers.on_cpu import on_cpu
-from vrga_ext.integrations.transformers.sequence.prompt import UNKNOWN_TOKEN, Prompt
+from vrga_ext.integrations.transformers.sequence.kv_cache import caches_in, state_of
+from vrga_ext.integrations.transformers.sequence.prompt import Prompt
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-
-
-@on_cpu
-def tell(state: SequenceState, ids: Tensor, first: int) -> None:
-    """Note tokens [B or fewer, S] of the cache's columns from ``first`` on, and none after them."""
-    ids, first = ids[:, max(-first, 0) :].detach().cpu(), max(first, 0)  # more than the mask covers
-    ids = ids.repeat_interleave(max(state.batch // ids.shape[0], 1), 0)
-    before = torch.full((state.batch, first), UNKNOWN_TOKEN)
-    if state.told.shape[0] == state.batch:
-        known = state.told[:, :first]
-        before[:, : known.shape[1]] = known
-    state.told = torch.cat([before, ids], 1)
 
 
 def goes_on(state: SequenceState, prompt: Prompt, past: int, tokens: int) -> bool:
@@ -58,10 +47,15 @@ def may_be_answered(state: SequenceState | None, past: int) -> bool:
     return 0 < state.image.shape[1] < max(past, state.told.shape[1])
 
 
-def tell_answer(state: SequenceState, prompt: Prompt, output: Any) -> None:
-    """Note what ``generate`` has returned for a prompt: its tokens, and the answer's."""
+def tell_answer(prompt: Prompt, kwargs: Mapping[str, Any], output: Any) -> None:
+    """Note on the cache what ``generate`` returned for a prompt: its tokens, and the answer's.
+
+    ``kwargs`` are those of ``generate``: they or the output hold the cache.
+    """
     sequences = getattr(output, "sequences", output)
-    if not isinstance(sequences, Tensor) or prompt.columns is None:
+    if not isinstance(sequences, Tensor) or sequences.dim() != 2 or prompt.columns is None:
         return
-    if sequences.dim() == 2 and sequences.shape[0] == state.batch:
-        tell(state, sequences, prompt.columns - prompt.returned)
+    for cache in caches_in(kwargs) + caches_in(output if isinstance(output, dict) else {}):
+        state = state_of(cache)
+        if state is not None and state.latest is prompt and sequences.shape[0] == state.batch:
+            state.tell(sequences, prompt.columns - prompt.returned)
