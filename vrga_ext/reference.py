@@ -31,18 +31,54 @@ LEAST_SHARE = 2.0**-100
 
 
 class HeadStatistics(NamedTuple):
-    """Statistics of attention on the image, per head; paper section 3."""
+    """Statistics of attention on the image, per head (paper section 3).
 
-    image_ratio: Tensor  # R_img [B, Hq, Sq], mean attention on image keys over mean attention
-    image_entropy: Tensor  # H_img [B, Hq, Sq], nats, renormalised inside the image
-    joint_entropy: Tensor  # H_joint [B, Hq, Sq], nats, over all keys
+    Of :func:`row_statistics`, which reads one query per sample, the shapes are [B, Hq].
+
+    Attributes
+    ----------
+    image_ratio : float32 or float64 [B, Hq, Sq]
+        R_img, mean attention on image keys over mean attention (no unit).
+    image_entropy : float32 or float64 [B, Hq, Sq]
+        H_img, entropy of the attention renormalised inside the image (nats).
+    joint_entropy : float32 or float64 [B, Hq, Sq]
+        H_joint, the image keys' part of the entropy over all keys (nats).
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    >>> found = row_statistics(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2), flags).statistics
+    >>> found.image_ratio, found.image_entropy  # log 2
+    (tensor([[1.]]), tensor([[0.6931]]))
+    """
+
+    image_ratio: Tensor
+    image_entropy: Tensor
+    joint_entropy: Tensor
 
 
 class DecodeResult(NamedTuple):
-    """Result of :func:`decode_attention`; fp32, or fp64 of fp64 input, but for the output."""
+    """Result of :func:`decode_attention`.
 
-    output: Tensor  # [B, Hq, Sq, Dv]
-    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+    Attributes
+    ----------
+    output : [B, Hq, Sq, Dv]
+        The attention's output, in the dtype of the query.
+    per_head : float32 [B, Hq, Sq, 4], float64 of float64 input
+        R_img, H_img (nats), H_joint (nats), and 1 where the head was reweighted, else 0.
+        ``statistics`` and ``gate`` are views of it.
+
+    Examples
+    --------
+    >>> q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 4, 2), torch.eye(4)[None, None]
+    >>> flags = torch.tensor([[1, 3, 0, 0]], dtype=torch.uint8)
+    >>> result = decode_attention(q, k, v, flags, gate="static", focus_weight=2.0)
+    >>> result.gate, result.statistics.image_ratio
+    (tensor([[[True]]]), tensor([[[1.]]]))
+    """
+
+    output: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -56,10 +92,24 @@ class DecodeResult(NamedTuple):
 
 
 class RowResult(NamedTuple):
-    """Result of :func:`row_statistics`; fp32, or fp64 of fp64 input."""
+    """Result of :func:`row_statistics`.
 
-    image_attention: Tensor  # [B, Hq, N], 0 where the key is no attended image key
-    per_head: Tensor  # [B, Hq, 3]: R_img, H_img, H_joint
+    Attributes
+    ----------
+    image_attention : float32 [B, Hq, N], float64 of float64 input
+        Attention on each of the N keys that have flags; 0 where the key is no attended image key.
+    per_head : float32 [B, Hq, 3], float64 of float64 input
+        R_img, H_img (nats) and H_joint (nats). ``statistics`` are views of it.
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    >>> row_statistics(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2), flags).image_attention
+    tensor([[[0.0000, 0.2500, 0.2500]]])
+    """
+
+    image_attention: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -68,10 +118,25 @@ class RowResult(NamedTuple):
 
 
 class SoftmaxResult(NamedTuple):
-    """Result of :func:`reweighted_softmax`; fp32, or fp64 of fp64 input, but for probabilities."""
+    """Result of :func:`reweighted_softmax`.
 
-    probabilities: Tensor  # [B, Hq, Sq, Skv], dtype of the scores
-    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+    Attributes
+    ----------
+    probabilities : [B, Hq, Sq, Skv]
+        Attention on each key, in the dtype of the scores.
+    per_head : float32 [B, Hq, Sq, 4], float64 of float64 input
+        R_img, H_img (nats), H_joint (nats), and 1 where the head was reweighted, else 0.
+        ``statistics`` and ``gate`` are views of it.
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[3, 0, 0]], dtype=torch.uint8)
+    >>> reweighted_softmax(torch.zeros(1, 1, 1, 3), flags, focus_weight=2.0, min_ratio=0.5).gate
+    tensor([[[True]]])
+    """
+
+    probabilities: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:

@@ -15,11 +15,27 @@ from vrga_ext.config import VRGAConfig
 
 
 class RowStatistics(NamedTuple):
-    """Statistics of one query row for every head of one sample, each [L, H] in fp64."""
+    """Statistics of one query of one sample, for every head of every layer.
 
-    image_ratio: Tensor  # R_img
-    image_entropy: Tensor  # H_img, nats
-    efr: Tensor  # entropy-focus ratio H_img / R_img; low is concentrated and on the image
+    Attributes
+    ----------
+    image_ratio : float64 [L, H]
+        R_img, mean attention on image keys over mean attention (no unit).
+    image_entropy : float64 [L, H]
+        H_img, entropy of the attention inside the image (nats).
+    efr : float64 [L, H]
+        Entropy-focus ratio ``H_img / R_img`` (nats). A low one means: concentrated, and on the
+        image.
+
+    Examples
+    --------
+    >>> RowStatistics.of(torch.tensor([[0.5, 0.0]]), torch.tensor([[2.0, 0.0]])).efr
+    tensor([[4., inf]])
+    """
+
+    image_ratio: Tensor
+    image_entropy: Tensor
+    efr: Tensor
 
     @classmethod
     def of(cls, ratio: Tensor, entropy: Tensor, epsilon: float = 0.0) -> RowStatistics:
@@ -30,12 +46,32 @@ class RowStatistics(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One image (or video frame) within the image keys of a sample."""
+    """One image (or video frame) within the image tokens of a sample.
 
-    start: int  # index of its first key among the image keys
-    length: int  # number of keys, the leading token included
-    lead: int  # keys before the first patch: 1 if a start token is counted with the image, else 0
-    grid: tuple[int, int] | None  # patch rows and columns, row-major; None if not rectangular
+    Attributes
+    ----------
+    start : int
+        Index of its first token among the sample's image tokens.
+    length : int
+        Number of its tokens, leading ones included.
+    lead : int
+        Tokens before the first patch: 1 if a start token counts with the image, else 0.
+    grid : (int, int), optional
+        Patch rows and columns, in row-major order; None if the tokens form no rectangle.
+
+    Examples
+    --------
+    The second image of a prompt, 2 x 3 tokens behind the 4 of the first one:
+
+    >>> span = Span(start=4, length=6, lead=0, grid=(2, 3))
+    >>> list(range(span.start + span.lead, span.start + span.length))
+    [4, 5, 6, 7, 8, 9]
+    """
+
+    start: int
+    length: int
+    lead: int
+    grid: tuple[int, int] | None
 
 
 def row_statistics(image_attention: Tensor, attended: int, epsilon: float = 0.0) -> RowStatistics:

@@ -22,11 +22,29 @@ from vrga_ext.selection import Span
 
 
 class Rows(NamedTuple):
-    """The question rows of one layer, as ``row_statistics`` gives them."""
+    """Attention of one layer's question tokens, as :func:`vrga_ext.ops.row_statistics` gives it.
 
-    image_attention: Tensor  # fp32 [B, H, columns]
-    image_ratio: Tensor  # fp32 [B, H], R_img over the attended keys
-    image_entropy: Tensor  # fp32 [B, H], H_img in nats
+    Without the batch dimension B where it is of one sample.
+
+    Attributes
+    ----------
+    image_attention : float32 [B, H, N]
+        Attention on each of the prompt's N positions; 0 where there is no image token.
+    image_ratio : float32 [B, H]
+        R_img over the attended keys (no unit).
+    image_entropy : float32 [B, H]
+        H_img (nats).
+
+    Examples
+    --------
+    >>> rows = Rows(torch.zeros(2, 8, 5), torch.ones(2, 8), torch.ones(2, 8))
+    >>> rows.heads
+    8
+    """
+
+    image_attention: Tensor
+    image_ratio: Tensor
+    image_entropy: Tensor
 
     @property
     def heads(self) -> int:

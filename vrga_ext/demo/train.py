@@ -23,7 +23,41 @@ LooseColors = Literal["any", "present"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Numbers of the training run; steps are optimiser steps."""
+    """Numbers of the training run.
+
+    Attributes
+    ----------
+    seed : int
+        Of the weights and of every picture.
+    first_steps, second_steps : int
+        Optimiser steps of each stage.
+    batch, long_batch : int
+        Sequences of a batch with short answers, and with long ones.
+    long_weight : float
+        Share of the long answers in the loss of the second stage.
+    learning_rate, second_learning_rate : float
+        Highest learning rate of each stage.
+    align_weight : float
+        Weight of the loss that aligns the features of a cell with its words.
+    renders : int
+        Drawings of each kind and colour.
+    most_objects : int
+        Most objects of a picture with short answers, from ``ramp_steps`` on.
+    ramp_steps : int
+        Optimiser steps over which that number grows.
+    blind_from : int
+        Optimiser step from which heads are made blind.
+    blind_share : float
+        Share of the heads that do not see the picture.
+    short_steps, long_steps : (int, int)
+        Least and most steps of an answer.
+    short_turns, long_turns : (int, int)
+        Least and most questions about one picture.
+    long_objects : (int, int)
+        Least and most objects of a picture with long answers.
+    long_colors : {"any", "present"}
+        Colour words that count as right in long answers.
+    """
 
     seed: int = 0
     first_steps: int = 1000

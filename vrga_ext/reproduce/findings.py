@@ -29,16 +29,40 @@ HARDLY = 0.05  # accuracy, a share: a loss below this hardly matters
 
 
 class Claim(NamedTuple):
-    """A statement of the paper about one model; ``holds`` is None where it cannot be tested."""
+    """A statement of the paper, tested on one model.
 
-    finding: int  # index into FINDINGS
+    Attributes
+    ----------
+    finding : int
+        Index into ``FINDINGS``.
+    text : str
+        The statement.
+    holds : bool, optional
+        Whether it holds; None where it cannot be tested.
+    figures : str
+        The numbers behind the verdict.
+    """
+
+    finding: int
     text: str
     holds: bool | None
     figures: str
 
 
 class Table(NamedTuple):
-    """Rows of text under a header."""
+    """Rows of text under a header.
+
+    Attributes
+    ----------
+    title : str
+        What the table shows.
+    header : sequence of str
+        Name of each column.
+    rows : sequence of sequences of str
+        A cell for each column.
+    note : str
+        What stands below the table; may be empty.
+    """
 
     title: str
     header: Sequence[str]
