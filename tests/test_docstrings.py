@@ -1,4 +1,4 @@
-"""Public types document every field, so that ``help()`` and the API pages show them."""
+"""Docstrings that ``help()`` and the API pages show: fields of types, arguments of operations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import importlib
 import inspect
 import pkgutil
 import re
+import typing
 from dataclasses import fields, is_dataclass
 
 import pytest
 
 import vrga_ext
-from vrga_ext import analysis, ops, viz
+from vrga_ext import analysis, ops, reference, viz
+from vrga_ext.gate import Gate, GateKind
 
 # A line of a section that names what it describes: `name`, `name : type`, `one, other : type`.
 ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : (\S.*))?$")
@@ -86,6 +88,29 @@ def test_fields_are_documented(record):
     for name, (kind, text) in described.items():
         assert kind, f"{name} has no type"
         assert text, f"{name} has no description"
+
+
+@pytest.mark.parametrize("name", ["decode_attention", "row_statistics", "reweighted_softmax"])
+def test_operations_are_documented_as_their_specification_is(name):
+    operation, specification = getattr(ops, name), getattr(reference, name)
+    found = sections(operation)
+    described = entries(found["Parameters"])
+    assert list(described) == list(inspect.signature(operation).parameters)
+    assert all(kind and text for kind, text in described.values())
+    for title in ("Parameters", "Returns"):
+        assert found[title] == sections(specification)[title], title
+    assert {"Raises", "Examples"} <= set(found)
+
+
+@pytest.mark.parametrize("module", [ops, reference], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("name", ["decode_attention", "reweighted_softmax"])
+def test_gate_is_one_of_two_words_everywhere(module, name):
+    hints = typing.get_type_hints(getattr(module, name))
+    assert hints["gate"] == GateKind
+    assert typing.get_type_hints(vrga_ext.VRGAConfig)["gate"] == GateKind
+    assert typing.get_type_hints(Gate)["gate"] == GateKind
+    choices = ", ".join(f'"{kind}"' for kind in typing.get_args(GateKind))
+    assert entries(sections(getattr(module, name))["Parameters"])["gate"][0] == f"{{{choices}}}"
 
 
 @pytest.mark.parametrize("module", [vrga_ext, analysis], ids=lambda module: module.__name__)
