@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext.capture_files import read_capture, write_capture
 from vrga_ext.region import Region
 from vrga_ext.selection import RowStatistics, Span
 
@@ -321,8 +322,6 @@ class Capture:
         OSError
             The file cannot be written; one that was there is left as it was.
         """
-        from vrga_ext.capture_files import write_capture
-
         write_capture(self, Path(path))
 
     @classmethod
@@ -337,9 +336,7 @@ class Capture:
             The file holds no capture, one whose parts do not fit each other, or one of a newer
             format; says what was wanted and what came.
         """
-        from vrga_ext.capture_files import read_capture
-
-        return read_capture(Path(path))
+        return cls(**read_capture(Path(path)))
 
     # ---- helpers -----------------------------------------------------------------------------
 

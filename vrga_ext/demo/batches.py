@@ -10,6 +10,7 @@ import torch
 
 from vrga_ext.demo.build import normalise, token
 from vrga_ext.demo.language import chain, question_words, reply
+from vrga_ext.demo.recipe import LooseColors
 from vrga_ext.demo.scenes import (
     CELL,
     COLORS,
@@ -21,7 +22,6 @@ from vrga_ext.demo.scenes import (
     draw_cell,
     sample_scene,
 )
-from vrga_ext.demo.train import LooseColors
 
 IGNORE = -100
 PREFIX = (
