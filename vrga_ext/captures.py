@@ -109,7 +109,7 @@ class Capture:
     @property
     def efr(self) -> Tensor:
         """Entropy-focus ratio ``H_img / R_img`` [S, L, H, R]; +inf for a head without both."""
-        return RowStatistics.of(self.image_ratio, self.image_entropy).efr
+        return RowStatistics.from_ratio(self.image_ratio, self.image_entropy).efr
 
     @property
     def image_share(self) -> Tensor:

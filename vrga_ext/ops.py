@@ -344,7 +344,7 @@ def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
     reason = f"no kernels for {tensor.device.type}"
     if tensor.device.type == "cuda":
         head_dim = max([v.shape[-1] for v in vectors if v.dim() > 0] + [0])
-        reason = _library.cuda_obstacle(tensor.device.index, head_dim)
+        reason = _library.cuda_unsupported_reason(tensor.device.index, head_dim)
     if reason:
         _warn_once(f"{reason}; using vrga_ext.reference")
     return reason == ""

@@ -72,7 +72,7 @@ def choose_heads(
     8
     """
     ratio, entropy, layers = mean_statistics(captures, row)
-    efr = RowStatistics.of(ratio, entropy).efr
+    efr = RowStatistics.from_ratio(ratio, entropy).efr
     return heads_by_policy(ratio, efr, layers, policy, per_layer, seed=seed)
 
 

@@ -185,7 +185,7 @@ def focused_heads(
     for sample in range(capture.image_ratio.shape[0]):
         ratio = capture.image_ratio[sample, :, :, row].double()
         entropy = capture.image_entropy[sample, :, :, row].double()
-        heads = selection.visual_heads(selection.RowStatistics.of(ratio, entropy), config)
+        heads = selection.visual_heads(selection.RowStatistics.from_ratio(ratio, entropy), config)
         found.append(tuple((capture.layers[i], h) for i, h in heads.nonzero().tolist()))
     return tuple(found)
 
@@ -272,7 +272,7 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
         chosen = head_mask(heads, capture.layers, part.image_ratio.shape[2])
         if not chosen.any():
             raise ValueError("heads: wanted at least one (layer, head), got none")
-        part = of_heads(part, chosen)
+        part = select_heads(part, chosen)
 
     def mean(values: Tensor) -> Tensor:  # [S, L, H, T] -> [S, T]
         return values.flatten(1, 2).nanmean(1)
@@ -283,7 +283,7 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
     )
 
 
-def of_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
+def select_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
     """Some heads, bool [L, H], as one layer [S, 1, k, ...], of all samples or of one.
 
     What is computed of it costs no more than these heads. Their ``layers`` are not kept.

@@ -57,7 +57,7 @@ class Tokens:
     marks: frozenset[str]
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Tokens:
+    def from_tokenizer(cls, tokenizer: Any) -> Tokens:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         ids = [token for token, content in added.items() if str(content).strip()]
         return cls(tokenizer, frozenset(as_run(ids)))

@@ -71,7 +71,7 @@ class QuestionFinder:
             self.problem = NO_PROCESSOR
             return
         try:
-            self._tokens = Tokens.of(getattr(processor, "tokenizer", processor))
+            self._tokens = Tokens.from_tokenizer(getattr(processor, "tokenizer", processor))
             self._turns = user_turns(processor, self._tokens)
         except (
             Exception

@@ -31,7 +31,7 @@ class Mean(NamedTuple):
 
     Examples
     --------
-    >>> Mean.of(np.array([1.0, 3.0, np.nan]))
+    >>> Mean.from_values(np.array([1.0, 3.0, np.nan]))
     Mean(value=2.0, error=1.0)
     """
 
@@ -39,7 +39,7 @@ class Mean(NamedTuple):
     error: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Mean:
+    def from_values(cls, values: np.ndarray) -> Mean:
         """Over all finite values."""
         kept = values[np.isfinite(values)]
         if not len(kept):
@@ -81,15 +81,15 @@ class Aim:
     drift: np.ndarray
     layers: tuple[int, ...]
 
-    def of_selected(self, values: np.ndarray) -> np.ndarray:
+    def mean_of_selected(self, values: np.ndarray) -> np.ndarray:
         """Mean over each question's visual heads, ``[n]``; NaN where there is none."""
         return _head_mean(values, self.selected)
 
-    def of_others(self, values: np.ndarray) -> np.ndarray:
+    def mean_of_others(self, values: np.ndarray) -> np.ndarray:
         """Mean over the other heads, ``[n]``."""
         return _head_mean(values, ~self.selected)
 
-    def of_all(self, values: np.ndarray) -> np.ndarray:
+    def mean_of_all(self, values: np.ndarray) -> np.ndarray:
         """Mean over all heads, ``[n]``."""
         return _head_mean(values, np.ones_like(self.selected))
 
@@ -124,7 +124,7 @@ class Run:
     @property
     def accuracy(self) -> Mean:
         """Mean score and its standard error."""
-        return Mean.of(self.scores)
+        return Mean.from_values(self.scores)
 
     @property
     def aim(self) -> Aim:

@@ -154,6 +154,6 @@ def _heads_of_layers(aim: Aim, policy: Policy) -> tuple[HeadIndex, ...]:
     """The paper's choice, from each head's mean statistics over the questions."""
     ratio = torch.from_numpy(np.nanmean(aim.image_ratio, 0)).double()
     entropy = torch.from_numpy(np.nanmean(aim.image_entropy, 0)).double()
-    efr = RowStatistics.of(ratio, entropy).efr
+    efr = RowStatistics.from_ratio(ratio, entropy).efr
     count = max(1, int(LAYER_SHARE * ratio.shape[1]))
     return heads_by_policy(ratio, efr, aim.layers, policy, count, seed=_HOOK_SEED)

@@ -12,7 +12,7 @@ from vrga_ext.integrations.transformers.model.layers import BYPASSED, OTHER_HEAD
 from vrga_ext.integrations.transformers.observe.recorder import RowReader, WatchedCall
 from vrga_ext.integrations.transformers.sequence.kv_cache import layers_with_keys
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-from vrga_ext.steering import Rows
+from vrga_ext.steering import QuestionStatistics
 
 
 class PrefillPass:
@@ -80,7 +80,7 @@ class PrefillPass:
         flags = self.state.image_flags_on(device)
         result = self._reader.read(query, key, mask, flags, scale, softcap)
         missing = self.state.image.shape[1] - result.image_attention.shape[2]
-        recorded = Rows(
+        recorded = QuestionStatistics(
             torch.nn.functional.pad(result.image_attention, (0, missing)),
             result.statistics.image_ratio,
             result.statistics.image_entropy,
@@ -88,7 +88,9 @@ class PrefillPass:
         if device not in self._here_on:
             self._here_on[device] = torch.tensor(self._here, device=device)
         here = self._here_on[device]
-        stored = self.state.rows.setdefault(layer, Rows(*map(torch.zeros_like, recorded)))
+        stored = self.state.rows.setdefault(
+            layer, QuestionStatistics(*map(torch.zeros_like, recorded))
+        )
         for kept, new in zip(stored, recorded, strict=True):
             kept[here] = new[here]
 

@@ -21,7 +21,7 @@ from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
 from vrga_ext.steering import (
     Plan,
-    Rows,
+    QuestionStatistics,
     build_plan,
     checked_region,
     empty_region,
@@ -77,7 +77,7 @@ class SequenceState:
         Index of each row's sample.
     in_order : bool
         Whether the rows are the prompt's, or each of them repeated equally often.
-    rows : dict from layer to Rows
+    rows : dict from layer to QuestionStatistics
         What the question rows showed, while the prompt is read.
     regions : list of Region
         One per sample, once it has been read; ``boosted``, bool [B, columns], their tokens.
@@ -143,7 +143,7 @@ class SequenceState:
         self.decoding, self.in_order = False, True
         self.samples = torch.arange(batch) // copies
         self.image = image
-        self.keys = images.image_keys(image, config.image_span) & mask
+        self.keys = images.image_span_mask(image, config.image_span) & mask
         self.axes: Tensor | None = None
         if before is not None and before.axes is not None:
             self.axes = before.axes.clone()
@@ -151,7 +151,7 @@ class SequenceState:
         self.told = ids[:, :0] if before is None else before.told
         self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows: dict[int, Rows] = {}
+        self.rows: dict[int, QuestionStatistics] = {}
         self.regions: list[Region] = []
         self.boosted = torch.zeros_like(image)
         self.plan: Plan | None = None
@@ -217,7 +217,7 @@ class SequenceState:
                 continue
             over = self.attended if self.config.ratio_keys == "attended" else self.lengths
             region = select_region(
-                [layer_rows.of(row) for layer_rows in rows],
+                [layer_rows.sample(row) for layer_rows in rows],
                 layers,
                 positions,
                 spans,
