@@ -29,7 +29,7 @@ if [ "${1:-}" != --installed ]; then
 fi
 python -m vrga_ext info
 # An editable CPU build in this folder would hide the one that was installed.
-python -c 'import sys; from vrga_ext import _library; sys.exit(_library.cuda_obstacle(0, 128) or 0)'
+python -c 'import sys; from vrga_ext import _library; sys.exit(_library.cuda_unsupported_reason(0, 128) or 0)'
 
 check "primitives: the device against the emulator" python -m tests.gpu.primitives
 check "tests" python -m pytest -q -m gpu tests/gpu

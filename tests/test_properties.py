@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vrga_ext import VRGAConfig, ops, reference
-from vrga_ext.prompts.images import image_keys, image_spans
+from vrga_ext.prompts.images import image_span_mask, image_spans
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.selection import (
     RowStatistics,
@@ -268,7 +268,7 @@ def test_refined_map_is_a_distribution(seed, visual, background, n):
 )
 def test_image_spans_cover_the_image(row, fixed, image_span):
     image = torch.tensor(row, dtype=torch.bool)
-    keys = image_keys(image[None], image_span)[0]
+    keys = image_span_mask(image[None], image_span)[0]
     positions, spans = image_spans(image, keys, None, fixed)
     assert torch.equal(positions, keys.nonzero().flatten())
     ends = [span.start + span.length for span in spans]

@@ -28,7 +28,7 @@ ALLOWED = {
     "files": set(),
     "captures": {"capture_files", "region", "selection"},
     "_stored": {"region", "selection"},
-    "capture_files": {"_stored", "captures", "files", "region"},
+    "capture_files": {"_stored", "files", "region"},
     "prompts": {"config", "prompts", "region", "selection"},
     "steering": {"config", "gate", "prompts", "reference", "region", "selection"},
     "analysis": {"_lazy", "analysis", "captures", "config", "region", "selection"},
@@ -78,6 +78,66 @@ def test_floor_imports_only_from_below(floor):
             if name.startswith("vrga_ext.") and name.count(".")
         }
         assert ours & modules <= ALLOWED[floor], path
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> the package's modules that it imports, wherever in the file the import stands.
+
+    ``vrga_ext`` itself imports nothing here: it exports names that load on first use.
+    """
+    paths = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {name: imports(path) & modules.keys() for name, path in modules.items()}
+    # `from package import module` reads no name of the package, only the module.
+    for name, path in modules.items():
+        for package, names in names_from(path).items():
+            if all(f"{package}.{each}" in modules for each in names):
+                graph[name].discard(package)
+    graph["vrga_ext"] = set()
+    return graph
+
+
+def names_from(path: Path) -> dict[str, set[str]]:
+    """Module -> the names that a file takes from it, if it takes none but by `from`."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.setdefault(node.module, set()).update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                found.setdefault(alias.name, set()).add("")  # the module itself
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, over any number of steps."""
+    reached = {}
+    for name in graph:
+        found, waiting = set(), [name]
+        while waiting:
+            new = graph[waiting.pop()] - found
+            found |= new
+            waiting += new
+        reached[name] = found
+    groups = {
+        tuple(sorted(other for other in found if name in reached[other]))
+        for name, found in reached.items()
+        if name in found
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_circles_are_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a", "e"}, "e": set()}
+    assert circles(graph) == [["a", "b", "c"]]
+
+
+def test_no_modules_import_each_other():
+    """Imports within functions and for the type checker included."""
+    assert circles(import_graph()) == []
 
 
 def test_only_its_integration_and_the_demo_import_transformers():

@@ -52,7 +52,7 @@ def _serves(architectures: str, capability: tuple[int, int]) -> bool:
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
-def cuda_obstacle(device: int | None, head_dim: int) -> str:
+def cuda_unsupported_reason(device: int | None, head_dim: int) -> str:
     """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
     from vrga_ext import _build_info
 

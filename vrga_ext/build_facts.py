@@ -12,20 +12,53 @@ from vrga_ext import _sources, ops
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """Facts about the installed native build."""
+    """Facts about the installed native build.
 
-    version: str  # of vrga_ext
-    torch_built: str  # torch whose headers were compiled against
+    Attributes
+    ----------
+    version : str
+        Of vrga_ext.
+    torch_built : str
+        Version of torch whose headers the operations were compiled against.
+    torch_running : str
+        Version of torch that is imported.
+    compiler : str
+        Name and version of the C++ compiler.
+    simd : str
+        Instruction set that the CPU kernels use.
+    simd_compiled : tuple of str
+        Instruction sets that were compiled, in ascending order; one in brackets cannot run here.
+    threads : int
+        ``torch.get_num_threads()``.
+    cuda_architectures : tuple of str
+        Compute capabilities that the CUDA kernels were compiled for; empty without CUDA kernels.
+    cuda_version : str, optional
+        Version of the toolkit that compiled the CUDA kernels; None without them.
+    cuda_missing : str, optional
+        Why there are no CUDA kernels; None where there are.
+    sources : str, optional
+        Hash of ``csrc/`` when it was compiled; None for builds older than the hash.
+    sources_differ : str, optional
+        Says that ``csrc/`` of this clone has changed since, and what to do; None otherwise.
+
+    Examples
+    --------
+    >>> str(build_info()).splitlines()[0].split()[0]
+    'vrga_ext'
+    """
+
+    version: str
+    torch_built: str
     torch_running: str
     compiler: str
-    simd: str  # instruction set the CPU kernels use
-    simd_compiled: tuple[str, ...]  # those compiled in, ascending; in brackets: cannot run here
-    threads: int  # torch.get_num_threads()
-    cuda_architectures: tuple[str, ...]  # empty: CPU operations only
-    cuda_version: str | None  # toolkit of the CUDA kernels
-    cuda_missing: str | None  # why there are no CUDA kernels
-    sources: str | None  # hash of csrc/ when it was compiled; None: an older build, which has none
-    sources_differ: str | None  # that this clone's csrc/ is another, and what to do
+    simd: str
+    simd_compiled: tuple[str, ...]
+    threads: int
+    cuda_architectures: tuple[str, ...]
+    cuda_version: str | None
+    cuda_missing: str | None
+    sources: str | None
+    sources_differ: str | None
 
     def __str__(self) -> str:
         cuda = f"none ({self.cuda_missing})"

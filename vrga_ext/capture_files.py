@@ -1,7 +1,8 @@
-"""Captures as safetensors files; what is read is checked, so that a capture is one whoever made it.
+"""Captures as safetensors files: the fields of a capture to a file, and back with every check.
 
-Tensors are stored under the names of their fields, those of the n-th region behind ``regions.n.``;
-everything else is JSON in the metadata ``vrga_capture``.
+A file stores a tensor under the name of its field, one of the n-th region behind ``regions.n.``;
+everything else is JSON in the metadata ``vrga_capture``. Reading checks every field, since anyone
+may have written the file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -30,9 +31,6 @@ from vrga_ext._stored import (
 )
 from vrga_ext.files import replacing
 from vrga_ext.region import Region, Rule
-
-if TYPE_CHECKING:
-    from vrga_ext.captures import Capture
 
 _KEY, _FORMAT = "vrga_capture", 1
 _PLAIN = ("layers", "prompt_rows", "copies", "focus_weight", "image_weight", "images", "regions")
@@ -71,8 +69,21 @@ _OF_REGION: _Layout = {
 }
 
 
-def write_capture(capture: Capture, path: Path) -> None:
-    """See :meth:`vrga_ext.Capture.save`."""
+def write_capture(capture: Any, path: Path) -> None:
+    """Write the fields of a capture to a file.
+
+    Parameters
+    ----------
+    capture : vrga_ext.Capture
+        Not imported here: ``captures`` imports this module.
+    path
+        The file.
+
+    Raises
+    ------
+    OSError
+        As :meth:`vrga_ext.Capture.save`.
+    """
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
@@ -80,16 +91,22 @@ def write_capture(capture: Capture, path: Path) -> None:
     about["regions"] = [
         _split(region, f"regions.{index}.", tensors) for index, region in enumerate(capture.regions)
     ]
-    content = save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)})
+    stored = save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)})
     try:
         with replacing(path) as file:
-            file.write_bytes(content)
+            file.write_bytes(stored)
     except OSError as error:
         raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
 
 
-def read_capture(path: Path) -> Capture:
-    """See :meth:`vrga_ext.Capture.load`."""
+def read_capture(path: Path) -> dict[str, Any]:
+    """Read the fields of a capture, by name, from a file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As :meth:`vrga_ext.Capture.load`.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -98,22 +115,22 @@ def read_capture(path: Path) -> Capture:
     try:
         with safe_open(path, framework="pt") as file:
             about = _metadata(file.metadata())
-            return _capture(file, about)
+            return _fields(file, about)
     except (Wrong, SafetensorError) as error:
         raise ValueError(
             f"path: wanted a file written by Capture.save, got {path} ({error})"
         ) from error
 
 
-def _split(value: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _split(record: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Put the tensors of a dataclass among ``tensors``; returns its other fields."""
     plain = {}
-    for field in fields(value):
-        content = getattr(value, field.name)
-        if isinstance(content, Tensor):
-            tensors[prefix + field.name] = content.clone(memory_format=torch.contiguous_format)
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Tensor):
+            tensors[prefix + field.name] = value.clone(memory_format=torch.contiguous_format)
         else:
-            plain[field.name] = content
+            plain[field.name] = value
     return plain
 
 
@@ -130,9 +147,7 @@ def _metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     return about
 
 
-def _capture(file: Any, about: dict[str, Any]) -> Capture:
-    from vrga_ext.captures import Capture
-
+def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
     plain_regions = listed("regions", about["regions"])
     names = set(file.keys())
     layout = dict(_TENSORS) | (dict(_OPTIONAL) if names & set(_OPTIONAL) else {})
@@ -152,7 +167,7 @@ def _capture(file: Any, about: dict[str, Any]) -> Capture:
         fail("regions", f"one for each {copies} of {sizes['S']} samples", len(plain_regions))
     images = listed("images", about["images"], sizes["S"])
     _check_values(tensors, sizes)
-    return Capture(
+    return dict(
         layers=layers,
         prompt_rows=whole("prompt_rows", about["prompt_rows"], 0, sizes["R"]),
         copies=copies,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext.capture_files import read_capture, write_capture
 from vrga_ext.region import Region
 from vrga_ext.selection import RowStatistics, Span
 
@@ -18,15 +19,57 @@ from vrga_ext.selection import RowStatistics, Span
 class Capture:
     """Attention statistics of one prompt and its answer, per layer and head (paper section 3).
 
-    Axes: S samples (rows of the KV cache, ``copies`` for each row of the prompt), L layers, H query
-    heads, R query rows, n image tokens, C stored keys. Of the R rows the first ``prompt_rows`` are
-    rows of the prompt; each further one is a generated token while it is read, which is when the
-    next token is written. The last token written is never read and has no row.
+    Axes: S samples (sequences of the KV cache, ``copies`` for each prompt of the batch), L layers,
+    H query heads, R queries, n image tokens, C stored keys. The first ``prompt_rows`` queries are
+    tokens of the prompt; each further one is a generated token while the model reads it, which is
+    when it writes the next one. The model never reads the last token, which has no query.
 
-    All tensors are on the CPU, and floats are float32. Where a sample has fewer rows, image tokens
-    or keys than another one, ``positions``, ``image_positions`` and ``columns`` hold -1; statistics
-    of such a row are NaN and its attention is 0. So they are of a row that sees no image token: of
-    a sample without an image, or before its first one.
+    A position is an index into the KV cache. All tensors are on the CPU. Where a sample has fewer
+    queries, image tokens or keys than another one, ``positions``, ``image_positions`` and
+    ``columns`` hold -1; there the statistics are NaN and the attention is 0. The same holds for a
+    query that sees no image token: of a sample without an image, or before its first one.
+
+    Attributes
+    ----------
+    layers : tuple of int
+        The model's own index of each of the L full-attention layers.
+    prompt_rows : int
+        How many of the R queries are tokens of the prompt.
+    copies : int
+        Samples for each prompt of the batch: beams, or returned sequences.
+    focus_weight : float
+        Weight of boosted tokens in gated heads (no unit).
+    image_weight : float
+        Weight of the other image tokens in gated heads (no unit).
+    positions : int64 [S, R]
+        Position of each query's token.
+    token_ids : int64 [S, R]
+        That token; -1 where the model was not given ``input_ids``.
+    attended : int64 [S, R]
+        M, the keys that the query attends to.
+    image_keys : int64 [S, R]
+        How many of them are image tokens: all n of the sample, but for a query within or before an
+        image.
+    image_ratio : float32 [S, L, H, R]
+        R_img, mean attention on image tokens over mean attention (no unit).
+    image_entropy : float32 [S, L, H, R]
+        H_img, entropy of the attention inside the image (nats).
+    joint_entropy : float32 [S, L, H, R]
+        H_joint, the image tokens' part of the entropy over all keys (nats).
+    gate : bool [S, L, H, R]
+        Heads that were reweighted.
+    image_positions : int64 [S, n]
+        Positions of the image tokens (V), ascending.
+    images : tuple of tuples of Span
+        The images of each sample; their indices are into its ``image_positions``.
+    boosted : bool [S, R, n]
+        Image tokens that were boosted at each query: T_q after widening.
+    regions : tuple of Region
+        Heads and tokens selected for each prompt of the batch: S / ``copies`` of them.
+    rows : float32 [S, L, H, R, C], optional
+        Attention of each query on the stored keys, before reweighting; None without ``rows=``.
+    columns : int64 [S, C], optional
+        Positions of the stored keys; None without ``rows=``.
 
     Examples
     --------
@@ -43,30 +86,30 @@ class Capture:
     (torch.Size([1, 4, 8, 3, 36]), (6, 6))
     """
 
-    layers: tuple[int, ...]  # the model's full-attention layers, L of them
-    prompt_rows: int  # how many of the R rows are of the prompt
-    copies: int  # samples per row of the prompt: beams, or returned sequences
-    focus_weight: float  # weight of boosted keys in gated heads
-    image_weight: float  # weight of the other image keys in gated heads
-    positions: Tensor  # int64 [S, R], cache column of each row's token
-    token_ids: Tensor  # int64 [S, R], that token; -1 where it was not given as input_ids
-    attended: Tensor  # int64 [S, R], M, keys that the row attends to
-    image_keys: Tensor  # int64 [S, R], those of V: all, but for a row within or before an image
-    image_ratio: Tensor  # [S, L, H, R], R_img
-    image_entropy: Tensor  # [S, L, H, R], H_img in nats
-    joint_entropy: Tensor  # [S, L, H, R], H_joint in nats
-    gate: Tensor  # bool [S, L, H, R], heads that were reweighted
-    image_positions: Tensor  # int64 [S, n], cache columns of V
-    images: tuple[tuple[Span, ...], ...]  # of each sample, indices into its image_positions
-    boosted: Tensor  # bool [S, R, n], T_q as boosted, at each row
-    regions: tuple[Region, ...]  # one per row of the prompt: S / copies
-    rows: Tensor | None = None  # [S, L, H, R, C], attention before reweighting
-    columns: Tensor | None = None  # int64 [S, C], cache columns of the stored keys
+    layers: tuple[int, ...]
+    prompt_rows: int
+    copies: int
+    focus_weight: float
+    image_weight: float
+    positions: Tensor
+    token_ids: Tensor
+    attended: Tensor
+    image_keys: Tensor
+    image_ratio: Tensor
+    image_entropy: Tensor
+    joint_entropy: Tensor
+    gate: Tensor
+    image_positions: Tensor
+    images: tuple[tuple[Span, ...], ...]
+    boosted: Tensor
+    regions: tuple[Region, ...]
+    rows: Tensor | None = None
+    columns: Tensor | None = None
 
     @property
     def efr(self) -> Tensor:
         """Entropy-focus ratio ``H_img / R_img`` [S, L, H, R]; +inf for a head without both."""
-        return RowStatistics.of(self.image_ratio, self.image_entropy).efr
+        return RowStatistics.from_ratio(self.image_ratio, self.image_entropy).efr
 
     @property
     def image_share(self) -> Tensor:
@@ -279,8 +322,6 @@ class Capture:
         OSError
             The file cannot be written; one that was there is left as it was.
         """
-        from vrga_ext.capture_files import write_capture
-
         write_capture(self, Path(path))
 
     @classmethod
@@ -295,9 +336,7 @@ class Capture:
             The file holds no capture, one whose parts do not fit each other, or one of a newer
             format; says what was wanted and what came.
         """
-        from vrga_ext.capture_files import read_capture
-
-        return read_capture(Path(path))
+        return cls(**read_capture(Path(path)))
 
     # ---- helpers -----------------------------------------------------------------------------
 

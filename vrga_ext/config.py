@@ -51,54 +51,54 @@ class VRGAConfig:
 
     Parameters
     ----------
-    gamma
+    gamma : float
         Boost :math:`\gamma \ge 0`: attention of gated heads on :math:`T_q` is multiplied by
         ``1 + gamma`` and renormalised over all keys. ``0`` leaves the model as it is. No unit.
-    mode
+    mode : {"boost", "mask"}
         ``"boost"``, or ``"mask"``: gated heads give image tokens outside :math:`T_q` weight 0.
-    gate
+    gate : {"static", "dynamic"}
         ``"static"``: the visual heads found at the prefill. ``"dynamic"``: any head whose
         statistics at the generated token satisfy ``R_img > min_ratio`` and
         ``R_img > entropy_factor * H_joint``.
-    efr_percentile, ratio_percentile
+    efr_percentile, ratio_percentile : float
         A visual head has ``EFR`` at or below the first and ``R_img`` at or above the second
         percentile over all layers and heads, in percent, ``[0, 100]``.
-    background_max_ratio
+    background_max_ratio : float
         A background head has ``R_img`` below this (no unit, ``>= 0``) ...
-    background_first_heads
+    background_first_heads : int
         ... and is among this many first heads in layer-major order (heads, ``>= 0``).
-    background_weight
+    background_weight : float
         :math:`\lambda \ge 0`, the weight of the background heads' map in the refined map.
-    focus_std
+    focus_std : float
         Tokens are kept where the refined map exceeds ``mean + focus_std * std`` of the tokens that
         are not suppressed (standard deviations).
-    focus_min_tokens
+    focus_min_tokens : int
         At least this many tokens (``>= 1``) are kept, the largest ones.
-    border_suppression
+    border_suppression : bool
         Leave the image's top-left corner, top row and left column out of the region, where
         attention sinks sit. Needs a known patch grid; elsewhere nothing is suppressed.
-    border_max_share
+    border_max_share : float
         At most this share of the image tokens is suppressed, ``[0, 1]``.
-    image_span
+    image_span : {"tokens", "vision_span"}
         ``"tokens"``: image tokens only. ``"vision_span"``: the token before the image is counted
         with it, as the released code does.
-    skip_leading_tokens
+    skip_leading_tokens : int
         Kept tokens whose index within the image is below this are not boosted (tokens, ``>= 0``).
-    widen
+    widen : int
         Radius by which the kept tokens are widened before the boost (tokens, ``>= 0``).
-    neighbourhood
+    neighbourhood : {"grid", "flat"}
         ``"grid"``: the radius is two-dimensional where the patch grid is known, flat elsewhere.
         ``"flat"``: always along the sequence.
-    min_ratio, entropy_factor
+    min_ratio, entropy_factor : float
         The two thresholds of the dynamic gate (no unit, and per nat; ``>= 0``).
-    question_offset
+    question_offset : int
         How many tokens before the question's last token the statistics are read (tokens, ``>= 0``),
         where the chat template tells that token; an explicit ``question_end`` is taken as it is.
-    ratio_keys
+    ratio_keys : {"attended", "prompt"}
         What the mean in the denominator of ``R_img`` is taken over when heads are selected:
         ``"attended"``, the keys the question row attends to, or ``"prompt"``, all tokens of the
         prompt, as the released code does.
-    epsilon
+    epsilon : float
         Added to the sums and inside the logarithm when heads are selected (no unit, ``[0, 1]``);
         0 is exact, the released code has 1e-12.
 

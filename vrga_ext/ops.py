@@ -1,11 +1,11 @@
 """The three operations: typed entry to the native kernels.
 
-Same names, arguments and results as :mod:`vrga_ext.reference`, which specifies them. What has no
-kernel (float64, say) runs there, with one warning per reason. There is no autograd: a tensor that
-requires grad or carries a tangent is refused while grad mode is on.
+:mod:`vrga_ext.reference` specifies them and has the same names, arguments and results. It also
+serves dtypes and devices without a kernel, float64 for example; each reason warns once. There is no
+autograd: in grad mode a tensor that requires grad or carries a tangent raises ValueError.
 
-A kernel takes some hundred microseconds, and a decode step calls one per layer: what stands before
-and after the calls is kept short, and arguments are checked once, by the operations themselves.
+A kernel takes some hundred microseconds, and a decode step calls one per layer. The code around the
+calls is therefore short, and the compiled operations check the arguments.
 """
 
 from __future__ import annotations
@@ -42,14 +42,56 @@ def decode_attention(
 ) -> DecodeResult:
     """Attention in which gated heads see the question-relevant image keys reweighted.
 
-    One pass over ``key`` and ``value``; no weight of size heads x keys is stored. Arguments and
-    results are those of :func:`vrga_ext.reference.decode_attention`.
+    One pass over ``key`` and ``value``; no weight of size heads x keys is stored.
+
+    Parameters
+    ----------
+    query : floating [B, Hq, Sq, D]
+        Sq queries of each sample.
+    key : floating [B, Hkv, Skv, D]
+        In the dtype of ``query``. Hq is a multiple of Hkv; query head h reads KV head
+        ``h // (Hq // Hkv)``.
+    value : floating [B, Hkv, Skv, Dv]
+        In the dtype of ``query``.
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
+    attn_mask : bool or floating, broadcastable to [B, Hq, Sq, Skv], optional
+        ``True`` attends. A floating mask is added to the scores, and masks the key at or below the
+        lowest finite value of its dtype. Without a mask every query attends to every key; no
+        causality is implied.
+    heads : bool [B, Hq], optional
+        Heads that may be reweighted; all of them without it.
+    scale : float, optional
+        Factor of the scores; ``D ** -0.5`` without it.
+    softcap : float
+        Scores become ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
+    gate : {"static", "dynamic"}
+        ``"static"``: all of ``heads`` are gated. ``"dynamic"``: those of them with
+        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at the query.
+    focus_weight : float
+        Weight of question-relevant keys in a gated head; no unit, at least 0, finite in float32.
+    image_weight : float
+        Weight of the other image keys in a gated head; no unit, as ``focus_weight``. A head that
+        would keep less than 2^-100 of its attention is not reweighted.
+    min_ratio : float
+        Threshold of ``"dynamic"`` on R_img (no unit).
+    entropy_factor : float
+        Threshold of ``"dynamic"`` on R_img per nat of H_joint (1 / nat).
+
+    Returns
+    -------
+    DecodeResult
+        Output in the query's dtype, statistics, and the gate. The statistics are 0 without an
+        attended image key, or with a share below 2^-100 on them; the output is 0 as well where a
+        query attends to no key. A key to which no query of its sample and KV head attends
+        contributes nothing, whatever ``key`` and ``value`` hold there.
 
     Raises
     ------
     ValueError
-        Where a shape, dtype, device or value does not fit; the message names the argument, what
-        was wanted and what came.
+        A shape, dtype, device or value does not fit, or a tensor requires grad or carries a tangent
+        in grad mode; the message names the argument, what was wanted and what came.
 
     Examples
     --------
@@ -103,14 +145,40 @@ def row_statistics(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> RowResult:
-    """Statistics and image attention of one query row per sample, for every head.
+    """Statistics and image attention of one query per sample, for every head.
 
-    Arguments and results are those of :func:`vrga_ext.reference.row_statistics`.
+    One pass over ``key``, beside the model's own attention.
+
+    Parameters
+    ----------
+    query : floating [B, Hq, D]
+        One query of each sample.
+    key : floating [B, Hkv, Skv, D]
+        In the dtype of ``query``. Hq is a multiple of Hkv; query head h reads KV head
+        ``h // (Hq // Hkv)``.
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
+    attn_mask : bool or floating, broadcastable to [B, Hq, 1, Skv], optional
+        ``True`` attends. A floating mask is added to the scores, and masks the key at or below the
+        lowest finite value of its dtype. Without a mask every query attends to every key; no
+        causality is implied.
+    scale : float, optional
+        Factor of the scores; ``D ** -0.5`` without it.
+    softcap : float
+        Scores become ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
+
+    Returns
+    -------
+    RowResult
+        Attention on each image key [B, Hq, N], and the statistics [B, Hq], which are 0 as in
+        :func:`decode_attention`.
 
     Raises
     ------
     ValueError
-        As :func:`decode_attention`.
+        A shape, dtype, device or value does not fit, or a tensor requires grad or carries a tangent
+        in grad mode; the message names the argument, what was wanted and what came.
 
     Examples
     --------
@@ -155,12 +223,39 @@ def reweighted_softmax(
 ) -> SoftmaxResult:
     """Softmax over scores, reweighted in gated heads, for code that needs the weights themselves.
 
-    Arguments and results are those of :func:`vrga_ext.reference.reweighted_softmax`.
+    Parameters
+    ----------
+    scores : floating [B, Hq, Sq, Skv]
+        Scaled scores; a key is masked at or below the lowest finite value of the dtype.
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
+    heads : bool [B, Hq], optional
+        Heads that may be reweighted; all of them without it.
+    gate : {"static", "dynamic"}
+        ``"static"``: all of ``heads`` are gated. ``"dynamic"``: those of them with
+        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at the query.
+    focus_weight : float
+        Weight of question-relevant keys in a gated head; no unit, at least 0, finite in float32.
+    image_weight : float
+        Weight of the other image keys in a gated head; no unit, as ``focus_weight``. A head that
+        would keep less than 2^-100 of its attention is not reweighted.
+    min_ratio : float
+        Threshold of ``"dynamic"`` on R_img (no unit).
+    entropy_factor : float
+        Threshold of ``"dynamic"`` on R_img per nat of H_joint (1 / nat).
+
+    Returns
+    -------
+    SoftmaxResult
+        Probabilities in the dtype of ``scores``, statistics, and the gate; the statistics are 0 as
+        in :func:`decode_attention`.
 
     Raises
     ------
     ValueError
-        As :func:`decode_attention`.
+        A shape, dtype, device or value does not fit, or a tensor requires grad or carries a tangent
+        in grad mode; the message names the argument, what was wanted and what came.
 
     Examples
     --------
@@ -192,13 +287,21 @@ def reweighted_softmax(
 def simd_level(name: str | None = None) -> str:
     """Instruction set of the CPU kernels; with a name, change it for the whole process first.
 
-    ``VRGA_EXT_SIMD`` in the environment chooses the first one; without it that is the best the
-    machine has. Names: ``generic``, ``avx2``, ``avx512``, ``avx512_bf16``, ``amx_bf16``.
+    Parameters
+    ----------
+    name : {"generic", "avx2", "avx512", "avx512_bf16", "amx_bf16"}, optional
+        Instruction set to change to; without it nothing changes.
+
+    Returns
+    -------
+    str
+        The one in use. Until a call changes it: that of the environment variable ``VRGA_EXT_SIMD``,
+        or else the best one that this machine can run.
 
     Raises
     ------
     ValueError
-        If the level is unknown, not compiled in, or cannot run on this machine.
+        The instruction set is unknown, was not compiled, or cannot run on this machine.
 
     Examples
     --------
@@ -213,9 +316,18 @@ def simd_level(name: str | None = None) -> str:
 
 
 def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
-    """Whether the native operations serve this dtype and device, and the length of these vectors.
+    """Whether the native operations serve a dtype, a device and head dims; warns once if not.
 
-    Says once why not.
+    Parameters
+    ----------
+    tensor : [...]
+        Its dtype and device count.
+    vectors : tuple of tensors [..., D]
+        Their last dimension counts, on a CUDA device.
+
+    Returns
+    -------
+    bool
 
     Examples
     --------
@@ -225,14 +337,14 @@ def has_kernel(tensor: Tensor, vectors: tuple[Tensor, ...] = ()) -> bool:
     if tensor.is_cpu and tensor.dtype in KERNEL_DTYPES:
         return True
     if not tensor.is_floating_point():
-        return False  # nothing serves it; the checks before the reference say so
+        return False  # the reference does not serve it either; its checks raise
     if tensor.dtype not in KERNEL_DTYPES:
         _warn_once(f"no kernel for {tensor.dtype}; using vrga_ext.reference")
         return False
     reason = f"no kernels for {tensor.device.type}"
     if tensor.device.type == "cuda":
         head_dim = max([v.shape[-1] for v in vectors if v.dim() > 0] + [0])
-        reason = _library.cuda_obstacle(tensor.device.index, head_dim)
+        reason = _library.cuda_unsupported_reason(tensor.device.index, head_dim)
     if reason:
         _warn_once(f"{reason}; using vrga_ext.reference")
     return reason == ""

@@ -31,18 +31,54 @@ LEAST_SHARE = 2.0**-100
 
 
 class HeadStatistics(NamedTuple):
-    """Statistics of attention on the image, per head; paper section 3."""
+    """Statistics of attention on the image, per head (paper section 3).
 
-    image_ratio: Tensor  # R_img [B, Hq, Sq], mean attention on image keys over mean attention
-    image_entropy: Tensor  # H_img [B, Hq, Sq], nats, renormalised inside the image
-    joint_entropy: Tensor  # H_joint [B, Hq, Sq], nats, over all keys
+    Of :func:`row_statistics`, which reads one query per sample, the shapes are [B, Hq].
+
+    Attributes
+    ----------
+    image_ratio : float32 or float64 [B, Hq, Sq]
+        R_img, mean attention on image keys over mean attention (no unit).
+    image_entropy : float32 or float64 [B, Hq, Sq]
+        H_img, entropy of the attention renormalised inside the image (nats).
+    joint_entropy : float32 or float64 [B, Hq, Sq]
+        H_joint, the image keys' part of the entropy over all keys (nats).
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    >>> found = row_statistics(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2), flags).statistics
+    >>> found.image_ratio, found.image_entropy  # log 2
+    (tensor([[1.]]), tensor([[0.6931]]))
+    """
+
+    image_ratio: Tensor
+    image_entropy: Tensor
+    joint_entropy: Tensor
 
 
 class DecodeResult(NamedTuple):
-    """Result of :func:`decode_attention`; fp32, or fp64 of fp64 input, but for the output."""
+    """Result of :func:`decode_attention`.
 
-    output: Tensor  # [B, Hq, Sq, Dv]
-    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+    Attributes
+    ----------
+    output : [B, Hq, Sq, Dv]
+        The attention's output, in the dtype of the query.
+    per_head : float32 [B, Hq, Sq, 4], float64 of float64 input
+        R_img, H_img (nats), H_joint (nats), and 1 where the head was reweighted, else 0.
+        ``statistics`` and ``gate`` are views of it.
+
+    Examples
+    --------
+    >>> q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 4, 2), torch.eye(4)[None, None]
+    >>> flags = torch.tensor([[1, 3, 0, 0]], dtype=torch.uint8)
+    >>> result = decode_attention(q, k, v, flags, gate="static", focus_weight=2.0)
+    >>> result.gate, result.statistics.image_ratio
+    (tensor([[[True]]]), tensor([[[1.]]]))
+    """
+
+    output: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -56,10 +92,24 @@ class DecodeResult(NamedTuple):
 
 
 class RowResult(NamedTuple):
-    """Result of :func:`row_statistics`; fp32, or fp64 of fp64 input."""
+    """Result of :func:`row_statistics`.
 
-    image_attention: Tensor  # [B, Hq, N], 0 where the key is no attended image key
-    per_head: Tensor  # [B, Hq, 3]: R_img, H_img, H_joint
+    Attributes
+    ----------
+    image_attention : float32 [B, Hq, N], float64 of float64 input
+        Attention on each of the N keys that have flags; 0 where the key is no attended image key.
+    per_head : float32 [B, Hq, 3], float64 of float64 input
+        R_img, H_img (nats) and H_joint (nats). ``statistics`` are views of it.
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    >>> row_statistics(torch.zeros(1, 1, 2), torch.zeros(1, 1, 4, 2), flags).image_attention
+    tensor([[[0.0000, 0.2500, 0.2500]]])
+    """
+
+    image_attention: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -68,10 +118,25 @@ class RowResult(NamedTuple):
 
 
 class SoftmaxResult(NamedTuple):
-    """Result of :func:`reweighted_softmax`; fp32, or fp64 of fp64 input, but for probabilities."""
+    """Result of :func:`reweighted_softmax`.
 
-    probabilities: Tensor  # [B, Hq, Sq, Skv], dtype of the scores
-    per_head: Tensor  # [B, Hq, Sq, 4]: R_img, H_img, H_joint, and 1 where the head was reweighted
+    Attributes
+    ----------
+    probabilities : [B, Hq, Sq, Skv]
+        Attention on each key, in the dtype of the scores.
+    per_head : float32 [B, Hq, Sq, 4], float64 of float64 input
+        R_img, H_img (nats), H_joint (nats), and 1 where the head was reweighted, else 0.
+        ``statistics`` and ``gate`` are views of it.
+
+    Examples
+    --------
+    >>> flags = torch.tensor([[3, 0, 0]], dtype=torch.uint8)
+    >>> reweighted_softmax(torch.zeros(1, 1, 1, 3), flags, focus_weight=2.0, min_ratio=0.5).gate
+    tensor([[[True]]])
+    """
+
+    probabilities: Tensor
+    per_head: Tensor
 
     @property
     def statistics(self) -> HeadStatistics:
@@ -104,35 +169,46 @@ def decode_attention(
 
     Parameters
     ----------
-    query : [B, Hq, Sq, D]
-    key : [B, Hkv, Skv, D]
-        ``Hq`` is a multiple of ``Hkv``; query head ``h`` reads KV head ``h // (Hq // Hkv)``.
-    value : [B, Hkv, Skv, Dv]
+    query : floating [B, Hq, Sq, D]
+        Sq queries of each sample.
+    key : floating [B, Hkv, Skv, D]
+        In the dtype of ``query``. Hq is a multiple of Hkv; query head h reads KV head
+        ``h // (Hq // Hkv)``.
+    value : floating [B, Hkv, Skv, Dv]
+        In the dtype of ``query``.
     key_flags : uint8 [B, N], N <= Skv
-        Bit 0: image key. Bit 1: question-relevant key. Keys beyond N have no flag.
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
     attn_mask : bool or floating, broadcastable to [B, Hq, Sq, Skv], optional
-        ``True`` attends; a floating mask is added to the scores, and masks the key at or below the
-        lowest finite value of its dtype. No causality is implied.
+        ``True`` attends. A floating mask is added to the scores, and masks the key at or below the
+        lowest finite value of its dtype. Without a mask every query attends to every key; no
+        causality is implied.
     heads : bool [B, Hq], optional
-        Heads that may be reweighted; all without it.
+        Heads that may be reweighted; all of them without it.
     scale : float, optional
-        ``D ** -0.5`` without it.
+        Factor of the scores; ``D ** -0.5`` without it.
     softcap : float
-        ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
+        Scores become ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
     gate : {"static", "dynamic"}
-        ``"static"``: ``heads`` are gated. ``"dynamic"``: those of them with
-        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at this row.
-    focus_weight, image_weight : float >= 0, finite in fp32
-        Weights of question-relevant and of other image keys for a gated head. One that would be
-        left with a share below 2^-100 of its attention stays as it is; its gate is 0.
+        ``"static"``: all of ``heads`` are gated. ``"dynamic"``: those of them with
+        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at the query.
+    focus_weight : float
+        Weight of question-relevant keys in a gated head; no unit, at least 0, finite in float32.
+    image_weight : float
+        Weight of the other image keys in a gated head; no unit, as ``focus_weight``. A head that
+        would keep less than 2^-100 of its attention is not reweighted.
+    min_ratio : float
+        Threshold of ``"dynamic"`` on R_img (no unit).
+    entropy_factor : float
+        Threshold of ``"dynamic"`` on R_img per nat of H_joint (1 / nat).
 
     Returns
     -------
     DecodeResult
-        Output in the query's dtype, statistics, and the gate. Without an attended image key, or
-        with a share below 2^-100 on them, the statistics are 0; without any attended key so is the
-        output. A key attended by no row of its
-        batch row and KV head contributes nothing, whatever ``key`` and ``value`` hold there.
+        Output in the query's dtype, statistics, and the gate. The statistics are 0 without an
+        attended image key, or with a share below 2^-100 on them; the output is 0 as well where a
+        query attends to no key. A key to which no query of its sample and KV head attends
+        contributes nothing, whatever ``key`` and ``value`` hold there.
 
     Examples
     --------
@@ -172,18 +248,32 @@ def row_statistics(
     scale: float | None = None,
     softcap: float = 0.0,
 ) -> RowResult:
-    """Statistics and image attention of one query row per sample, for every head.
+    """Statistics and image attention of one query per sample, for every head.
 
     Parameters
     ----------
-    query : [B, Hq, D]
-    key, key_flags, attn_mask, scale, softcap
-        As in :func:`decode_attention`; the mask is broadcastable to [B, Hq, 1, Skv].
+    query : floating [B, Hq, D]
+        One query of each sample.
+    key : floating [B, Hkv, Skv, D]
+        In the dtype of ``query``. Hq is a multiple of Hkv; query head h reads KV head
+        ``h // (Hq // Hkv)``.
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
+    attn_mask : bool or floating, broadcastable to [B, Hq, 1, Skv], optional
+        ``True`` attends. A floating mask is added to the scores, and masks the key at or below the
+        lowest finite value of its dtype. Without a mask every query attends to every key; no
+        causality is implied.
+    scale : float, optional
+        Factor of the scores; ``D ** -0.5`` without it.
+    softcap : float
+        Scores become ``softcap * tanh(score / softcap)`` before the mask is added; 0 is off.
 
     Returns
     -------
     RowResult
-        Image attention [B, Hq, N] and the statistics [B, Hq].
+        Attention on each image key [B, Hq, N], and the statistics [B, Hq], which are 0 as in
+        :func:`decode_attention`.
 
     Examples
     --------
@@ -215,15 +305,31 @@ def reweighted_softmax(
 
     Parameters
     ----------
-    scores : [B, Hq, Sq, Skv]
+    scores : floating [B, Hq, Sq, Skv]
         Scaled scores; a key is masked at or below the lowest finite value of the dtype.
-    key_flags, heads, gate, focus_weight, image_weight, min_ratio, entropy_factor
-        As in :func:`decode_attention`.
+    key_flags : uint8 [B, N], N <= Skv
+        Bit 0: the key is an image token (V). Bit 1: it is question-relevant (T_q). Keys beyond N
+        have no flag.
+    heads : bool [B, Hq], optional
+        Heads that may be reweighted; all of them without it.
+    gate : {"static", "dynamic"}
+        ``"static"``: all of ``heads`` are gated. ``"dynamic"``: those of them with
+        ``R_img > min_ratio`` and ``R_img > entropy_factor * H_joint`` at the query.
+    focus_weight : float
+        Weight of question-relevant keys in a gated head; no unit, at least 0, finite in float32.
+    image_weight : float
+        Weight of the other image keys in a gated head; no unit, as ``focus_weight``. A head that
+        would keep less than 2^-100 of its attention is not reweighted.
+    min_ratio : float
+        Threshold of ``"dynamic"`` on R_img (no unit).
+    entropy_factor : float
+        Threshold of ``"dynamic"`` on R_img per nat of H_joint (1 / nat).
 
     Returns
     -------
     SoftmaxResult
-        Probabilities in the dtype of ``scores``, statistics, and the gate.
+        Probabilities in the dtype of ``scores``, statistics, and the gate; the statistics are 0 as
+        in :func:`decode_attention`.
 
     Examples
     --------

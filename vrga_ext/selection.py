@@ -1,7 +1,7 @@
 r"""From attention statistics at the question to heads and tokens: pure functions on tensors.
 
-One sample at a time. ``image_attention`` is the question row of every head, [L, H, n], over the n
-image keys; L counts the full-attention layers. Paper sections 3 and 4.
+One sample at a time. ``image_attention`` [L, H, n] is the attention of the question's last token in
+every head, on the n image keys; L counts the full-attention layers. Paper sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -15,42 +15,87 @@ from vrga_ext.config import VRGAConfig
 
 
 class RowStatistics(NamedTuple):
-    """Statistics of one query row for every head of one sample, each [L, H] in fp64."""
+    """Statistics of one query of one sample, for every head of every layer.
 
-    image_ratio: Tensor  # R_img
-    image_entropy: Tensor  # H_img, nats
-    efr: Tensor  # entropy-focus ratio H_img / R_img; low is concentrated and on the image
+    Attributes
+    ----------
+    image_ratio : float64 [L, H]
+        R_img, mean attention on image keys over mean attention (no unit).
+    image_entropy : float64 [L, H]
+        H_img, entropy of the attention inside the image (nats).
+    efr : float64 [L, H]
+        Entropy-focus ratio ``H_img / R_img`` (nats). A low one means: concentrated, and on the
+        image.
+
+    Examples
+    --------
+    >>> RowStatistics.from_ratio(torch.tensor([[0.5, 0.0]]), torch.tensor([[2.0, 0.0]])).efr
+    tensor([[4., inf]])
+    """
+
+    image_ratio: Tensor
+    image_entropy: Tensor
+    efr: Tensor
 
     @classmethod
-    def of(cls, ratio: Tensor, entropy: Tensor, epsilon: float = 0.0) -> RowStatistics:
-        """From R_img and H_img: ``EFR = H / (R + epsilon)``, +inf for a head without both."""
+    def from_ratio(cls, ratio: Tensor, entropy: Tensor, epsilon: float = 0.0) -> RowStatistics:
+        """With ``EFR = H / (R + epsilon)``, which is +inf where R + epsilon is 0.
+
+        Parameters
+        ----------
+        ratio, entropy : [L, H]
+            R_img (no unit) and H_img (nats).
+        epsilon
+            Added to R_img (no unit).
+        """
         seen = ratio + epsilon
         efr = torch.where(seen > 0, entropy / torch.where(seen > 0, seen, 1.0), torch.inf)
         return cls(ratio, entropy, torch.where(torch.isnan(ratio), torch.nan, efr))
 
 
 class Span(NamedTuple):
-    """One image (or video frame) within the image keys of a sample."""
+    """One image (or video frame) within the image tokens of a sample.
 
-    start: int  # index of its first key among the image keys
-    length: int  # number of keys, the leading token included
-    lead: int  # keys before the first patch: 1 if a start token is counted with the image, else 0
-    grid: tuple[int, int] | None  # patch rows and columns, row-major; None if not rectangular
+    Attributes
+    ----------
+    start : int
+        Index of its first token among the sample's image tokens.
+    length : int
+        Number of its tokens, leading ones included.
+    lead : int
+        Tokens before the first patch: 1 if a start token counts with the image, else 0.
+    grid : (int, int), optional
+        Patch rows and columns, in row-major order; None if the tokens form no rectangle.
+
+    Examples
+    --------
+    The second image of a prompt, 2 x 3 tokens behind the 4 of the first one:
+
+    >>> span = Span(start=4, length=6, lead=0, grid=(2, 3))
+    >>> list(range(span.start + span.lead, span.start + span.length))
+    [4, 5, 6, 7, 8, 9]
+    """
+
+    start: int
+    length: int
+    lead: int
+    grid: tuple[int, int] | None
 
 
 def row_statistics(image_attention: Tensor, attended: int, epsilon: float = 0.0) -> RowStatistics:
-    r"""R_img, H_img and EFR from the image slice of the attention row.
+    r"""R_img, H_img and EFR from the attention of one query on the image.
 
     ``R = (sum_V a) * M / n`` and ``H = -sum_V ã log(ã + ε)`` with ``ã = a / (sum_V a + ε)``.
 
     Parameters
     ----------
     image_attention : [L, H, n]
-    attended
-        M, the number of keys the ratio is taken over.
-    epsilon
-        ε of the released code; with 0 the entropy is exact and a head that does not see the image
-        at all has EFR = +inf.
+        Shares of all attention.
+    attended : int
+        M, the number of keys over which the ratio is taken.
+    epsilon : float
+        ε of the released code; with 0 the entropy is exact, and a head without attention on the
+        image has EFR = +inf.
 
     Examples
     --------
@@ -63,14 +108,14 @@ def row_statistics(image_attention: Tensor, attended: int, epsilon: float = 0.0)
     ratio = share * attended / max(n, 1)
     inside = a / torch.where(share + epsilon == 0, 1.0, share + epsilon)[..., None]
     entropy = -torch.where(inside > 0, inside * torch.log(inside + epsilon), 0.0).sum(-1)
-    return RowStatistics.of(ratio, entropy, epsilon)
+    return RowStatistics.from_ratio(ratio, entropy, epsilon)
 
 
 def visual_heads(statistics: RowStatistics, config: VRGAConfig) -> Tensor:
     """H_v as bool [L, H]: EFR at or below its percentile and R_img at or above its own.
 
-    Heads whose EFR or R_img is not finite are left out. If no head meets both conditions, the one
-    on R_img decides alone. Percentiles interpolate linearly.
+    Heads whose EFR or R_img is not finite do not count. If no head meets both conditions, that on
+    R_img decides alone. Percentiles interpolate linearly.
 
     Examples
     --------
@@ -106,13 +151,13 @@ def refined_map(visual: Tensor, background: Tensor, weight: float = 1.0) -> Tens
     """Mean map of the visual heads minus the background heads', [n] in fp64.
 
     Each mean is normalised to sum 1, the difference clamped at 0 and normalised again. Without a
-    background head the visual heads' mean is returned as it is, and if everything clamps to 0 the
-    unsubtracted map.
+    background head the result is the visual heads' mean as it is; if everything clamps to 0, it is
+    their normalised mean.
 
     Parameters
     ----------
     visual, background : [k, n]
-        Image attention of the visual heads (at least one) and of the background heads (or none).
+        Image attention of the k visual heads (at least one) and of the background heads.
     weight
         λ, the weight of the background map.
 
@@ -132,8 +177,8 @@ def refined_map(visual: Tensor, background: Tensor, weight: float = 1.0) -> Tens
 def border_sinks(span: Span, max_share: float) -> Tensor:
     """Indices within one image where attention sinks sit: corner, top row, left column.
 
-    The top-left 2x2 corner first, then the rest of row 0, then the rest of column 0, cut at
-    ``max_share`` of the image's keys. Rows are counted from the span's first key, so a leading
+    The top-left 2x2 corner first, then the rest of grid row 0, then the rest of grid column 0, cut
+    at ``max_share`` of the image's keys. Grid rows count from the span's first key, so a leading
     token shifts them, as in the released code. Empty without a grid.
 
     Examples
@@ -155,8 +200,9 @@ def border_sinks(span: Span, max_share: float) -> Tensor:
 def focus_tokens(refined: Tensor, spans: list[Span], config: VRGAConfig) -> tuple[Tensor, Tensor]:
     """T_q before widening, and the suppressed border keys, both bool [n].
 
-    A key is kept if the refined map there exceeds ``mean + focus_std * std`` (sample deviation) of
-    the keys that are not suppressed; at least the ``focus_min_tokens`` largest of those are kept.
+    A key counts where the refined map exceeds ``mean + focus_std * std`` (sample deviation), taken
+    over the keys that are not suppressed. If fewer than ``focus_min_tokens`` do, the keys with the
+    largest values count.
 
     Examples
     --------
@@ -186,10 +232,11 @@ def focus_tokens(refined: Tensor, spans: list[Span], config: VRGAConfig) -> tupl
 def widen_tokens(
     focus: Tensor, suppressed: Tensor, spans: list[Span], config: VRGAConfig
 ) -> Tensor:
-    """T_q as boosted, bool [n]: each kept key and its neighbours within the same image.
+    """T_q as boosted, bool [n]: each key of ``focus`` and its neighbours within the same image.
 
-    On a grid the neighbourhood is a square of side ``2 * widen + 1`` and suppressed keys stay out;
-    along the sequence it runs in row-major order, wraps around rows and includes them.
+    On a grid the neighbourhood is a square of side ``2 * widen + 1``, without suppressed keys.
+    Along the sequence it runs in row-major order, from the end of one grid row to the start of the
+    next, and includes suppressed keys.
 
     Examples
     --------
@@ -221,7 +268,7 @@ def _normalised(a: Tensor) -> Tensor:
 
 
 def _dilate(seeds: Tensor, radius: int, *, flat: bool = False) -> Tensor:
-    """Binary dilation of bool [1, rows, columns] by a square, or by a row segment if flat."""
+    """Binary dilation of bool [1, rows, columns] by a square, or within grid rows if flat."""
     size = (1 if flat else 2 * radius + 1, 2 * radius + 1)
     padding = (0 if flat else radius, radius)
     return torch.nn.functional.max_pool2d(seeds.float(), size, 1, padding).bool()

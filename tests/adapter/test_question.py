@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from tests.adapter.processors import STYLES, processor, tokenizer
-from vrga_ext.integrations.transformers.sequence.prompt import question_ends
-from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.prompts.question import QuestionFinder, question_ends
 
 QUESTIONS = (
     "How many birds sit on the fence?",

@@ -27,28 +27,28 @@ def gpu(monkeypatch):
 )
 def test_served(gpu, capability):
     gpu(capability)
-    assert _library.cuda_obstacle(0, 128) == ""
+    assert _library.cuda_unsupported_reason(0, 128) == ""
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
 def test_gpus_without_a_kernel_are_named(gpu, capability):
     gpu(capability)
-    reason = _library.cuda_obstacle(0, 128)
+    reason = _library.cuda_unsupported_reason(0, 128)
     assert f"compute capability {capability[0]}.{capability[1]} (built for {BUILT}" in reason
 
 
 def test_a_build_for_one_gpu_serves_that_one(gpu):
     gpu((9, 0), built="9.0")
-    assert _library.cuda_obstacle(0, 128) == ""
+    assert _library.cuda_unsupported_reason(0, 128) == ""
     gpu((10, 0), built="9.0a")
-    assert "10.0" in _library.cuda_obstacle(0, 128)
+    assert "10.0" in _library.cuda_unsupported_reason(0, 128)
     gpu((9, 0), built="Hopper")
-    assert _library.cuda_obstacle(0, 128) == ""
+    assert _library.cuda_unsupported_reason(0, 128) == ""
 
 
 def test_head_dim_and_missing_build_are_named(gpu):
     gpu((9, 0))
-    assert _library.cuda_obstacle(0, 256) == ""
-    assert "head dim of 320 (at most 256)" in _library.cuda_obstacle(0, 320)
+    assert _library.cuda_unsupported_reason(0, 256) == ""
+    assert "head dim of 320 (at most 256)" in _library.cuda_unsupported_reason(0, 320)
     gpu((9, 0), built="")
-    assert "pip install . builds them" in _library.cuda_obstacle(0, 128)
+    assert "pip install . builds them" in _library.cuda_unsupported_reason(0, 128)

@@ -45,12 +45,12 @@ def test_reads_pictures_well_and_long_answers_hurt(found):
 def test_visual_heads_aim_at_the_object(found):
     aim = found.plain[DIRECT].aim
     for rrar in (aim.question, aim.answer):
-        assert aim.of_selected(rrar).mean() > 3 * aim.of_others(rrar).mean()
+        assert aim.mean_of_selected(rrar).mean() > 3 * aim.mean_of_others(rrar).mean()
 
 
 def test_long_answers_scatter_the_aim_and_the_boost_restores_it(found):
     def aimed(runs, mode):
-        return np.nanmean(runs[mode].aim.of_selected(runs[mode].aim.answer))
+        return np.nanmean(runs[mode].aim.mean_of_selected(runs[mode].aim.answer))
 
     assert aimed(found.plain, LONG) < 0.8 * aimed(found.plain, DIRECT)
     assert aimed(found.plain, LONG) < 0.95 * aimed(found.guided, LONG)

@@ -22,14 +22,14 @@ def test_equal_numbers_share_their_rank():
 
 
 def test_one_value_has_no_error():
-    assert np.isnan(Mean.of(np.array([3.0, np.nan])).error)
-    assert Mean.of(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5))
+    assert np.isnan(Mean.from_values(np.array([3.0, np.nan])).error)
+    assert Mean.from_values(np.array([1.0, 0.0])) == (0.5, pytest.approx(0.5))
 
 
 def test_the_error_of_a_mean_is_not_too_small():
     """Of few values as well: its square is right on average."""
     draws = np.random.default_rng(0).normal(size=(20_000, 3))
-    errors = np.array([Mean.of(values).error for values in draws])
+    errors = np.array([Mean.from_values(values).error for values in draws])
     assert np.mean(errors**2) == pytest.approx(1 / 3, rel=0.03)
 
 

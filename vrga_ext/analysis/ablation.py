@@ -72,7 +72,7 @@ def choose_heads(
     8
     """
     ratio, entropy, layers = mean_statistics(captures, row)
-    efr = RowStatistics.of(ratio, entropy).efr
+    efr = RowStatistics.from_ratio(ratio, entropy).efr
     return heads_by_policy(ratio, efr, layers, policy, per_layer, seed=seed)
 
 
@@ -175,11 +175,28 @@ def blinded(choose: Hook | None = None) -> Hook:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Right answers with all heads, and with each policy's heads masked."""
+    """Right answers with all heads, and with each policy's heads masked.
 
-    right: np.ndarray  # bool [questions], nothing masked
-    heads: dict[str, tuple[HeadIndex, ...]]  # policy -> the heads masked
-    masked_right: dict[str, np.ndarray]  # policy -> bool [questions]
+    Attributes
+    ----------
+    right : bool [questions]
+        Whether the answer is right while no head is masked.
+    heads : dict of str to tuple of (layer, head)
+        The masked heads of each policy; the layer as the model counts it.
+    masked_right : dict of str to bool [questions]
+        Whether the answer is right while that policy's heads are masked.
+
+    Examples
+    --------
+    >>> right, masked = np.array([True, True, False]), np.array([True, False, False])
+    >>> found = Ablation(right, {"efr": ((0, 1),)}, {"efr": masked})
+    >>> f"{found.accuracy:.2f} -> {found.masked_accuracy('efr'):.2f}"
+    '0.67 -> 0.33'
+    """
+
+    right: np.ndarray
+    heads: dict[str, tuple[HeadIndex, ...]]
+    masked_right: dict[str, np.ndarray]
 
     @property
     def accuracy(self) -> float:

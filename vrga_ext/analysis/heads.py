@@ -86,12 +86,30 @@ def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tens
 
 
 class LinearFit(NamedTuple):
-    """Least-squares fit ``R_img = slope * H_img + intercept`` over heads."""
+    """Least-squares fit ``R_img = slope * H_img + intercept`` over heads.
 
-    slope: float  # per nat
+    Attributes
+    ----------
+    slope : float
+        k (1 / nat).
+    intercept : float
+        b (no unit).
+    pearson_r : float
+        Pearson's correlation of R_img and H_img; NaN where all R_img are equal.
+    heads : int
+        Number of heads with finite statistics, over which the fit is taken.
+
+    Examples
+    --------
+    >>> fit = linear_fit(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 1.0, 1.5]))
+    >>> fit.slope, fit.heads
+    (3.0, 3)
+    """
+
+    slope: float
     intercept: float
-    pearson_r: float  # NaN where all R_img are equal
-    heads: int  # that took part
+    pearson_r: float
+    heads: int
 
 
 def linear_fit(image_ratio: Tensor, image_entropy: Tensor) -> LinearFit:
@@ -167,7 +185,7 @@ def focused_heads(
     for sample in range(capture.image_ratio.shape[0]):
         ratio = capture.image_ratio[sample, :, :, row].double()
         entropy = capture.image_entropy[sample, :, :, row].double()
-        heads = selection.visual_heads(selection.RowStatistics.of(ratio, entropy), config)
+        heads = selection.visual_heads(selection.RowStatistics.from_ratio(ratio, entropy), config)
         found.append(tuple((capture.layers[i], h) for i, h in heads.nonzero().tolist()))
     return tuple(found)
 
@@ -175,16 +193,41 @@ def focused_heads(
 class Drift(NamedTuple):
     """How attention on the image changes over the generated tokens, means over heads.
 
-    Entry i is of the i-th token of the answer, while it is read and the next one is written; there
-    is none of the prompt's rows, nor of the answer's last token, which is never read.
-    ``positions`` and ``token_ids`` say which tokens these are.
+    Entry i belongs to the i-th token of the answer, while the model reads it and writes the next
+    one. The prompt's tokens have no entry, and neither has the answer's last token, which the
+    model never reads.
+
+    Attributes
+    ----------
+    image_ratio : float32 [S, T]
+        R_img, mean attention on image tokens over mean attention (no unit).
+    image_entropy : float32 [S, T]
+        H_img, entropy of the attention inside the image (nats).
+    rrar : float32 [S, T], optional
+        Attention on the region's tokens over that on the image's average token (no unit); None
+        without a region.
+    positions : int64 [S, T]
+        Position of each token in the KV cache; -1 where a sample has fewer tokens.
+    token_ids : int64 [S, T]
+        That token; -1 where the model was not given ``input_ids``.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import generate, held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     answer = generate(model, prepare(processor, held_out(1, seed=0), steps=0), steps=0)
+    >>> found = drift(recording.last)
+    >>> found.positions[0] - found.positions[0, 0], found.rrar
+    (tensor([0, 1, 2, 3]), None)
     """
 
-    image_ratio: Tensor  # [S, T]
-    image_entropy: Tensor  # [S, T], nats
-    rrar: Tensor | None  # [S, T], if a region was given
-    positions: Tensor  # int64 [S, T], cache column of each token; -1 where a sample has fewer
-    token_ids: Tensor  # int64 [S, T], that token; -1 where it is not known
+    image_ratio: Tensor
+    image_entropy: Tensor
+    rrar: Tensor | None
+    positions: Tensor
+    token_ids: Tensor
 
 
 def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | None = None) -> Drift:
@@ -229,7 +272,7 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
         chosen = head_mask(heads, capture.layers, part.image_ratio.shape[2])
         if not chosen.any():
             raise ValueError("heads: wanted at least one (layer, head), got none")
-        part = of_heads(part, chosen)
+        part = select_heads(part, chosen)
 
     def mean(values: Tensor) -> Tensor:  # [S, L, H, T] -> [S, T]
         return values.flatten(1, 2).nanmean(1)
@@ -240,7 +283,7 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
     )
 
 
-def of_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
+def select_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
     """Some heads, bool [L, H], as one layer [S, 1, k, ...], of all samples or of one.
 
     What is computed of it costs no more than these heads. Their ``layers`` are not kept.

@@ -15,13 +15,32 @@ _EXACT = 1000  # up to so many changed pairs the binomial sum is exact; beyond, 
 
 
 class Paired(NamedTuple):
-    """One value per question, twice. For right and wrong answers this is McNemar's comparison."""
+    """Two runs on the same questions; for right and wrong answers McNemar's comparison.
+
+    Attributes
+    ----------
+    mean_difference : float
+        Mean over the questions of the first run's value less the second one's, in their unit.
+    standard_error : float
+        Of ``mean_difference``, in the same unit; NaN for a single question.
+    better : int
+        Questions on which the first run is higher.
+    worse : int
+        Questions on which it is lower.
+    questions : int
+        Questions with a number in both runs.
+
+    Examples
+    --------
+    >>> Paired(0.25, 0.1, better=9, worse=1, questions=32).p_value < 0.05
+    True
+    """
 
     mean_difference: float
-    standard_error: float  # of the mean difference
-    better: int  # questions on which the first run is higher
-    worse: int  # questions on which it is lower
-    questions: int  # that took part
+    standard_error: float
+    better: int
+    worse: int
+    questions: int
 
     @property
     def z(self) -> float:

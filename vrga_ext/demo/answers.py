@@ -38,7 +38,27 @@ DEMO_CONFIG = VRGAConfig.paper(gamma=4.0, efr_percentile=30.0, ratio_percentile=
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture, the object asked for and where it stands."""
+    """A question about a drawn picture.
+
+    Attributes
+    ----------
+    scene : Scene
+        The objects of the picture.
+    image : PIL.Image.Image
+        The picture.
+    target : Kind
+        The object that the question asks for.
+    color : str
+        Its colour, the right answer.
+    cell : int
+        The grid cell it stands in, row-major.
+
+    Examples
+    --------
+    >>> sample = held_out(1, seed=0)[0]
+    >>> sample.scene.find(sample.target).color == sample.color
+    True
+    """
 
     scene: Scene
     image: Image.Image
@@ -49,7 +69,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote: its words, the object it named at the end and the colour it gave."""
+    """What the model wrote.
+
+    Attributes
+    ----------
+    words : tuple of str
+        All words of the answer.
+    named : str
+        The object that it names at the end.
+    color : str
+        The colour that it gives there; empty if it gives none.
+
+    Examples
+    --------
+    >>> Answer(("so", "hollow", "star", "green"), "hollow star", "green").named
+    'hollow star'
+    """
 
     words: tuple[str, ...]
     named: str

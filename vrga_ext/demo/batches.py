@@ -10,6 +10,7 @@ import torch
 
 from vrga_ext.demo.build import normalise, token
 from vrga_ext.demo.language import chain, question_words, reply
+from vrga_ext.demo.recipe import LooseColors
 from vrga_ext.demo.scenes import (
     CELL,
     COLORS,
@@ -21,7 +22,6 @@ from vrga_ext.demo.scenes import (
     draw_cell,
     sample_scene,
 )
-from vrga_ext.demo.train import LooseColors
 
 IGNORE = -100
 PREFIX = (
@@ -41,15 +41,33 @@ Word = tuple[str, str | None]  # the word that stands there, and the word to be 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of ``B`` sequences of ``S`` tokens over a palette of ``P`` distinct cells."""
+    """One batch of B sequences of S tokens over a palette of P distinct cells.
 
-    patches: torch.Tensor  # [P * 4, 1176] as the image processor lays them out
-    palette: torch.Tensor  # [P], template of each palette cell; _EMPTY for an empty one
-    cells: torch.Tensor  # [B, GRID * GRID], index into the palette
-    input_ids: torch.Tensor  # [B, S]
-    labels: torch.Tensor  # [B, S], IGNORE where nothing is learnt
-    loose: torch.Tensor  # [B, S], True where any colour of ``accepted`` is right
-    accepted: torch.Tensor  # [B, colours]
+    Attributes
+    ----------
+    patches : float32 [P * 4, 1176]
+        Pixels of the palette, as the image processor lays them out.
+    palette : int64 [P]
+        Template of each palette cell; ``_EMPTY`` for an empty one.
+    cells : int64 [B, GRID * GRID]
+        Index into the palette of each cell of a picture.
+    input_ids : int64 [B, S]
+        The tokens.
+    labels : int64 [B, S]
+        The tokens to be learnt; ``IGNORE`` where there is none.
+    loose : bool [B, S]
+        True where any colour of ``accepted`` is right.
+    accepted : bool [B, colours]
+        Colours that are right where ``loose`` is True.
+    """
+
+    patches: torch.Tensor
+    palette: torch.Tensor
+    cells: torch.Tensor
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    loose: torch.Tensor
+    accepted: torch.Tensor
 
 
 class CellBank:

@@ -19,24 +19,54 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """One answer and the visual heads' attention while it was written."""
+    """One answer and the visual heads' attention while it was written.
+
+    Attributes
+    ----------
+    title : str
+        Heading of the map.
+    answer : str
+        What the model wrote.
+    is_right : bool, optional
+        Whether the answer is right; None where that is not known.
+    attention : float array [rows, columns]
+        Share of all attention on each image token.
+    """
 
     title: str
     answer: str
-    is_right: bool | None  # None where the truth is not known
-    attention: np.ndarray  # [rows, columns], share of all attention on each image token
+    is_right: bool | None
+    attention: np.ndarray
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Everything the picture shows."""
+    """Everything the drawing shows.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        The picture.
+    question : str
+        What was asked.
+    heads : int
+        Number of visual heads.
+    region : bool [rows, columns]
+        Question-relevant tokens, T_q.
+    views : (View, View)
+        Without VRGA, and with it.
+    moment : str
+        When the attention was read.
+    footer : str
+        Line at the bottom.
+    """
 
     image: Image.Image
     question: str
     heads: int
-    region: np.ndarray  # bool [rows, columns], T_q
-    views: tuple[View, View]  # without VRGA, with VRGA
-    moment: str  # when the attention was read
+    region: np.ndarray
+    views: tuple[View, View]
+    moment: str
     footer: str
 
 

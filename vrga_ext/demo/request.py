@@ -20,14 +20,34 @@ SAMPLE_COLOR = "purple"
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments that can be used, as :func:`vrga_ext.demo.run.run_demo` explains them."""
+    """Checked arguments of :func:`vrga_ext.demo.run.run_demo`.
+
+    Attributes
+    ----------
+    output : Path
+        File of the drawing.
+    html : Path, optional
+        File of the page.
+    samples : int
+        Held-out questions for the accuracies.
+    picture : PIL.Image.Image
+        The picture as RGB.
+    question : str
+        What to ask.
+    truth : str, optional
+        The right colour; None unless picture and question are the demo's own.
+    model_id : str, optional
+        Folder or id of a checkpoint; None for the demo model.
+    max_new_tokens : int
+        Longest answer of a checkpoint (tokens).
+    """
 
     output: Path
     html: Path | None
     samples: int
     picture: Image.Image
     question: str
-    truth: str | None  # the right colour, where the picture and the question are the demo's own
+    truth: str | None
     model_id: str | None
     max_new_tokens: int
 

@@ -35,7 +35,21 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo found: both answers, both accuracies (``None`` for a real checkpoint)."""
+    """What the demo found.
+
+    Attributes
+    ----------
+    answer_without : str
+        Answer without VRGA.
+    answer_with : str
+        Answer with VRGA.
+    accuracy_without : float, optional
+        Share of right answers to held-out questions without VRGA; None where it was not measured.
+    accuracy_with : float, optional
+        The same with VRGA.
+    output : Path
+        File of the drawing.
+    """
 
     answer_without: str
     answer_with: str

@@ -34,7 +34,20 @@ _SUPERSAMPLE = 4
 
 @dataclass(frozen=True)
 class Kind:
-    """What a question names: a fill and a shape, for example ``hollow star``."""
+    """What a question names: a fill and a shape, for example ``hollow star``.
+
+    Attributes
+    ----------
+    fill : str
+        One of ``FILLS``.
+    shape : str
+        One of ``SHAPES``.
+
+    Examples
+    --------
+    >>> Kind("hollow", "star").twin.name
+    'solid star'
+    """
 
     fill: str
     shape: str
@@ -54,7 +67,17 @@ KINDS: tuple[Kind, ...] = tuple(Kind(fill, shape) for shape in SHAPES for fill i
 
 @dataclass(frozen=True)
 class Placed:
-    """An object of a scene: its kind, its colour and the cell it stands in (row-major)."""
+    """An object of a scene.
+
+    Attributes
+    ----------
+    kind : Kind
+        Its fill and shape.
+    color : str
+        One of ``COLORS``.
+    cell : int
+        The grid cell it stands in, row-major.
+    """
 
     kind: Kind
     color: str
@@ -63,7 +86,13 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """The objects of one picture; no two are of one kind."""
+    """The objects of one picture.
+
+    Attributes
+    ----------
+    objects : tuple of Placed
+        No two of one kind; the first is the one that the question asks for.
+    """
 
     objects: tuple[Placed, ...]
 

@@ -10,59 +10,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from vrga_ext.demo.models import check_folder_of_model
-from vrga_ext.demo.outputs import check_apart, check_folder
 from vrga_ext.demo.pictures import DemoError
-
-LooseColors = Literal["any", "present"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Numbers of the training run; steps are optimiser steps."""
-
-    seed: int = 0
-    first_steps: int = 1000
-    second_steps: int = 150
-    batch: int = 48
-    long_batch: int = 24
-    long_weight: float = 0.4
-    learning_rate: float = 2e-3
-    second_learning_rate: float = 5e-4
-    align_weight: float = 0.5
-    renders: int = 32
-    most_objects: int = 12
-    ramp_steps: int = 400
-    blind_from: int = 650
-    blind_share: float = 0.1
-    short_steps: tuple[int, int] = (1, 4)
-    short_turns: tuple[int, int] = (1, 3)
-    long_steps: tuple[int, int] = (6, 22)
-    long_turns: tuple[int, int] = (4, 12)
-    long_objects: tuple[int, int] = (2, 12)
-    long_colors: LooseColors = "any"
-
-
-def check_folders(output: Path, start: Path | None, first: Path | None) -> None:
-    """Refuse folders that training could not use; the arguments are those of ``train``.
-
-    Raises
-    ------
-    DemoError
-        One cannot be written, or two of them are one.
-    FileNotFoundError
-        There is no model to continue from.
-    """
-    outputs = [("output", output)] + ([] if first is None else [("first", first)])
-    for argument, folder in outputs:
-        check_folder(argument, folder)
-    if start is not None:
-        check_folder_of_model("start", start)
-    check_apart(outputs, [] if start is None else [("start", start)], folders=True)
+from vrga_ext.demo.recipe import Recipe, check_folders
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -16,8 +16,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from vrga_ext.demo import head_drop
 from vrga_ext.demo.batches import IGNORE, IMAGE_SLICE, Batch, CellBank, sample_batch
 from vrga_ext.demo.build import build_model, save, token
+from vrga_ext.demo.recipe import Recipe, check_folders
 from vrga_ext.demo.scenes import COLORS, FILLS, GRID, KINDS, SHAPES
-from vrga_ext.demo.train import Recipe, check_folders
 
 
 def train(

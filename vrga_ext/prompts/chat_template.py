@@ -41,13 +41,23 @@ def as_run(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a tokenizer says of its tokens."""
+    """A tokenizer, with the properties of its tokens that finding a question needs.
+
+    A run is a sequence of token ids as a string of one character each: :func:`as_run`.
+
+    Attributes
+    ----------
+    tokenizer : PreTrainedTokenizer
+        The tokenizer.
+    marks : frozenset of str
+        Tokens that were added to its vocabulary, as runs of one; ordinary text has none of them.
+    """
 
     tokenizer: Any
-    marks: frozenset[str]  # added to its vocabulary: no ordinary text is made of them
+    marks: frozenset[str]
 
     @classmethod
-    def of(cls, tokenizer: Any) -> Tokens:
+    def from_tokenizer(cls, tokenizer: Any) -> Tokens:
         added = getattr(tokenizer, "added_tokens_decoder", {})
         ids = [token for token, content in added.items() if str(content).strip()]
         return cls(tokenizer, frozenset(as_run(ids)))

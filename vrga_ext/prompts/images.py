@@ -82,7 +82,7 @@ def image_runs(mask: Tensor) -> list[tuple[int, int]]:
     return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def image_keys(mask: Tensor, image_span: ImageSpan) -> Tensor:
+def image_span_mask(mask: Tensor, image_span: ImageSpan) -> Tensor:
     """V as bool [B, S]: the image tokens, and with ``"vision_span"`` the token before each run."""
     if image_span == "tokens":
         return mask

@@ -20,11 +20,26 @@ POSITION_ARGUMENTS = frozenset({"image_embeds_position_mask"})
 
 
 class Placeholders(NamedTuple):
-    """The tokens that images and videos are written to."""
+    """The tokens whose embeddings the model replaces by image and video features.
+
+    Attributes
+    ----------
+    ids : tuple of int
+        Token ids for images and videos; empty for a model that is told positions in every call.
+    video_ids : tuple of int
+        Those of ``ids`` that only videos use.
+    unset : str, optional
+        Field of the configuration that should name the image token and is None.
+
+    Examples
+    --------
+    >>> Placeholders(ids=(5, 6), video_ids=(6,))
+    Placeholders(ids=(5, 6), video_ids=(6,), unset=None)
+    """
 
     ids: tuple[int, ...]
-    video_ids: tuple[int, ...] = ()  # those of them that only videos are written to
-    unset: str | None = None  # the field of the configuration that should name one, and is None
+    video_ids: tuple[int, ...] = ()
+    unset: str | None = None
 
 
 def find_placeholders(

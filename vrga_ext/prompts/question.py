@@ -25,12 +25,29 @@ _SHOWN = 40  # characters of a prompt's end in a notice, and tokens that are dec
 
 @dataclass(frozen=True)
 class QuestionEnd:
-    """The question's last token in one prompt row, and the rule that found it."""
+    """The question's last token in one prompt, and the rule that found it.
 
-    position: int  # column of the prompt
+    Attributes
+    ----------
+    position : int
+        Index of the token in the prompt.
+    rule : {"given", "template", "last_token"}
+        Given by the caller, found by the chat template, or the prompt's last token.
+    why : str
+        Why the template did not tell, for ``"last_token"``; else empty.
+    seen : str
+        How this prompt ends and how the template ends one, where they differ; else empty.
+
+    Examples
+    --------
+    >>> QuestionFinder(None).find([7, 8, 9], [True, False, False], offset=0)
+    QuestionEnd(position=2, rule='last_token', why='no processor was given', seen='')
+    """
+
+    position: int
     rule: Rule
-    why: str = ""  # of "last_token": what kept the template from telling
-    seen: str = ""  # of this prompt, if it has to do with it
+    why: str = ""
+    seen: str = ""
 
 
 class QuestionFinder:
@@ -54,7 +71,7 @@ class QuestionFinder:
             self.problem = NO_PROCESSOR
             return
         try:
-            self._tokens = Tokens.of(getattr(processor, "tokenizer", processor))
+            self._tokens = Tokens.from_tokenizer(getattr(processor, "tokenizer", processor))
             self._turns = user_turns(processor, self._tokens)
         except (
             Exception

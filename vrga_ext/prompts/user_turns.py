@@ -31,22 +31,47 @@ _OTHERS_LAST = (("user", "assistant"), ("user", "assistant", "tool"), ("user", "
 
 @dataclass(frozen=True)
 class UserTurns:
-    """Runs of tokens that a template writes around a user's text, blanks at their edges left out.
+    """Runs of tokens that a template writes around a user's text, without blanks at their edges.
 
-    Where the template has a switch, those of all its settings.
+    Where the template has switches, the sets hold the runs of all their settings.
+
+    Attributes
+    ----------
+    openings : frozenset of str
+        Before the text.
+    first : frozenset of str
+        Before a text that begins the prompt, where the run has no mark.
+    prefaced : frozenset of str
+        Before a text that follows a system message, where the run has no mark.
+    lookalikes : frozenset of str
+        Before a tool's text, where the run starts like an opening.
+    closings : frozenset of str
+        Between the text and that of the next turn.
+    ends : frozenset of str
+        After a text that ends the prompt, without a generation prompt.
+    blank_ends : frozenset of str
+        Those of ``ends`` that are blank, as characters, not tokens.
+    tails : frozenset of str
+        After a text that ends the prompt, with and without a generation prompt.
+    other_tails : frozenset of str
+        The same after the text of another role.
+    between : str
+        Between an image and the end of its turn, where no text follows the image.
+    shown : tuple of str
+        ``tails`` with their blanks, to be shown in a notice.
     """
 
-    openings: frozenset[str]  # before the text
-    first: frozenset[str]  # before the text that begins a prompt, if without a mark of the template
-    prefaced: frozenset[str]  # before the text that follows a system's, if without a mark
-    lookalikes: frozenset[str]  # that begin like an opening and are a tool's
-    closings: frozenset[str]  # between the text and what follows it, up to that one's text
-    ends: frozenset[str]  # after the text that ends a prompt
-    blank_ends: frozenset[str]  # the same where it is blank: its characters, not tokens
-    tails: frozenset[str]  # the same or, if asked for an answer, with what that begins with
-    other_tails: frozenset[str]  # the same after another role's text
-    between: str  # between an image and what follows the turn, where no text does
-    shown: tuple[str, ...]  # tails as they are written, to be shown
+    openings: frozenset[str]
+    first: frozenset[str]
+    prefaced: frozenset[str]
+    lookalikes: frozenset[str]
+    closings: frozenset[str]
+    ends: frozenset[str]
+    blank_ends: frozenset[str]
+    tails: frozenset[str]
+    other_tails: frozenset[str]
+    between: str
+    shown: tuple[str, ...]
 
 
 def user_turns(processor: Any, tokens: Tokens) -> UserTurns:

@@ -85,7 +85,10 @@ def _length(studies: Sequence[Study]) -> Figure:
         ):
             kind = {"color": color, "linestyle": line, "marker": "o", "markersize": 4}
             right = [runs[mode].accuracy for mode in modes]
-            aims = [Mean.of(runs[mode].aim.of_selected(runs[mode].aim.answer)) for mode in modes]
+            aims = [
+                Mean.from_values(runs[mode].aim.mean_of_selected(runs[mode].aim.answer))
+                for mode in modes
+            ]
             label = f"{study.name}, {what}"
             for axes, found, scale in ((accuracy, right, 100), (rrar, aims, 1)):
                 axes.errorbar(
@@ -96,7 +99,7 @@ def _length(studies: Sequence[Study]) -> Figure:
                 )  # fmt: skip
             values = runs[study.long].aim.drift
             there = np.isfinite(values).sum(0) >= len(values) / 2
-            means = [Mean.of(column) for column in values[:, there].T]
+            means = [Mean.from_values(column) for column in values[:, there].T]
             drift.errorbar(
                 np.flatnonzero(there) + 1,
                 [mean.value for mean in means],

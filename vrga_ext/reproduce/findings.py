@@ -29,16 +29,40 @@ HARDLY = 0.05  # accuracy, a share: a loss below this hardly matters
 
 
 class Claim(NamedTuple):
-    """A statement of the paper about one model; ``holds`` is None where it cannot be tested."""
+    """A statement of the paper, tested on one model.
 
-    finding: int  # index into FINDINGS
+    Attributes
+    ----------
+    finding : int
+        Index into ``FINDINGS``.
+    text : str
+        The statement.
+    holds : bool, optional
+        Whether it holds; None where it cannot be tested.
+    figures : str
+        The numbers behind the verdict.
+    """
+
+    finding: int
     text: str
     holds: bool | None
     figures: str
 
 
 class Table(NamedTuple):
-    """Rows of text under a header."""
+    """Rows of text under a header.
+
+    Attributes
+    ----------
+    title : str
+        What the table shows.
+    header : sequence of str
+        Name of each column.
+    rows : sequence of sequences of str
+        A cell for each column.
+    note : str
+        What stands below the table; may be empty.
+    """
 
     title: str
     header: Sequence[str]
@@ -69,13 +93,13 @@ def head_means(aim: Aim) -> dict[str, np.ndarray]:
     ratio, entropy, rrar = (
         np.nanmean(values, axis=0) for values in (aim.image_ratio, aim.image_entropy, aim.question)
     )
-    efr = RowStatistics.of(torch.from_numpy(ratio), torch.from_numpy(entropy)).efr
+    efr = RowStatistics.from_ratio(torch.from_numpy(ratio), torch.from_numpy(entropy)).efr
     return {"EFR": efr.numpy(), "R": ratio, "H": entropy, "RRAR": rrar}
 
 
 def _heads(study: Study) -> list[Claim]:
     aim = study.plain[study.short].aim
-    selected, others = aim.of_selected(aim.question), aim.of_others(aim.question)
+    selected, others = aim.mean_of_selected(aim.question), aim.mean_of_others(aim.question)
     means = {name: values.flatten() for name, values in head_means(aim).items()}
     seen = np.isfinite(means["EFR"]) & np.isfinite(means["RRAR"])  # heads that see the picture
     ranks = {n: rank_correlation(means[n][seen], means["RRAR"][seen]) for n in ("EFR", "R", "H")}
@@ -85,7 +109,7 @@ def _heads(study: Study) -> list[Claim]:
             0,
             "the visual heads aim at the region more than the others do (RRAR)",
             _exceeds(selected, others),
-            f"{_number(Mean.of(selected))} against {_number(Mean.of(others))}",
+            f"{_number(Mean.from_values(selected))} against {_number(Mean.from_values(others))}",
         ),
         Claim(
             0,
@@ -142,18 +166,20 @@ def _masks(study: Study) -> list[Claim]:
 
 def _lengths(study: Study) -> list[Claim]:
     short, long = study.plain[study.short], study.plain[study.long]
-    aims = {mode: run.aim.of_selected(run.aim.answer) for mode, run in study.plain.items()}
-    every = {mode: run.aim.of_all(run.aim.answer) for mode, run in study.plain.items()}
+    aims = {mode: run.aim.mean_of_selected(run.aim.answer) for mode, run in study.plain.items()}
+    every = {mode: run.aim.mean_of_all(run.aim.answer) for mode, run in study.plain.items()}
 
     def less_aimed(values: dict[str, np.ndarray], less: str, more: str) -> tuple[bool | None, str]:
-        figures = f"{_number(Mean.of(values[more]))} → {_number(Mean.of(values[less]))}"
+        figures = (
+            f"{_number(Mean.from_values(values[more]))} → {_number(Mean.from_values(values[less]))}"
+        )
         return _exceeds(values[more], values[less]), figures
 
     guided: tuple[bool | None, str] = None, "no such prompt"
     if GUIDED in aims:
         guided = less_aimed(every, study.short, GUIDED)
     right, wrong = (aims[study.long][kept] for kept in (long.scores > 0.5, long.scores <= 0.5))
-    apart = Mean.of(right), Mean.of(wrong)
+    apart = Mean.from_values(right), Mean.from_values(wrong)
     errors = float(np.hypot(apart[0].error, apart[1].error))
     first, last = _quarters(long.aim.drift)
     return [
@@ -174,7 +200,7 @@ def _lengths(study: Study) -> list[Claim]:
             2,
             "the aim drifts: RRAR is lower in the last quarter of the answer than in the first",
             _exceeds(first, last),
-            f"{_number(Mean.of(first))} → {_number(Mean.of(last))}",
+            f"{_number(Mean.from_values(first))} → {_number(Mean.from_values(last))}",
         ),
         Claim(
             2,
@@ -187,7 +213,7 @@ def _lengths(study: Study) -> list[Claim]:
 
 def _recovery(study: Study) -> list[Claim]:
     plain, guided = study.plain[study.long], study.guided[study.long]
-    aims = [run.aim.of_selected(run.aim.answer) for run in (plain, guided)]
+    aims = [run.aim.mean_of_selected(run.aim.answer) for run in (plain, guided)]
     short = study.guided[study.short].accuracy.value, study.plain[study.short].accuracy.value
     whole = guided.against(study.controls["whole image"])
 
@@ -208,7 +234,7 @@ def _recovery(study: Study) -> list[Claim]:
             3,
             "and the visual heads, reweighted, aim better (RRAR)",
             _exceeds(aims[1], aims[0]),
-            f"{_number(Mean.of(aims[0]))} → {_number(Mean.of(aims[1]))}",
+            f"{_number(Mean.from_values(aims[0]))} → {_number(Mean.from_values(aims[1]))}",
         ),
         Claim(
             3,
@@ -246,7 +272,7 @@ def tables(studies: Sequence[Study]) -> list[Table]:
             run = s.plain[mode]
             cells += [
                 _accuracy(run),
-                _number(Mean.of(run.aim.of_selected(run.aim.answer))),
+                _number(Mean.from_values(run.aim.mean_of_selected(run.aim.answer))),
                 _accuracy(s.guided[mode], run),
             ]
         lengths.append(row(mode, cells))

@@ -19,13 +19,27 @@ from vrga_ext.reproduce.tasks import Task
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error, from the sample deviation; NaN for fewer than two values."""
+    """A mean and its standard error.
+
+    Attributes
+    ----------
+    value : float
+        The mean; NaN without values.
+    error : float
+        Its standard error, from the sample deviation, in the same unit; NaN for fewer than two
+        values.
+
+    Examples
+    --------
+    >>> Mean.from_values(np.array([1.0, 3.0, np.nan]))
+    Mean(value=2.0, error=1.0)
+    """
 
     value: float
     error: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Mean:
+    def from_values(cls, values: np.ndarray) -> Mean:
         """Over all finite values."""
         kept = values[np.isfinite(values)]
         if not len(kept):
@@ -36,42 +50,81 @@ class Mean(NamedTuple):
 
 @dataclass(frozen=True)
 class Aim:
-    """Attention of n questions; heads are [L, H], V the image tokens, B the true region's."""
+    """Attention of n questions on the image, in L layers with H heads each.
 
-    image_ratio: np.ndarray  # [n, L, H], R_img at the question's last token
-    image_entropy: np.ndarray  # [n, L, H], H_img there, nats
-    selected: np.ndarray  # bool [n, L, H], the visual heads
-    question: np.ndarray  # [n, L, H], RRAR = mean_B(a) / mean_V(a) there
-    answer: np.ndarray  # [n, L, H], RRAR while the answer is written
-    drift: np.ndarray  # [n, K], RRAR of the visual heads at the task's drift tokens, then NaN
-    layers: tuple[int, ...]  # the L layers, as the model counts them
+    ``RRAR = mean_B(a) / mean_V(a)`` (no unit), with V the image tokens and B those of the true
+    region.
 
-    def of_selected(self, values: np.ndarray) -> np.ndarray:
+    Attributes
+    ----------
+    image_ratio : float32 [n, L, H]
+        R_img at the question's last token (no unit).
+    image_entropy : float32 [n, L, H]
+        H_img at the question's last token (nats).
+    selected : bool [n, L, H]
+        The visual heads.
+    question : float32 [n, L, H]
+        RRAR at the question's last token.
+    answer : float32 [n, L, H]
+        RRAR while the answer is written, mean over the task's answer tokens.
+    drift : float32 [n, K]
+        RRAR of the visual heads at each of the task's drift tokens; NaN behind the last one.
+    layers : tuple of int
+        The model's own index of each of the L layers.
+    """
+
+    image_ratio: np.ndarray
+    image_entropy: np.ndarray
+    selected: np.ndarray
+    question: np.ndarray
+    answer: np.ndarray
+    drift: np.ndarray
+    layers: tuple[int, ...]
+
+    def mean_of_selected(self, values: np.ndarray) -> np.ndarray:
         """Mean over each question's visual heads, ``[n]``; NaN where there is none."""
         return _head_mean(values, self.selected)
 
-    def of_others(self, values: np.ndarray) -> np.ndarray:
+    def mean_of_others(self, values: np.ndarray) -> np.ndarray:
         """Mean over the other heads, ``[n]``."""
         return _head_mean(values, ~self.selected)
 
-    def of_all(self, values: np.ndarray) -> np.ndarray:
+    def mean_of_all(self, values: np.ndarray) -> np.ndarray:
         """Mean over all heads, ``[n]``."""
         return _head_mean(values, np.ones_like(self.selected))
 
 
 @dataclass(frozen=True)
 class Run:
-    """The outcome of one condition: scores in [0, 1], ``[n]``, and the aim where it was asked."""
+    """The outcome of one condition on n questions.
+
+    Attributes
+    ----------
+    scores : float64 [n]
+        How right each answer is, in [0, 1].
+    boosted : float
+        Boosted tokens, mean over the questions.
+    heads : float
+        Reweighted heads, mean over the questions.
+    recorded : Aim, optional
+        Attention of the answers; None where it was not recorded.
+
+    Examples
+    --------
+    >>> run = Run(np.array([1.0, 0.0, 1.0, 1.0]), boosted=5.0, heads=3.0)
+    >>> run.accuracy.value
+    0.75
+    """
 
     scores: np.ndarray
-    boosted: float  # tokens, mean over the questions
-    heads: float  # that were reweighted, mean over the questions
+    boosted: float
+    heads: float
     recorded: Aim | None = None
 
     @property
     def accuracy(self) -> Mean:
         """Mean score and its standard error."""
-        return Mean.of(self.scores)
+        return Mean.from_values(self.scores)
 
     @property
     def aim(self) -> Aim:

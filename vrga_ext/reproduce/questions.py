@@ -37,13 +37,27 @@ _SUFFIXES = (".parquet", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class BoxedQuestion:
-    """One row of the data."""
+    """One question of the data.
 
-    source: Path | bytes  # the picture, a file or its content
+    Attributes
+    ----------
+    source : Path or bytes
+        The picture: its file, or the file's content.
+    text : str
+        The question.
+    answers : tuple of str
+        The human answers.
+    box : (float, float, float, float)
+        Left, top, right and bottom of the region that answers the question (pixels).
+    size : (int, int)
+        Width and height of the picture (pixels).
+    """
+
+    source: Path | bytes
     text: str
     answers: tuple[str, ...]
-    box: Box  # left, top, right, bottom in pixels
-    size: tuple[int, int]  # width and height of the picture
+    box: Box
+    size: tuple[int, int]
 
     def picture(self) -> Image.Image:
         """The picture as RGB.

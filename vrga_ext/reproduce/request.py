@@ -17,11 +17,27 @@ FIGURES = ("heads.png", "masking.png", "length.png", "recovery.png")  # one of e
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments that can be used, as :func:`vrga_ext.reproduce.run.reproduce` explains them."""
+    """Checked arguments of :func:`vrga_ext.reproduce.run.reproduce`.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Folders or ids of the models; empty for the shipped one.
+    data : Path, optional
+        File or folder of the questions; None for those about drawn pictures.
+    questions : list of BoxedQuestion
+        What was read from ``data``.
+    output : Path, optional
+        Folder for the report.
+    samples : int
+        Pictures of each seed; with ``data`` the most questions that are read.
+    max_new_tokens : int
+        Longest answer of a checkpoint (tokens).
+    """
 
     models: tuple[str, ...]
     data: Path | None
-    questions: list[BoxedQuestion]  # of ``data``
+    questions: list[BoxedQuestion]
     output: Path | None
     samples: int
     max_new_tokens: int

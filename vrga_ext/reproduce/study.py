@@ -41,16 +41,37 @@ LAYER_SHARE = 5 / 16  # of a layer's heads, as in the paper: 5 of 16, 10 of 32
 
 @dataclass(frozen=True)
 class Study:
-    """Every condition's outcome for one model."""
+    """Every condition's outcome for one model.
+
+    Attributes
+    ----------
+    name : str
+        What the model is called in tables and figures.
+    parameters : int
+        Number of the model's parameters.
+    task : Task
+        The questions.
+    plain : dict of str to Run
+        Without VRGA, by mode.
+    guided : dict of str to Run
+        With VRGA, by mode.
+    gammas : dict of float to Run
+        With VRGA in the long mode, by ``gamma``.
+    controls : dict of str to Run
+        With one of ``CONTROLS`` in the long mode, by its name.
+    masks : dict of str to Run
+        With the picture hidden by one of ``MASKS`` or ``LAYER_MASKS`` in the short mode, by its
+        name.
+    """
 
     name: str
     parameters: int
     task: Task
-    plain: dict[str, Run]  # mode -> without VRGA
-    guided: dict[str, Run]  # mode -> with VRGA
-    gammas: dict[float, Run]  # boost -> with VRGA, in the long mode
-    controls: dict[str, Run]  # of CONTROLS, in the long mode
-    masks: dict[str, Run]  # of MASKS and LAYER_MASKS, in the short mode
+    plain: dict[str, Run]
+    guided: dict[str, Run]
+    gammas: dict[float, Run]
+    controls: dict[str, Run]
+    masks: dict[str, Run]
 
     @property
     def short(self) -> str:
@@ -133,6 +154,6 @@ def _heads_of_layers(aim: Aim, policy: Policy) -> tuple[HeadIndex, ...]:
     """The paper's choice, from each head's mean statistics over the questions."""
     ratio = torch.from_numpy(np.nanmean(aim.image_ratio, 0)).double()
     entropy = torch.from_numpy(np.nanmean(aim.image_entropy, 0)).double()
-    efr = RowStatistics.of(ratio, entropy).efr
+    efr = RowStatistics.from_ratio(ratio, entropy).efr
     count = max(1, int(LAYER_SHARE * ratio.shape[1]))
     return heads_by_policy(ratio, efr, aim.layers, policy, count, seed=_HOOK_SEED)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vrga_ext.analysis import head_mask
 from vrga_ext.analysis.arguments import as_array
-from vrga_ext.analysis.heads import of_heads
+from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex
 
@@ -63,7 +63,7 @@ def head_maps(
         raise ValueError("heads: wanted at least one (layer, head), got none")
     mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = of_heads(capture, mask, sample).image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
+    rows = select_heads(capture, mask, sample).image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
     mean: np.ndarray = as_array(rows).mean(0)[:, there]
     return mean
 

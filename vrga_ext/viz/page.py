@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vrga_ext.analysis import head_mask, rrar
 from vrga_ext.analysis.arguments import as_array
-from vrga_ext.analysis.heads import of_heads
+from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.files import replacing
 from vrga_ext.region import HeadIndex
@@ -222,7 +222,7 @@ def _strips(
 ) -> list[_Strip]:
     """RRAR, R_img and H_img at each of ``count`` tokens, means over the heads."""
     mask = head_mask(heads, capture.layers, capture.image_ratio.shape[2])
-    shown = of_heads(capture, mask, sample)
+    shown = select_heads(capture, mask, sample)
 
     def mean(values: Tensor) -> np.ndarray:  # [1, 1, k, R] -> [T]
         return per_token(values[0, 0].nanmean(0), capture, count, sample=sample)

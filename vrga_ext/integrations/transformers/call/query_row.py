@@ -19,7 +19,7 @@ from vrga_ext.integrations.transformers.model.layers import BYPASSED, OTHER_HEAD
 from vrga_ext.integrations.transformers.sequence.kv_cache import layers_with_keys
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
 from vrga_ext.reference import RowResult
-from vrga_ext.steering import Rows
+from vrga_ext.steering import QuestionStatistics
 
 
 class Counts(NamedTuple):
@@ -196,12 +196,12 @@ class QuestionRows:
         attention, per_head = self._reader.read(query, key, mask, flags, scale, softcap)
         missing = state.image.shape[1] - attention.shape[2]
         attention = torch.nn.functional.pad(attention, (0, missing))
-        recorded = Rows(attention, per_head[..., 0], per_head[..., 1])
+        recorded = QuestionStatistics(attention, per_head[..., 0], per_head[..., 1])
         if device not in self._here_on:
             self._here_on[device] = torch.tensor(self._here, device=device)
         here = self._here_on[device]
         if layer not in state.rows:
-            state.rows[layer] = Rows(*map(torch.zeros_like, recorded))
+            state.rows[layer] = QuestionStatistics(*map(torch.zeros_like, recorded))
         for kept, new in zip(state.rows[layer], recorded, strict=True):
             kept[here] = new[here]
 

@@ -21,7 +21,7 @@ from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import Region
 from vrga_ext.steering import (
     Plan,
-    Rows,
+    QuestionStatistics,
     build_plan,
     checked_region,
     empty_region,
@@ -85,7 +85,7 @@ class SequenceState:
         Whether the sequences are the prompt's, or each of them repeated equally often.
     decoding : bool
         Whether the prompt has been read to its end.
-    rows : dict from layer to Rows
+    rows : dict from layer to QuestionStatistics
         What the question rows showed, while the prompt is read.
     num_heads : int, optional
         H, the query heads of the layers in ``rows``; None before the first one.
@@ -155,10 +155,10 @@ class SequenceState:
         self.decoding, self.in_order = False, True
         self.samples = torch.arange(batch) // copies
         self.image = image
-        self.image_mask = images.image_keys(image, config.image_span) & mask
+        self.image_mask = images.image_span_mask(image, config.image_span) & mask
         self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows: dict[int, Rows] = {}
+        self.rows: dict[int, QuestionStatistics] = {}
         self.num_heads: int | None = None
         self.regions: list[Region] = []
         self.boosted = torch.zeros_like(image)
@@ -249,7 +249,7 @@ class SequenceState:
         self,
         index: int,
         layers: tuple[int, ...],
-        rows: list[Rows],
+        rows: list[QuestionStatistics],
         fixed_grid: tuple[int, int] | None,
     ) -> Region:
         """Heads and tokens of the sample whose first sequence is ``index``."""
