@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.adapter.processors import STYLES, processor
 from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.prompts.user_turns import question_finder
 
 repeatable = settings(max_examples=15, derandomize=True, deadline=None)
 styles = pytest.mark.parametrize("style", STYLES)
@@ -45,7 +46,7 @@ ends = st.sampled_from(
 @functools.cache
 def made(style: str) -> tuple[Any, QuestionFinder]:
     one = processor(style)
-    return one, QuestionFinder(one)
+    return one, question_finder(one)
 
 
 @dataclass

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from tests.adapter.processors import STYLES, processor, tokenizer
-from vrga_ext.prompts.question import QuestionFinder, question_ends
+from vrga_ext.prompts.question import question_ends
+from vrga_ext.prompts.user_turns import question_finder
 
 QUESTIONS = (
     "How many birds sit on the fence?",
@@ -27,7 +28,7 @@ QUESTIONS = (
 @pytest.fixture(scope="module", params=STYLES)
 def family(request):
     made = processor(request.param)
-    return made, QuestionFinder(made)
+    return made, question_finder(made)
 
 
 def prompt(made, content, **kwargs) -> tuple[list[int], list[bool]]:
@@ -118,7 +119,7 @@ def test_prompt_of_another_template_means_the_last_token(family):
     ],
 )
 def test_without_a_template_there_is_a_reason(given, problem):
-    finder = QuestionFinder(given)
+    finder = question_finder(given)
     assert problem in finder.problem
     found = finder.find([1, 2, 3], [True, False, False], offset=0)
     assert (found.position, found.rule, found.why) == (2, "last_token", finder.problem)
@@ -130,7 +131,7 @@ def test_what_was_seen_is_told():
     first = is_image.index(True)  # left of it the template opens a turn, with a mark
     words = made.tokenizer("Read the sign! <|vision_end|> ANSWER:")["input_ids"]
     foreign, is_image = ids[: first + 1] + words, is_image[: first + 1] + [False] * len(words)
-    found = QuestionFinder(made).find(foreign, is_image, offset=0)
+    found = question_finder(made).find(foreign, is_image, offset=0)
     assert found.rule == "last_token"
     assert found.seen.startswith("the prompt ends with …'")
     assert "Read the sign! <|vision_end|> ANSWER:'" in found.seen
@@ -168,7 +169,7 @@ def test_users_may_type_what_the_template_writes(style, mark, answered):
         messages.append({"role": "assistant", "content": "No."})
     text = made.apply_chat_template(messages, add_generation_prompt=not answered)
     ids = made.tokenizer(text)["input_ids"]
-    found = QuestionFinder(made).find(ids, [False] * len(ids), offset=0)
+    found = question_finder(made).find(ids, [False] * len(ids), offset=0)
     assert found.rule == "template"
     assert made.tokenizer.decode(ids[: found.position + 1]).rstrip().endswith("mean here?")
 
@@ -184,14 +185,14 @@ def test_template_that_takes_strings_alone():
         {"role": "assistant", "content": "No."},
     ]
     ids = made(made.apply_chat_template(messages, tokenize=False))["input_ids"]
-    found = QuestionFinder(made).find(ids, [False] * len(ids), offset=0)
+    found = question_finder(made).find(ids, [False] * len(ids), offset=0)
     assert found.rule == "template"
     assert made.decode(ids[: found.position + 1]).endswith("Read the sign!")
 
 
 def test_words_that_only_a_switch_writes_are_none_of_the_users():
     made = processor("observer")
-    finder = QuestionFinder(made)
+    finder = question_finder(made)
     for switches in ({}, {"enable_thinking": True}, {"enable_thinking": False}):
         text = made.apply_chat_template(
             [{"role": "user", "content": "Read the sign!"}], add_generation_prompt=True, **switches
@@ -234,7 +235,7 @@ def test_rows_of_a_batch_are_looked_at_one_by_one(side):
     padded = torch.tensor(joined)
     is_text = padded != made.tokenizer.pad_token_id
     is_image = padded == made.image_token_id
-    ends = question_ends(padded, is_text, is_image, 0, "auto", QuestionFinder(made), 0, 1)
+    ends = question_ends(padded, is_text, is_image, 0, "auto", question_finder(made), 0, 1)
     assert [end.rule for end in ends] == ["template"] * 4 + ["last_token"]
     for row, end in enumerate(ends[:4]):
         before = made.tokenizer.decode(padded[row, : end.position + 1])

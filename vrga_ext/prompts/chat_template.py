@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+
+from vrga_ext.prompts.question import Tokens, as_run
 
 # Texts that share neither a first or last word nor a first or last character.
 PROBES = (
@@ -27,74 +27,9 @@ PROBES = (
 )
 _NOT_SWITCHES = {"messages", "tools", "documents", "add_generation_prompt"}
 _MOST_SETTINGS = 16  # of the template's switches; beyond it they are set one at a time
-UNKNOWN = chr(0x10FFFF)  # stands for what is no token id
 
 Switches = dict[str, bool]
 Place = tuple[tuple[str, ...], int]  # roles that take turns, and the turn after whose text it is
-
-
-def as_run(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
-    """Token ids as a string of one character each, so that Python's search finds runs of tokens."""
-    known = np.minimum(np.asarray(ids, dtype=np.int64).astype(np.uint32), ord(UNKNOWN))
-    return known.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A tokenizer, with the properties of its tokens that finding a question needs.
-
-    A run is a sequence of token ids as a string of one character each: :func:`as_run`.
-
-    Attributes
-    ----------
-    tokenizer : PreTrainedTokenizer
-        The tokenizer.
-    marks : frozenset of str
-        Tokens that were added to its vocabulary, as runs of one; ordinary text has none of them.
-    """
-
-    tokenizer: Any
-    marks: frozenset[str]
-
-    @classmethod
-    def from_tokenizer(cls, tokenizer: Any) -> Tokens:
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        ids = [token for token, content in added.items() if str(content).strip()]
-        return cls(tokenizer, frozenset(as_run(ids)))
-
-    def run(self, text: str) -> str:
-        return as_run(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def text(self, run: str) -> str:
-        known = [ord(token) for token in run if token != UNKNOWN]
-        return str(self.tokenizer.decode(known)) if known else ""
-
-    def is_blank(self, token: str) -> bool:
-        is_word = token in self.marks or token == UNKNOWN
-        return not is_word and not self.text(token).strip()
-
-    def end(self, run: str) -> int:
-        """Length of a run without the blanks at its end."""
-        end = len(run)
-        while end and self.is_blank(run[end - 1]):
-            end -= 1
-        return end
-
-    def stripped(self, run: str) -> str:
-        """A run without the blanks at its edges, which merge with those of a text."""
-        run = run[: self.end(run)]
-        return run[len(run) - self.end(run[::-1]) :]
-
-    def begin(self, run: str) -> int:
-        """Length of the marks and blanks that a run begins with."""
-        words = (i for i, token in enumerate(run) if not self._is_mark_or_blank(token))
-        return next(words, len(run))
-
-    def _is_mark_or_blank(self, token: str) -> bool:
-        return token in self.marks or self.is_blank(token)
-
-    def has_mark(self, run: str) -> bool:
-        return not self.marks.isdisjoint(run)
 
 
 class ChatTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,11 @@ from torch import Tensor
 
 from vrga_ext.config import ImageSpan
 from vrga_ext.selection import Span
+
+# Values of ``mm_token_type_ids``; a third one is text.
+IMAGE_TYPE, VIDEO_TYPE = 1, 2
+# The argument that holds the grids of a type: int64 [images, 3], frames, rows, columns of patches.
+GRID_ARGUMENTS = {IMAGE_TYPE: "image_grid_thw", VIDEO_TYPE: "video_grid_thw"}
 
 
 def image_mask(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
@@ -162,3 +168,65 @@ def _grid_of(cells: Tensor) -> tuple[int, int] | None:
     if not torch.equal(cells, torch.stack([n // columns, n % columns])):
         return None
     return rows, columns
+
+
+def merge_size(config: Any) -> int:
+    """Patches along each side of a token; 1 where the vision configuration does not name it."""
+    return getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+
+
+def token_kinds(
+    image: Tensor, ids: Tensor, token_types: Tensor | None, video_ids: tuple[int, ...]
+) -> Tensor:
+    """Type of each token, int64 [B, S], 0 for text.
+
+    Parameters
+    ----------
+    image : bool [B, S]
+        Image and video tokens.
+    ids : int64 [B, S]
+        The tokens.
+    token_types : [B, S], optional
+        The processor's token types; without them the ids tell.
+    video_ids
+        Ids of the placeholder tokens that only videos are written to.
+    """
+    if token_types is not None and token_types.shape == image.shape:
+        return token_types.long() * image
+    video = torch.isin(ids, torch.tensor(video_ids, dtype=torch.long)) & image
+    return torch.where(video, VIDEO_TYPE, image.long() * IMAGE_TYPE)
+
+
+def grid_axes(kinds: Tensor, grids: Mapping[int, Tensor], merge: int) -> tuple[Tensor, Tensor]:
+    """Frame, row and column of every image token of a prompt.
+
+    Frames are counted down from -1 through all images, so that no two have the same.
+
+    Parameters
+    ----------
+    kinds : int64 [B, S]
+        Type of each token.
+    grids : mapping from type to int64 [images, 3]
+        Frames, rows and columns of patches of each image, in the order of the prompt's rows.
+    merge
+        Patches along each side of a token.
+
+    Returns
+    -------
+    axes : int64 [3, B, S]
+    known : bool [B, S]
+        Tokens that ``axes`` holds for; none of a type whose grids do not count its tokens.
+    """
+    axes = torch.zeros(3, *kinds.shape, dtype=torch.long)
+    known = torch.zeros(kinds.shape, dtype=torch.bool)
+    for kind, patches in grids.items():
+        cells, frame = [], 0
+        for frames, rows, columns in patches.tolist():
+            sides = -frame - 1 - torch.arange(frames), rows // merge, columns // merge
+            cells.append(torch.cartesian_prod(sides[0], *map(torch.arange, sides[1:])))
+            frame += frames
+        tokens = kinds == kind
+        if sum(map(len, cells)) == int(tokens.sum()) > 0:
+            axes[:, tokens] = torch.cat(cells).T
+            known |= tokens
+    return axes, known

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vrga_ext.prompts.chat_template import UNKNOWN, Tokens, as_run
-from vrga_ext.prompts.user_turns import user_turns
 from vrga_ext.region import Rule
 
 NO_PROCESSOR = "no processor was given"
@@ -21,6 +19,116 @@ _IMAGE_LAST = "the image comes after the question"
 _NO_TEXT = "the last turn of the user has no text"
 _NOT_FOUND = "no question was found where the processor's chat template writes one"
 _SHOWN = 40  # characters of a prompt's end in a notice, and tokens that are decoded for it
+UNKNOWN = chr(0x10FFFF)  # stands for what is no token id
+
+
+def as_run(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
+    """Token ids as a string of one character each, so that Python's search finds runs of tokens."""
+    known = np.minimum(np.asarray(ids, dtype=np.int64).astype(np.uint32), ord(UNKNOWN))
+    return known.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer, with the properties of its tokens that finding a question needs.
+
+    A run is a sequence of token ids as a string of one character each: :func:`as_run`.
+
+    Attributes
+    ----------
+    tokenizer : PreTrainedTokenizer
+        The tokenizer.
+    marks : frozenset of str
+        Tokens that were added to its vocabulary, as runs of one; ordinary text has none of them.
+    """
+
+    tokenizer: Any
+    marks: frozenset[str]
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any) -> Tokens:
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        ids = [token for token, content in added.items() if str(content).strip()]
+        return cls(tokenizer, frozenset(as_run(ids)))
+
+    def run(self, text: str) -> str:
+        return as_run(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text(self, run: str) -> str:
+        known = list(map(ord, run.replace(UNKNOWN, "")))
+        return str(self.tokenizer.decode(known)) if known else ""
+
+    def is_blank(self, token: str) -> bool:
+        is_word = token in self.marks or token == UNKNOWN
+        return not is_word and not self.text(token).strip()
+
+    def end(self, run: str) -> int:
+        """Length of a run without the blanks at its end."""
+        end = len(run)
+        while end and self.is_blank(run[end - 1]):
+            end -= 1
+        return end
+
+    def stripped(self, run: str) -> str:
+        """A run without the blanks at its edges, which merge with those of a text."""
+        run = run[: self.end(run)]
+        return run[len(run) - self.end(run[::-1]) :]
+
+    def begin(self, run: str) -> int:
+        """Length of the marks and blanks that a run begins with."""
+        words = (i for i, token in enumerate(run) if not self._is_mark_or_blank(token))
+        return next(words, len(run))
+
+    def _is_mark_or_blank(self, token: str) -> bool:
+        return token in self.marks or self.is_blank(token)
+
+    def has_mark(self, run: str) -> bool:
+        return not self.marks.isdisjoint(run)
+
+
+@dataclass(frozen=True)
+class UserTurns:
+    """Runs of tokens that a template writes around a user's text, without blanks at their edges.
+
+    Where the template has switches, the sets hold the runs of all their settings.
+
+    Attributes
+    ----------
+    openings : frozenset of str
+        Before the text.
+    first : frozenset of str
+        Before a text that begins the prompt, where the run has no mark.
+    prefaced : frozenset of str
+        Before a text that follows a system message, where the run has no mark.
+    lookalikes : frozenset of str
+        Before a tool's text, where the run starts like an opening.
+    closings : frozenset of str
+        Between the text and that of the next turn.
+    ends : frozenset of str
+        After a text that ends the prompt, without a generation prompt.
+    blank_ends : frozenset of str
+        Those of ``ends`` that are blank, as characters, not tokens.
+    tails : frozenset of str
+        After a text that ends the prompt, with and without a generation prompt.
+    other_tails : frozenset of str
+        The same after the text of another role.
+    between : str
+        Between an image and the end of its turn, where no text follows the image.
+    shown : tuple of str
+        ``tails`` with their blanks, to be shown in a notice.
+    """
+
+    openings: frozenset[str]
+    first: frozenset[str]
+    prefaced: frozenset[str]
+    lookalikes: frozenset[str]
+    closings: frozenset[str]
+    ends: frozenset[str]
+    blank_ends: frozenset[str]
+    tails: frozenset[str]
+    other_tails: frozenset[str]
+    between: str
+    shown: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +148,7 @@ class QuestionEnd:
 
     Examples
     --------
-    >>> QuestionFinder(None).find([7, 8, 9], [True, False, False], offset=0)
+    >>> QuestionFinder(problem=NO_PROCESSOR).find([7, 8, 9], [True, False, False], offset=0)
     QuestionEnd(position=2, rule='last_token', why='no processor was given', seen='')
     """
 
@@ -59,24 +167,30 @@ class QuestionFinder:
     answer, an answer, or turns of other roles. If the image follows the question, the last prompt
     token is used, since the question has not seen the image.
 
+    :func:`vrga_ext.prompts.user_turns.question_finder` makes one of a processor.
+
     Parameters
     ----------
-    processor
-        A processor or tokenizer with a chat template, or None.
+    tokens : Tokens, optional
+        The tokenizer.
+    turns : UserTurns, optional
+        What its chat template writes around a user's text.
+    problem : str
+        Without the other two: why no question can be found in any prompt.
+
+    Examples
+    --------
+    >>> end = QuestionFinder(problem=NO_PROCESSOR).find([7, 8, 9], [True, False, False], offset=0)
+    >>> end.position, end.rule
+    (2, 'last_token')
     """
 
-    def __init__(self, processor: Any = None) -> None:
-        self.problem: str | None = None  # why nothing can be found in any prompt
-        if processor is None:
-            self.problem = NO_PROCESSOR
-            return
-        try:
-            self._tokens = Tokens.from_tokenizer(getattr(processor, "tokenizer", processor))
-            self._turns = user_turns(processor, self._tokens)
-        except (
-            Exception
-        ) as error:  # templates are user code: any failure means "no usable template"
-            self.problem = f"the processor's chat template could not be rendered ({error})"
+    def __init__(
+        self, tokens: Tokens | None = None, turns: UserTurns | None = None, problem: str = ""
+    ) -> None:
+        self.problem = problem
+        if tokens is not None and turns is not None:
+            self.tokens, self.turns = tokens, turns
 
     def find(
         self,
@@ -96,9 +210,9 @@ class QuestionFinder:
             Tokens to step back from the question's end, where the template tells it.
         """
         last = len(ids) - 1
-        if self.problem is not None:
+        if self.problem:
             return QuestionEnd(last, "last_token", self.problem)
-        tokens, run = self._tokens, as_run(ids)
+        tokens, run = self.tokens, as_run(ids)
         if run.endswith(UNKNOWN):
             return QuestionEnd(last, "last_token", _NO_IDS)
         images = np.flatnonzero(is_image)
@@ -114,17 +228,9 @@ class QuestionFinder:
             return QuestionEnd(last, "last_token", _NO_TEXT)
         return QuestionEnd(max(tokens.end(run[:end]) - 1 - offset, after_image), "template")
 
-    def agrees_with(self, processor: Any) -> bool:
-        """Whether a finder of another processor would find the same."""
-        if self.problem is not None:
-            return False
-        same = getattr(processor, "tokenizer", processor) is self._tokens.tokenizer
-        other = self if same else QuestionFinder(processor)
-        return other.problem is None and other._turns == self._turns
-
     def _place(self, run: str, after_image: int) -> tuple[int, int] | None:
         """Where the user's last text begins at the earliest, and where it ends."""
-        tokens, turns = self._tokens, self._turns
+        tokens, turns = self.tokens, self.turns
         bare = run[: tokens.end(run)]
         tail = _longest_end(bare, turns.tails)
         opening = self._opening(run)
@@ -151,30 +257,30 @@ class QuestionFinder:
 
     def _opening(self, run: str) -> tuple[int, bool] | None:
         """Where the last opening of a user's turn ends, and whether a mark is in it."""
-        turns, best = self._turns, None
+        turns, best = self.turns, None
         for opening in turns.openings:
             at = run.rfind(opening)
             while at >= 0 and any(run.startswith(tool, at) for tool in turns.lookalikes):
                 at = run.rfind(opening, 0, at + len(opening) - 1)
             if at >= 0 and (best is None or at + len(opening) > best[0]):
-                best = at + len(opening), self._tokens.has_mark(opening)
+                best = at + len(opening), self.tokens.has_mark(opening)
         if best is not None:
             return best
-        begin = self._tokens.begin(run)
+        begin = self.tokens.begin(run)
         ends = [begin + len(words) for words in turns.first if run.startswith(words, begin)]
         ends += [at + len(words) for words in turns.prefaced if (at := run.find(words)) >= 0]
         return (min(ends), False) if ends else None
 
     def _is_no_text(self, run: str) -> bool:
         """Whether nothing but the template, or a processor, wrote it after an image."""
-        tokens = self._tokens
-        return tokens.stripped(run) == self._turns.between or tokens.begin(run) == len(run)
+        tokens = self.tokens
+        return tokens.stripped(run) == self.turns.between or tokens.begin(run) == len(run)
 
     def _seen(self, run: str) -> str:
         """How a prompt ends, and how the template would end it, to be read."""
-        text = self._tokens.text
+        text = self.tokens.text
         shown = text(run[-_SHOWN:])
-        wanted = (text(tail) for tail in self._turns.shown)
+        wanted = (text(tail) for tail in self.turns.shown)
         endings = " or ".join(repr(tail) for tail in dict.fromkeys(wanted) if tail)
         return (
             f"the prompt ends with {'…' * (len(shown) > _SHOWN)}{shown[-_SHOWN:]!r}, "
@@ -183,7 +289,7 @@ class QuestionFinder:
 
 
 def _longest_end(run: str, tails: Iterable[str]) -> int:
-    return max((len(tail) for tail in tails if run.endswith(tail)), default=0)
+    return max(map(len, filter(run.endswith, tails)), default=0)
 
 
 def normalise_question_end(question_end: Any) -> str | int | list[int]:

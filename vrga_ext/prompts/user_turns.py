@@ -1,20 +1,19 @@
-"""The runs of tokens that a chat template writes around the text of a user's turn."""
+"""Learns from a processor's chat template what it writes around the text of a user's turn."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from vrga_ext.prompts.chat_template import (
     ChatTemplate,
     Place,
     Setting,
-    Tokens,
     common_prefix,
     common_suffix,
 )
+from vrga_ext.prompts.question import NO_PROCESSOR, QuestionFinder, Tokens, UserTurns
 
 _NEXT_USER: Place = ("user", "assistant", "user"), 1
 _USER_AFTER_TOOL: Place = ("user", "assistant", "tool", "user"), 2
@@ -29,49 +28,37 @@ _TOOLS: tuple[Place, ...] = (
 _OTHERS_LAST = (("user", "assistant"), ("user", "assistant", "tool"), ("user", "system"))
 
 
-@dataclass(frozen=True)
-class UserTurns:
-    """Runs of tokens that a template writes around a user's text, without blanks at their edges.
+def question_finder(processor: Any = None) -> QuestionFinder:
+    """What finds the question's end in the prompts of a processor.
 
-    Where the template has switches, the sets hold the runs of all their settings.
-
-    Attributes
+    Parameters
     ----------
-    openings : frozenset of str
-        Before the text.
-    first : frozenset of str
-        Before a text that begins the prompt, where the run has no mark.
-    prefaced : frozenset of str
-        Before a text that follows a system message, where the run has no mark.
-    lookalikes : frozenset of str
-        Before a tool's text, where the run starts like an opening.
-    closings : frozenset of str
-        Between the text and that of the next turn.
-    ends : frozenset of str
-        After a text that ends the prompt, without a generation prompt.
-    blank_ends : frozenset of str
-        Those of ``ends`` that are blank, as characters, not tokens.
-    tails : frozenset of str
-        After a text that ends the prompt, with and without a generation prompt.
-    other_tails : frozenset of str
-        The same after the text of another role.
-    between : str
-        Between an image and the end of its turn, where no text follows the image.
-    shown : tuple of str
-        ``tails`` with their blanks, to be shown in a notice.
-    """
+    processor
+        A processor or tokenizer with a chat template, or None.
 
-    openings: frozenset[str]
-    first: frozenset[str]
-    prefaced: frozenset[str]
-    lookalikes: frozenset[str]
-    closings: frozenset[str]
-    ends: frozenset[str]
-    blank_ends: frozenset[str]
-    tails: frozenset[str]
-    other_tails: frozenset[str]
-    between: str
-    shown: tuple[str, ...]
+    Examples
+    --------
+    >>> question_finder(None).problem
+    'no processor was given'
+    """
+    if processor is None:
+        return QuestionFinder(problem=NO_PROCESSOR)
+    try:
+        tokens = Tokens.from_tokenizer(getattr(processor, "tokenizer", processor))
+        return QuestionFinder(tokens, user_turns(processor, tokens))
+    except Exception as error:  # templates are user code: any failure makes them unusable
+        problem = f"the processor's chat template could not be rendered ({error})"
+        return QuestionFinder(problem=problem)
+
+
+def finds_the_same(finder: QuestionFinder, processor: Any) -> bool:
+    """Whether the finder of a processor finds what ``finder`` does."""
+    if finder.problem:
+        return False
+    if getattr(processor, "tokenizer", processor) is finder.tokens.tokenizer:
+        return True
+    other = question_finder(processor)
+    return not other.problem and other.turns == finder.turns
 
 
 def user_turns(processor: Any, tokens: Tokens) -> UserTurns:

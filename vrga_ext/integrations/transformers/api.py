@@ -16,7 +16,7 @@ from vrga_ext.integrations.transformers.handle import (
 )
 from vrga_ext.integrations.transformers.runtime import VRGAWarning
 from vrga_ext.prompts.placeholders import find_placeholders
-from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.prompts.user_turns import question_finder
 from vrga_ext.region import Region
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
@@ -93,7 +93,7 @@ def enable(
     if config is not None and not isinstance(config, VRGAConfig):
         raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
     config = (config or VRGAConfig()).replace(**overrides)
-    finder = QuestionFinder(processor)
+    finder = question_finder(processor)
     with CHANGING:
         if handle_of(model) is not None:
             raise ValueError("model: VRGA is enabled already; disable it first")

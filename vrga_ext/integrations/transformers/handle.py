@@ -19,6 +19,7 @@ from vrga_ext.integrations.transformers.sequence.prompt import declared_image_ma
 from vrga_ext.integrations.transformers.sequence.state import RegionHook
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
+from vrga_ext.prompts.user_turns import finds_the_same
 from vrga_ext.region import Region
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
@@ -204,7 +205,7 @@ class VRGAHandle:
         ValueError
             VRGA was enabled with another processor, question end or image token.
         """
-        if processor is not None and not self._finder.agrees_with(processor):
+        if processor is not None and not finds_the_same(self._finder, processor):
             raise ValueError(
                 "processor: wanted the one that VRGA is enabled with, or none, got another; "
                 "pass it to enable()"

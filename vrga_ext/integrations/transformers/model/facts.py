@@ -10,7 +10,7 @@ from torch import nn
 
 from vrga_ext.integrations.transformers.model.layers import full_layers
 from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument
-from vrga_ext.prompts import grids, images
+from vrga_ext.prompts import images
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 
@@ -76,6 +76,6 @@ def find_facts(model: Any, placeholders: Placeholders, finder: QuestionFinder) -
         decoder_cache=CacheArgument(decoder),
         placeholders=placeholders,
         finder=finder,
-        merge_size=grids.merge_size(model.config),
+        merge_size=images.merge_size(model.config),
         fixed_grid=images.config_grid(model.config),
     )

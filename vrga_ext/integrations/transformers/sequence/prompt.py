@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vrga_ext.prompts.grids import GRID_ARGUMENTS
+from vrga_ext.prompts.images import GRID_ARGUMENTS
 from vrga_ext.prompts.placeholders import POSITION_ARGUMENTS, positions_told
 
 UNKNOWN_TOKEN = -1

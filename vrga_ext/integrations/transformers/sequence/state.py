@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.sequence.prompt import UNKNOWN_TOKEN, Prompt, Stage
-from vrga_ext.prompts import grids, images
+from vrga_ext.prompts import images
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, question_ends
 from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
@@ -195,10 +195,10 @@ class SequenceState:
         image = prompt.image
         if image is None:
             image = self.image[:: self.copies, columns - known :]
-        kinds = grids.token_kinds(
+        kinds = images.token_kinds(
             image[:, -known:], prompt.ids[:, -known:], prompt.token_types, video_ids
         )
-        axes, counted = grids.grid_axes(kinds, prompt.grids, merge_size)
+        axes, counted = images.grid_axes(kinds, prompt.grids, merge_size)
         counted = counted.repeat_interleave(self.copies, 0)
         self._store_axes(axes.repeat_interleave(self.copies, 1), columns - known, counted)
         self._counted[:, columns - known :] = counted
