@@ -66,7 +66,7 @@ def test_rows_added_to_a_cache_are_said_once(family, said):
         if getattr(model.model, "rope_deltas", None) is not None:
             model.model.rope_deltas = model.model.rope_deltas[[1, 0]]
         third = model(input_ids=token[[1, 0]], **{CACHE: copy.deepcopy(fewer)}).logits
-    assert said() == ["VRGA is not applied: rows were added to or taken out of the KV cache"]
+    assert said() == ["VRGA is not applied: sequences were added to or taken out of the KV cache"]
     with torch.no_grad():
         assert torch.equal(third, model(input_ids=token[[1, 0]], **{CACHE: fewer}).logits)
         if getattr(model.model, "rope_deltas", None) is not None:
