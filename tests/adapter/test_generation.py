@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -10,15 +10,12 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
+from tests.adapter.checks import notices, skip_unless_stock_equals_its_loop
 from tests.adapter.explicit import explicit_greedy
-from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
+from tests.adapter.families import CACHE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
+from tests.adapter.loops import greedy_loop
 
 NEW = 6
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
 
 
 @pytest.mark.parametrize("mode", ["boost", "mask"])
@@ -98,18 +95,6 @@ def test_frames_of_a_fast_video():
     assert [span.grid for span in handle.regions[0].images] == [(2, 3)] * 4
 
 
-def test_row_without_an_image_is_plain(family):
-    rows = (ROWS[0], [5, 6, 7, 8, 9])
-    inputs = family.prompt(*rows)
-    plain = greedy(family.model, inputs, NEW)
-    with vrga_ext.enable(family.model, **LOOSE) as handle:
-        ours = greedy(family.model, inputs, NEW)
-    torch.testing.assert_close(logits(ours)[:, 1], logits(plain)[:, 1], atol=1e-5, rtol=1e-5)
-    assert (logits(ours)[1:, 0] - logits(plain)[1:, 0]).abs().max() > 1e-2
-    assert handle.regions[1].visual_heads == ()
-    assert len(handle.regions[1].boosted) == 0
-
-
 def test_question_end_per_row_and_single(family):
     inputs = family.prompt(*ROWS)
     width = inputs["input_ids"].shape[1]
@@ -151,16 +136,6 @@ def test_beam_search_of_one_sample_reads_one_region(family):
         greedy(family.model, inputs, NEW, num_beams=3)
         beams = handle.regions
     assert [r.boosted.tolist() for r in beams] == [r.boosted.tolist() for r in single]
-
-
-def skip_unless_stock_equals_its_loop(model, inputs, how) -> None:
-    """Some transformers releases cannot split a prompt with an image into chunks."""
-    try:
-        stock = logits(greedy(model, inputs, 8, **how))
-    except (RuntimeError, ValueError) as error:
-        pytest.skip(f"this transformers release cannot do it without VRGA: {error}")
-    if not torch.allclose(stock, logits(greedy(model, inputs, 8)), atol=1e-4):
-        pytest.skip("this transformers release does not equal its own greedy loop")
 
 
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
@@ -242,80 +217,93 @@ def test_question_in_the_middle_of_the_prompt(family):
     )
 
 
-def test_drafts_in_the_first_forward_call(family):
-    """A prompt whose end occurred before: prompt lookup drafts tokens into the prefill."""
-    inputs = family.prompt([5, 6, 7, 8, (4, 4), 9, 11, 5, 6])
-    with vrga_ext.enable(family.model, **LOOSE) as handle:
-        loop = greedy(family.model, inputs, NEW)
-        regions = handle.regions
-        looked_up = greedy(
-            family.model, inputs, NEW, prompt_lookup_num_tokens=2, max_matching_ngram_size=2
-        )
-    assert torch.equal(looked_up.sequences, loop.sequences)
-    assert torch.equal(handle.regions[0].boosted, regions[0].boosted)
-
-
-def test_assisted_decoding_equals_the_greedy_loop(family):
-    assistant = build(family.name, seed=1).model
-    inputs = family.prompt(ROWS[0])
-    with vrga_ext.enable(family.model, **LOOSE):
-        loop = greedy(family.model, inputs, NEW)
-        assisted = greedy(family.model, inputs, NEW, assistant_model=assistant)
-    assert torch.equal(assisted.sequences, loop.sequences)
-
-
-@pytest.mark.parametrize("how", ["positional", "inputs", "no mask"])
-def test_forms_of_calling_generate(family, how):
-    inputs = family.prompt(ROWS[0])
-    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
-    with vrga_ext.enable(family.model, **LOOSE):
-        expected = family.model.generate(**inputs, **options)
-        rest = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
-        if how == "positional":
-            ours = family.model.generate(inputs["input_ids"], **rest, **options)
-        elif how == "inputs":
-            ours = family.model.generate(
-                inputs=inputs["input_ids"], input_ids=None, **rest, **options
-            )
-        else:
-            del inputs["attention_mask"]
-            ours = family.model.generate(**inputs, **options)
-    assert torch.equal(ours, expected)
-
-
-def test_positional_arguments_of_forward():
-    family = build("llava")
-    inputs = family.prompt(*ROWS[:2])
+@pytest.mark.parametrize("how", [{"do_sample": True}, {"num_beams": 3}], ids=["sample", "beams"])
+def test_several_sequences_of_one_prompt(family, how):
+    """Each returned sequence has the probability that a plain loop over its tokens gives it."""
     model = family.model
-    with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
-        by_name = model(**inputs, **{CACHE: DynamicCache(config=model.config)})
-        expected = handle.regions
-        token = by_name.logits[:, -1:].argmax(-1)
-        cache = copy.deepcopy(by_name[CACHE])
-        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
-        step = model(input_ids=token, attention_mask=mask, **{CACHE: cache}).logits
-        values = (inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
-        by_place = model(*values, None, DynamicCache(config=model.config))
-        place_step = model(token, None, mask, None, by_place[CACHE]).logits
-    assert [torch.equal(a.efr, b.efr) for a, b in zip(expected, handle.regions, strict=True)]
-    torch.testing.assert_close(place_step, step)
+    inputs = family.prompt(ROWS[0])
+    options = how | {"num_return_sequences": 2, "max_new_tokens": 4, "min_new_tokens": 4}
+    options |= {"return_dict_in_generate": True, "output_scores": True, "length_penalty": 0.0}
+    options |= {"output_logits": True}
+
+    def run():
+        torch.manual_seed(3)
+        return model.generate(**inputs, **options)
+
+    plain = run()
+    with vrga_ext.enable(model, gamma=0.0):
+        zero = run()
+    assert torch.equal(zero.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(zero.logits, plain.logits, strict=True))
+    with vrga_ext.enable(model, **LOOSE) as handle:
+        ours = run()
+        assert len(handle.regions) == 1
+        for row, sequence in enumerate(ours.sequences):
+            _, loop = greedy_loop(model, inputs, 4, forced=sequence[-4:])
+            if "num_beams" in how:
+                chosen = loop[:, 0].log_softmax(-1).gather(1, sequence[-4:, None]).sum()
+                torch.testing.assert_close(ours.sequences_scores[row], chosen, atol=1e-4, rtol=1e-4)
+            else:
+                torch.testing.assert_close(logits(ours)[:, row], loop[:, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_row_of_padding_alone():
-    family = build("llava")
-    inputs = family.prompt(ROWS[0], ROWS[0])
-    inputs["attention_mask"][1] = 0
-    with vrga_ext.enable(family.model, **LOOSE) as handle:
-        greedy(family.model, inputs, 2)
-    assert len(handle.regions[0].boosted)
-    assert not len(handle.regions[1].image_positions)
+def test_weights_of_sdpa_are_not_returned_and_it_is_said(family):
+    inputs = family.prompt(ROWS[0])
+    options = {"output_attentions": True, "output_hidden_states": True}
+    plain = greedy(family.model, inputs, 2, output_hidden_states=True)
+    with (
+        vrga_ext.enable(family.model, gamma=0.0, question_end=20),
+        warnings.catch_warnings(record=True) as record,
+    ):
+        warnings.simplefilter("always")
+        ours = greedy(family.model, inputs, 2, **options)
+        greedy(family.model, inputs, 2, **options)
+    (notice,) = notices(record)
+    assert notice.startswith("attention weights are not returned: 'sdpa'")
+    for step, expected in zip(ours.hidden_states, plain.hidden_states, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(step, expected, strict=True))
 
 
-def test_masked_image_is_no_image():
-    """An image that the attention mask hides has no part in the region."""
-    family = build("llava")  # elsewhere the positions of a hidden image are not defined
-    inputs = family.prompt([(4, 4), 5, (4, 4), 7, 8, 9])
-    inputs["attention_mask"][0, :16] = 0
-    with vrga_ext.enable(family.model, **LOOSE) as handle:
-        greedy(family.model, inputs, 2)
-    assert handle.regions[0].image_positions.tolist() == list(range(17, 33))
+def test_tuples_instead_of_outputs(family):
+    """``return_dict=False`` in a loop of one's own."""
+    model = family.model
+    inputs = family.prompt(ROWS[0])
+    with vrga_ext.enable(model, **LOOSE), torch.no_grad():
+        tokens, expected = greedy_loop(model, inputs, 2)
+        cache = DynamicCache(config=model.config)
+        first = model(**inputs, **{CACHE: cache}, return_dict=False)
+        second = model(input_ids=tokens[:, :1], **{CACHE: cache}, return_dict=False)
+    assert isinstance(first, tuple)
+    torch.testing.assert_close(second[0][:, -1], expected[1], atol=1e-5, rtol=1e-5)
+
+
+def test_decoding_loop_given_to_generate(family):
+    """``custom_generate``: a callable that is handed the prepared inputs."""
+
+    def loop(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        return model._sample(
+            input_ids, logits_processor, stopping_criteria, generation_config, **kwargs
+        )
+
+    inputs = family.prompt(ROWS[0])
+    with vrga_ext.enable(family.model, **LOOSE):
+        tokens, expected = greedy_loop(family.model, inputs, 5)
+        ours = greedy(family.model, inputs, 5, custom_generate=loop)
+    assert torch.equal(ours.sequences[:, -5:], tokens)
+    torch.testing.assert_close(logits(ours), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_found_in_an_image_is_said_once(said):
+    """Every token of a single row of patches may be a border sink, if the threshold says so."""
+    family = build("qwen2_5_vl")
+    inputs = family.prompt([5, (1, 4), 7, 8], ROWS[0])
+    plain = logits(greedy(family.model, inputs, 3))
+    end = inputs["input_ids"].shape[1] - 1
+    config = LOOSE | {"border_max_share": 1.0, "question_end": end}
+    with vrga_ext.enable(family.model, **config) as handle:
+        runs = [logits(greedy(family.model, inputs, 3)) for _ in range(2)]
+    assert [len(region.boosted) > 0 for region in handle.regions] == [False, True]
+    assert said() == ["VRGA is not applied to a sample: no token of its image stands out"]
+    for run in runs:
+        torch.testing.assert_close(run[:, 0], plain[:, 0], atol=1e-5, rtol=1e-5)
+        assert (run[1:, 1] - plain[1:, 1]).abs().max() > 1e-3

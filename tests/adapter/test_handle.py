@@ -1,17 +1,19 @@
-"""What a handle says of itself, and what it refuses."""
+"""What a handle tells, and what it refuses."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 import vrga_ext
+from tests.adapter.checks import assert_untouched
 from tests.adapter.families import LOOSE, ROWS, build, greedy
-from tests.adapter.processors import processor
+from tests.prompts.processors import processor
 
 
 @pytest.fixture
@@ -110,3 +112,36 @@ def test_capture_refuses_another_question(family):
     without_one = vrga_ext.enable(family.model, **LOOSE)
     with without_one, refusal, vrga_ext.capture(family.model, processor=ours):
         pass
+
+
+ROW = ROWS[0]
+
+
+def test_handle_is_not_entered_after_its_end(family):
+    with vrga_ext.enable(family.model) as handle:
+        pass
+    with pytest.raises(ValueError, match="handle: wanted one that is enabled"), handle:
+        pass
+    assert_untouched(family.model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (None, "wanted a Region, got NoneType"),
+        ({"visual_heads": ((99, 0),)}, r"got \(99, 0\)"),
+        ({"visual_heads": ((0, 4),)}, r"a head below 4, got \(0, 4\)"),
+        ({"boosted": [5]}, "wanted boosted as an int64 tensor, got list"),
+        ({"boosted": torch.tensor([5.0])}, "wanted boosted as an int64 tensor, got torch.float32"),
+        ({"boosted": torch.tensor([500])}, r"wanted boosted in \[0, \d+\), got \[500\]"),
+    ],
+)
+def test_region_hook_that_returns_something_else(family, changes, message):
+    inputs = family.prompt(ROW)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        handle.region_hook = lambda sample, region: changes and replace(region, **changes)
+        with pytest.raises((TypeError, ValueError), match="region_hook: .*" + message):
+            greedy(family.model, inputs, 2)
+        handle.region_hook = None
+        greedy(family.model, inputs, 2)
+    assert_untouched(family.model)

@@ -12,11 +12,6 @@ import vrga_ext
 from tests.adapter.families import CORE, LOOSE, ROWS, build, greedy, logits
 
 
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
-
-
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("config", [{"gamma": 0.0}, {"gamma": 0.0, "gate": "dynamic"}])
 @pytest.mark.parametrize("name", CORE)
@@ -170,3 +165,17 @@ def test_two_models_may_share_a_config_object():
     plain = greedy(other, inputs)
     with vrga_ext.enable(family.model, question_end=20, **LOOSE):
         assert torch.equal(logits(greedy(other, inputs)), logits(plain))
+
+
+NEW = 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gamma_zero_in_half_precision_does_not_drift(family, dtype):
+    model = build(family.name).model.to(dtype)
+    inputs = family.prompt(*ROWS)
+    plain = greedy(model, inputs, NEW)
+    with vrga_ext.enable(model, gamma=0.0) as handle:
+        ours = greedy(model, inputs, NEW)
+    assert torch.equal(logits(ours), logits(plain))
+    assert all(region.visual_heads for region in handle.regions)

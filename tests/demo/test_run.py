@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vrga_ext
 from tests.adapter.families import build
-from tests.adapter.processors import processor as make_processor
+from tests.prompts.processors import processor as make_processor
 from tests.viz.scenes import told
 from vrga_ext.demo import figure as drawing
 from vrga_ext.demo import run

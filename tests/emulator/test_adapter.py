@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vrga_ext
+from tests.adapter.conftest import *  # noqa: F403
 from tests.adapter.families import build, greedy, logits
 from tests.adapter.test_generation import *  # noqa: F403
 from tests.adapter.test_oracle import *  # noqa: F403

@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from tests.adapter.families import build
-from tests.adapter.processors import processor as make_processor
+from tests.prompts.processors import processor as make_processor
 from vrga_ext.analysis import box_tokens
 from vrga_ext.cli import app
 from vrga_ext.demo.answers import MODEL_PATH

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.adapter.processors import STYLES, processor, tokenizer
+from tests.prompts.processors import STYLES, processor, tokenizer
 from vrga_ext.prompts.question import question_ends
 from vrga_ext.prompts.user_turns import question_finder
 

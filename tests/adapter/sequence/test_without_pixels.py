@@ -7,14 +7,9 @@ import torch
 from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, FAMILIES, LOOSE, ROWS, build, greedy
+from tests.adapter.families import CACHE, FAMILIES, LOOSE, ROWS, build, greedy
 
 BARE = "image tokens and came without pixels or embeddings"
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
 
 
 def bare(handle: vrga_ext.VRGAHandle) -> int:

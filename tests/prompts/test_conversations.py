@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.adapter.processors import STYLES, processor
+from tests.prompts.processors import STYLES, processor
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.prompts.user_turns import question_finder
 

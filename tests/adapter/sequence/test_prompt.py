@@ -1,23 +1,22 @@
-"""How a prompt may come: as embeddings, with a new image on a kept cache, with videos, padded."""
+"""How a prompt may come: as embeddings, with videos, padded, in any form of calling."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
+from tests.adapter.families import CACHE, IMAGE, LOOSE, ROWS, Video, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 
 QWEN = ("qwen2_vl", "qwen2_5_vl")
+
+
 NEW = 5
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
 
 
 @pytest.fixture(scope="module", params=QWEN)
@@ -40,9 +39,6 @@ def merged(family, inputs):
     if family.name != "llava":
         rest["position_ids"] = seen["position_ids"]
     return rest
-
-
-# ---- embeddings ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [0.0, 4.0])
@@ -154,32 +150,6 @@ def test_ids_of_another_length_do_not_tell_where_the_image_is(family):
         greedy(family.model, start, 2)
 
 
-# ---- a new image on a kept cache ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loop", ["generate", "manual"])
-def test_new_image_in_a_second_turn(qwen, loop):
-    """Its positions count tokens there, so that its grid is the processor's."""
-    model = qwen.model
-    follow = qwen.prompt([20, (2, 3), 21, 22], seed=1)
-    with vrga_ext.enable(model, **LOOSE) as handle:
-        cache = DynamicCache(config=model.config)
-        greedy(model, qwen.prompt(ROWS[0]), 3, **{CACHE: cache}, suppress_tokens=[IMAGE])
-        past = cache.get_seq_length()
-        follow["attention_mask"] = torch.ones(1, past + follow["input_ids"].shape[1]).long()
-        if loop == "generate":
-            greedy(model, follow, 2, **{CACHE: cache})
-        else:
-            del follow["attention_mask"]
-            with torch.no_grad():
-                model(**follow, **{CACHE: cache})
-        region = handle.regions[0]
-    assert [span.grid for span in region.images] == [(4, 4), (2, 3)]
-    assert region.image_positions[16:].tolist() == list(range(past + 2, past + 8))
-
-
-# ---- images, videos and padding ----------------------------------------------------------------
-
 MIXED = (
     [5, (2, 3), 6, Video(2, 2, 4), 7, 8],
     [5, 6, 7, 8],
@@ -231,26 +201,90 @@ def test_image_in_some_rows(family):
     assert [bool(region.visual_heads) for region in regions] == [False, True, False]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gamma_zero_in_half_precision_does_not_drift(family, dtype):
-    model = build(family.name).model.to(dtype)
-    inputs = family.prompt(*ROWS)
-    plain = greedy(model, inputs, NEW)
-    with vrga_ext.enable(model, gamma=0.0) as handle:
-        ours = greedy(model, inputs, NEW)
-    assert torch.equal(logits(ours), logits(plain))
-    assert all(region.visual_heads for region in handle.regions)
+def test_row_without_an_image_is_plain(family):
+    rows = (ROWS[0], [5, 6, 7, 8, 9])
+    inputs = family.prompt(*rows)
+    plain = greedy(family.model, inputs, 6)
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        ours = greedy(family.model, inputs, 6)
+    torch.testing.assert_close(logits(ours)[:, 1], logits(plain)[:, 1], atol=1e-5, rtol=1e-5)
+    assert (logits(ours)[1:, 0] - logits(plain)[1:, 0]).abs().max() > 1e-2
+    assert handle.regions[1].visual_heads == ()
+    assert len(handle.regions[1].boosted) == 0
 
 
-# ---- caches that are refused -------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["positional", "inputs", "no mask"])
+def test_forms_of_calling_generate(family, how):
+    inputs = family.prompt(ROWS[0])
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    with vrga_ext.enable(family.model, **LOOSE):
+        expected = family.model.generate(**inputs, **options)
+        rest = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
+        if how == "positional":
+            ours = family.model.generate(inputs["input_ids"], **rest, **options)
+        elif how == "inputs":
+            ours = family.model.generate(
+                inputs=inputs["input_ids"], input_ids=None, **rest, **options
+            )
+        else:
+            del inputs["attention_mask"]
+            ours = family.model.generate(**inputs, **options)
+    assert torch.equal(ours, expected)
 
 
-def test_cache_of_an_encoder_decoder_is_refused(family):
+def test_positional_arguments_of_forward():
+    family = build("llava")
+    inputs = family.prompt(*ROWS[:2])
     model = family.model
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    with vrga_ext.enable(model, **LOOSE), torch.no_grad():
-        with pytest.raises(TypeError, match=f"{CACHE}: .* got EncoderDecoderCache"):
-            model(**family.prompt(ROWS[0]), **{CACHE: cache})
-        with pytest.raises(TypeError, match=f"{CACHE}: .* got tuple"):
-            model(**family.prompt(ROWS[0]), **{CACHE: ((torch.zeros(1), torch.zeros(1)),)})
-        model(**family.prompt(ROWS[0]))  # and the model goes on
+    with vrga_ext.enable(model, **LOOSE) as handle, torch.no_grad():
+        by_name = model(**inputs, **{CACHE: DynamicCache(config=model.config)})
+        expected = handle.regions
+        token = by_name.logits[:, -1:].argmax(-1)
+        cache = copy.deepcopy(by_name[CACHE])
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        step = model(input_ids=token, attention_mask=mask, **{CACHE: cache}).logits
+        values = (inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+        by_place = model(*values, None, DynamicCache(config=model.config))
+        place_step = model(token, None, mask, None, by_place[CACHE]).logits
+    assert [torch.equal(a.efr, b.efr) for a, b in zip(expected, handle.regions, strict=True)]
+    torch.testing.assert_close(place_step, step)
+
+
+def test_row_of_padding_alone():
+    family = build("llava")
+    inputs = family.prompt(ROWS[0], ROWS[0])
+    inputs["attention_mask"][1] = 0
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    assert len(handle.regions[0].boosted)
+    assert not len(handle.regions[1].image_positions)
+
+
+def test_masked_image_is_no_image():
+    """An image that the attention mask hides has no part in the region."""
+    family = build("llava")  # elsewhere the positions of a hidden image are not defined
+    inputs = family.prompt([(4, 4), 5, (4, 4), 7, 8, 9])
+    inputs["attention_mask"][0, :16] = 0
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        greedy(family.model, inputs, 2)
+    assert handle.regions[0].image_positions.tolist() == list(range(17, 33))
+
+
+def test_four_dimensional_mask_over_right_padding():
+    """What no row attends to is padding: the question ends before it."""
+    qwen_or_llava = build("llava")
+    inputs = qwen_or_llava.prompt(ROWS[0])
+    prompt, added = inputs["input_ids"].shape[1], 3
+    padded = torch.nn.functional.pad(inputs["input_ids"], (0, added))
+    kept = torch.arange(prompt + added) < prompt
+    causal = torch.ones(prompt + added, prompt + added, dtype=torch.bool).tril()
+    mask = torch.where((causal & kept)[None, None], 0.0, torch.finfo(torch.float32).min)
+    with vrga_ext.enable(qwen_or_llava.model, **LOOSE) as handle, torch.no_grad():
+        qwen_or_llava.model(**inputs, use_cache=True)
+        (wanted,) = handle.regions
+        rest = {"input_ids": padded, "attention_mask": mask}
+        qwen_or_llava.model(**(inputs | rest), use_cache=True)
+        (region,) = handle.regions
+    assert region.question_end == wanted.question_end == prompt - 1
+    assert region.visual_heads == wanted.visual_heads
+    assert torch.equal(region.boosted, wanted.boosted)

@@ -10,15 +10,13 @@ from transformers import DynamicCache, Lfm2Config, LlamaConfig, StaticCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import vrga_ext
+from tests.adapter.checks import LOOKUP, REPEATED
 from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.loops import greedy_loop
 from vrga_ext import VRGAWarning
 from vrga_ext.integrations.transformers.call import speculative as drafts
 
 NEW = 6
-# The prompt's last two tokens occur before, and what follows them there is drafted.
-REPEATED = [5, 6, 7, 8, (4, 4), 9, 11, 5, 6]
-LOOKUP = {"prompt_lookup_num_tokens": 2, "max_matching_ngram_size": 2}
 
 
 class Tokens:
@@ -30,11 +28,6 @@ class Tokens:
 
     def _count(self, module, args, kwargs):
         self.calls.append(kwargs["inputs_embeds"].shape[1])
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
 
 
 def ready_assistant(model):
@@ -198,9 +191,6 @@ def test_drafts_on_a_decoder_with_a_head_are_said(family, monkeypatch):
         greedy(family.model, family.prompt(REPEATED), 3, **LOOKUP)
 
 
-# ---- the pieces ------------------------------------------------------------------------------
-
-
 def test_cut_of_every_kind_of_argument():
     positions = torch.tensor([[True, False, True, True, False]])
     kwargs = {
@@ -308,3 +298,25 @@ def test_join():
     assert joined.attentions[0][0, 0, 2].tolist() == [2, 2, 2, 0, 0]
     assert joined.attentions[0][0, 0, 3].tolist() == [3, 3, 3, 3, 3]
     assert joined.attentions[1] is None
+
+
+def test_drafts_in_the_first_forward_call(family):
+    """A prompt whose end occurred before: prompt lookup drafts tokens into the prefill."""
+    inputs = family.prompt([5, 6, 7, 8, (4, 4), 9, 11, 5, 6])
+    with vrga_ext.enable(family.model, **LOOSE) as handle:
+        loop = greedy(family.model, inputs, NEW)
+        regions = handle.regions
+        looked_up = greedy(
+            family.model, inputs, NEW, prompt_lookup_num_tokens=2, max_matching_ngram_size=2
+        )
+    assert torch.equal(looked_up.sequences, loop.sequences)
+    assert torch.equal(handle.regions[0].boosted, regions[0].boosted)
+
+
+def test_assisted_decoding_equals_the_greedy_loop(family):
+    assistant = build(family.name, seed=1).model
+    inputs = family.prompt(ROWS[0])
+    with vrga_ext.enable(family.model, **LOOSE):
+        loop = greedy(family.model, inputs, NEW)
+        assisted = greedy(family.model, inputs, NEW, assistant_model=assistant)
+    assert torch.equal(assisted.sequences, loop.sequences)

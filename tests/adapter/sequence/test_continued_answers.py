@@ -12,16 +12,13 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, IMAGE, LOOSE, ROWS, Family, build, greedy, logits
+from tests.adapter.families import CACHE, IMAGE, LOOSE, ROWS, Family, greedy, logits
 from tests.adapter.loops import greedy_loop
 
 NEW = 6
+
+
 UNGUIDED = "not guided: nothing tells that they were generated"
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request) -> Family:
-    return build(request.param)
 
 
 def follow_up(family: Family, ids: Tensor) -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast
 
 import vrga_ext
-from tests.adapter.families import CACHE, CORE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.checks import LOOKUP, REPEATED
+from tests.adapter.families import CACHE, LOOSE, ROWS, greedy, logits
 from tests.adapter.loops import greedy_loop
-from tests.adapter.test_ways_drafts import LOOKUP, REPEATED
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
     CacheArgument,
     layers_with_keys,
@@ -24,11 +24,6 @@ from vrga_ext.integrations.transformers.sequence.kv_cache import (
 )
 
 OLD = "past_key_values"
-
-
-@pytest.fixture(scope="module", params=CORE)
-def family(request):
-    return build(request.param)
 
 
 class TakesNew(nn.Module):

@@ -1,11 +1,14 @@
-"""Gradients through a decode step: what the native operations lack, the reference computes."""
+"""Gradients: of a prompt, and through a decode step, which the reference computes."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 import torch
 
 import vrga_ext
+from tests.adapter.checks import notices
 from tests.adapter.families import CACHE, LOOSE, ROWS, build
 
 
@@ -41,3 +44,32 @@ def test_captures_hold_no_graph():
         assert step(family.model, family.prompt(ROWS[0])).requires_grad
     assert recording.last.gate.any()
     assert not recording.last.image_ratio.requires_grad
+
+
+def gradients(model, inputs) -> list[torch.Tensor]:
+    model.zero_grad()
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("mode", ["train", "checkpointing", "eval"])
+def test_gradients_of_a_prompt_are_those_of_the_plain_model(mode, family):
+    """Bit for bit; in training mode nothing is analysed, which is said once."""
+    model = build(family.name).model
+    inputs = family.prompt(*ROWS[:2])
+    model.train(mode != "eval")
+    if mode == "checkpointing":
+        model.gradient_checkpointing_enable()
+    plain = gradients(model, inputs)
+    with (
+        vrga_ext.enable(model, **LOOSE, question_end=20) as handle,
+        warnings.catch_warnings(record=True) as record,
+    ):
+        warnings.simplefilter("always")
+        runs = [gradients(model, inputs) for _ in range(2)]
+    for ours in runs:
+        assert len(ours) == len(plain) > 10
+        assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    said = [notice for notice in notices(record) if "training mode" in notice]
+    assert len(said) == (mode != "eval")
+    assert bool(handle.regions) == (mode == "eval")

@@ -7,10 +7,14 @@ import torch
 
 import vrga_ext
 from tests.adapter.explicit import explicit_greedy, language_attention
-from tests.adapter.families import CACHE, LOOSE, build, greedy, greedy_or_skip, logits
+from tests.adapter.families import LOOSE, build, greedy, greedy_or_skip, logits
 
 CONFIG = vrga_ext.VRGAConfig(**LOOSE)
+
+
 ROW = [5, 6, (4, 4), 7, 8, 9, 10, 11, 12]
+
+
 SHORT = [5, (4, 4), 7, 8]
 
 
@@ -144,27 +148,3 @@ def test_tiles_in_one_run_are_told_apart(name):
         greedy(family.model, inputs, 1)
     spans = [[tuple(span) for span in region.images] for region in handle.regions]
     assert spans == [[(16 * tile, 16, 0, (4, 4)) for tile in range(n)] for n in (4, 2)]
-
-
-def test_boolean_mask_under_eager_attention():
-    """The model's own eager attention adds it as 0 and 1; a gated layer does no less."""
-    model = build("llava", attn_implementation="eager").model
-    inputs = build("llava").prompt(ROW)
-    steps = {}
-    for gamma in (None, 1e-6, 4.0):
-        handle = None if gamma is None else vrga_ext.enable(model, **LOOSE | {"gamma": gamma})
-        with torch.no_grad():
-            cache = model(**inputs, use_cache=True)[CACHE]
-            seen = torch.ones(1, 1, 1, cache.get_seq_length() + 1, dtype=torch.bool)
-            seen[..., 3:5] = False
-            step = model(
-                input_ids=torch.tensor([[7]]),
-                attention_mask=seen,
-                position_ids=torch.tensor([[cache.get_seq_length()]]),
-                **{CACHE: cache},
-            )
-        steps[gamma] = step.logits
-        if handle is not None:
-            handle.disable()
-    torch.testing.assert_close(steps[1e-6], steps[None], atol=1e-3, rtol=1e-3)
-    assert (steps[4.0] - steps[None]).abs().max() > 1e-2

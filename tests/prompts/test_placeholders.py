@@ -15,9 +15,9 @@ from transformers import DynamicCache
 
 import vrga_ext
 from tests.adapter import unlisted
+from tests.adapter.checks import assert_untouched
 from tests.adapter.families import CACHE, LOOSE, ROWS, build, greedy, logits
 from tests.adapter.families.base import IMAGE, VIDEO
-from tests.adapter.test_errors import assert_untouched
 from vrga_ext.prompts.placeholders import Placeholders, find_placeholders
 
 NEW = 4
