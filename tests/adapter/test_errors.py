@@ -72,12 +72,12 @@ def test_not_a_multimodal_model():
         (
             {"question_end": "last"},
             ValueError,
-            "question_end: wanted 'auto', an index or one per row",
+            "question_end: wanted 'auto', an index or one per sample",
         ),
-        ({"question_end": 3.5}, ValueError, "an index or one per row, got 3.5"),
-        ({"question_end": [1, 3.5]}, ValueError, "an index or one per row, got"),
-        ({"question_end": True}, ValueError, "an index or one per row, got True"),
-        ({"question_end": None}, ValueError, "an index or one per row, got None"),
+        ({"question_end": 3.5}, ValueError, "an index or one per sample, got 3.5"),
+        ({"question_end": [1, 3.5]}, ValueError, "an index or one per sample, got"),
+        ({"question_end": True}, ValueError, "an index or one per sample, got True"),
+        ({"question_end": None}, ValueError, "an index or one per sample, got None"),
     ],
 )
 def test_bad_argument(family, arguments, error, message):
@@ -122,10 +122,10 @@ def test_handle_is_not_entered_after_its_end(family):
 @pytest.mark.parametrize(
     ("question_end", "message"),
     [
-        (100, r"question_end: wanted an index in \[0, 24\) of the prompt, got 100 \(row 0\)"),
+        (100, r"question_end: wanted an index in \[0, 24\) of the prompt, got 100 \(sample 0\)"),
         (-1, "question_end: wanted an index in"),
-        ([1, 2, 3], r"question_end: wanted one index or one per row \(2\), got 3"),
-        ([23, 0], "question_end: wanted a token of row 1, got 0, which is padding"),
+        ([1, 2, 3], r"question_end: wanted one index or one per sample \(2\), got 3"),
+        ([23, 0], "question_end: wanted a token of sample 1, got 0, which is padding"),
     ],
 )
 def test_question_end_that_does_not_fit(family, question_end, message):

@@ -1,7 +1,7 @@
 """A processor's chat template: what it writes between the texts of turns, as runs of tokens.
 
-Conversations are rendered with several dissimilar texts in one turn after another; what their
-tokens share is the template's. So neither special tokens nor models have to be known by name.
+The module renders conversations with several dissimilar texts in one turn after another. What their
+tokens share is the template's, so that no special token and no model needs to be known by name.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROBES = (
     "x = y + 2;",
 )
 _NOT_SWITCHES = {"messages", "tools", "documents", "add_generation_prompt"}
-_MOST_SETTINGS = 16  # of the template's switches; beyond it they are set one at a time
-UNKNOWN = chr(0x10FFFF)  # stands for what is no token id
+_MOST_SETTINGS = 16  # combinations of switches; beyond it each switch is set alone
+UNKNOWN = chr(0x10FFFF)  # in place of an id that is not a token's
 
 Switches = dict[str, bool]
 Place = tuple[tuple[str, ...], int]  # roles that take turns, and the turn after whose text it is
@@ -73,7 +73,7 @@ class Tokens:
         is_word = token in self.marks or token == UNKNOWN
         return not is_word and not self.text(token).strip()
 
-    def end(self, run: str) -> int:
+    def trimmed_length(self, run: str) -> int:
         """Length of a run without the blanks at its end."""
         end = len(run)
         while end and self.is_blank(run[end - 1]):
@@ -82,11 +82,11 @@ class Tokens:
 
     def stripped(self, run: str) -> str:
         """A run without the blanks at its edges, which merge with those of a text."""
-        run = run[: self.end(run)]
-        return run[len(run) - self.end(run[::-1]) :]
+        run = run[: self.trimmed_length(run)]
+        return run[len(run) - self.trimmed_length(run[::-1]) :]
 
-    def begin(self, run: str) -> int:
-        """Length of the marks and blanks that a run begins with."""
+    def opening_length(self, run: str) -> int:
+        """Length of the marks and blanks at the start of a run."""
         words = (i for i, token in enumerate(run) if not self._is_mark_or_blank(token))
         return next(words, len(run))
 
@@ -109,7 +109,7 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         try:
             question = self.render([("user", PROBES[0])], True, {})
-        except Exception:  # a template's own
+        except Exception:  # templates raise whatever they like
             return False
         return PROBES[0] in question and "'text'" not in question
 
@@ -139,7 +139,7 @@ class ChatTemplate:
             try:
                 asked = self.render(turns[:1], True, switches)
                 return asked, self.render(turns, False, switches)
-            except Exception:  # a template's own: it refuses the conversation, or this setting
+            except Exception:  # the template refuses the conversation, or this setting
                 return None
 
         plain = texts({})
@@ -159,7 +159,7 @@ class ChatTemplate:
         return list(seen.values())
 
     def _variables(self) -> set[str]:
-        """Names that the template expects from its caller."""
+        """Names that the template expects from the caller."""
         holders = (self.processor, self.tokens.tokenizer)
         source = next((s for h in holders if (s := getattr(h, "chat_template", None))), None)
         if isinstance(source, Mapping):
@@ -170,7 +170,7 @@ class ChatTemplate:
         return _variables(source) - _NOT_SWITCHES - set(special)
 
     def between_image_and_tail(self, tails: set[str]) -> str:
-        """What stands between an image and a tail of the prompt where no text does."""
+        """What stands between an image and a tail of the prompt, where no text follows it."""
         tokens = self.tokens
         marks = set(as_run(sorted(_image_marks(tokens.tokenizer, self.processor))))
         try:
@@ -180,7 +180,7 @@ class ChatTemplate:
         except Exception:  # a template for words alone
             return ""
         run = common_suffix([tokens.run(text) for text in texts])
-        run = run[: tokens.end(run)]
+        run = run[: tokens.trimmed_length(run)]
         tail = max((tail for tail in tails if run.endswith(tail)), key=len, default="")
         run = run[: len(run) - len(tail)]
         after = max((index + 1 for index, token in enumerate(run) if token in marks), default=None)
@@ -188,7 +188,7 @@ class ChatTemplate:
 
 
 class Setting:
-    """A chat template with its switches set, and blanks, if any, behind the texts it is given."""
+    """A chat template with its switches set, which may append blanks to the texts."""
 
     def __init__(self, template: ChatTemplate, switches: Switches, after_text: str = "") -> None:
         self._template, self._switches, self._after_text = template, switches, after_text
@@ -199,15 +199,15 @@ class Setting:
         return [run for run in found if run is not None]
 
     def tails(self, roles: tuple[str, ...]) -> list[str]:
-        """What follows the last turn's text, asked for an answer and not."""
+        """What follows the last turn's text, with and without a generation prompt."""
         found = [self.after(roles, len(roles) - 1, prompted) for prompted in (True, False)]
         return [run for run in found if run is not None]
 
     def after(self, roles: tuple[str, ...], turn: int, prompted: bool) -> str | None:
         """The template's tokens from one turn's text to the next one's or the prompt's end.
 
-        Turn -1 is the start of the prompt. None where the template does not tell: it refuses the
-        conversation, or leaves a text out. A question must be rendered, switches at their defaults.
+        Turn -1 is the start of the prompt. None where the template refuses the conversation or
+        leaves a text out. For a single question with default switches it raises instead.
         """
         try:
             start, end = 0, None
@@ -224,7 +224,7 @@ class Setting:
             return None
 
     def end_of_question(self) -> str:
-        """The characters, not tokens, that follow a question if nobody is asked for an answer."""
+        """The characters, not tokens, that follow a question without a generation prompt."""
         try:
             _, texts = self._with_probes(("user",), 0, False)
         except Exception:
@@ -239,9 +239,9 @@ class Setting:
         if key not in self._rendered:
             texts = []
             for probe in PROBES:
-                said = [PROBES[0] + self._after_text] * len(roles)
-                said[turn] = probe + self._after_text
-                turns = list(zip(roles, said, strict=True))
+                contents = [PROBES[0] + self._after_text] * len(roles)
+                contents[turn] = probe + self._after_text
+                turns = list(zip(roles, contents, strict=True))
                 texts.append(self._template.render(turns, prompted, self._switches))
             if len(set(texts)) < len(PROBES):
                 raise ValueError(f"a text of the role {roles[turn]!r} is left out")
@@ -251,7 +251,7 @@ class Setting:
 
 @functools.lru_cache
 def _variables(source: str) -> set[str]:
-    """Names that a template expects from outside, but for functions."""
+    """Names that a template expects from the caller, without functions."""
     environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     tree = environment.parse(source)
     functions = (call.node for call in tree.find_all(nodes.Call))
@@ -260,7 +260,7 @@ def _variables(source: str) -> set[str]:
 
 
 class _Generation(Extension):
-    """The block that transformers adds to templates, around what an assistant says."""
+    """The block around an assistant's text that transformers adds to the template language."""
 
     tags = {"generation"}  # noqa: RUF012
 

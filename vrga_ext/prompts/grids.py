@@ -1,4 +1,4 @@
-"""Patch grids that the processor counted: ``image_grid_thw`` and ``video_grid_thw``."""
+"""Patch grids that the processor returns: ``image_grid_thw`` and ``video_grid_thw``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 # Values of ``mm_token_type_ids``; a third one is text.
 IMAGE_TYPE, VIDEO_TYPE = 1, 2
-# The argument that holds the grids of a type: int64 [images, 3], frames, rows, columns of patches.
+# Argument with the grids of a type: int64 [images, 3]; frames, rows and columns of patches.
 GRID_ARGUMENTS = {IMAGE_TYPE: "image_grid_thw", VIDEO_TYPE: "video_grid_thw"}
 
 
 def merge_size(config: Any) -> int:
-    """Patches along each side of a token; 1 where the vision configuration does not name it."""
+    """Patches along each side of a token; 1 if the vision configuration has no such field."""
     return getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
 
 
@@ -31,9 +31,9 @@ def token_kinds(
     ids : int64 [B, S]
         The tokens.
     token_types : [B, S], optional
-        The processor's token types; without them the ids tell.
+        The processor's token types; without them the ids decide.
     video_ids
-        Ids of the placeholder tokens that only videos are written to.
+        Ids of the placeholder tokens that only videos use.
     """
     if token_types is not None and token_types.shape == image.shape:
         return token_types.long() * image
@@ -42,16 +42,16 @@ def token_kinds(
 
 
 def grid_axes(kinds: Tensor, grids: Mapping[int, Tensor], merge: int) -> tuple[Tensor, Tensor]:
-    """Frame, row and column of every image token of a prompt.
+    """Frame, grid row and grid column of every image token of a batch.
 
-    Frames are counted down from -1 through all images, so that no two have the same.
+    Frames count down from -1 through all images, so that each has its own number.
 
     Parameters
     ----------
     kinds : int64 [B, S]
         Type of each token.
     grids : mapping from type to int64 [images, 3]
-        Frames, rows and columns of patches of each image, in the order of the prompt's rows.
+        Frames, rows and columns of patches of each image, in the order of the samples.
     merge
         Patches along each side of a token.
 
@@ -59,7 +59,7 @@ def grid_axes(kinds: Tensor, grids: Mapping[int, Tensor], merge: int) -> tuple[T
     -------
     axes : int64 [3, B, S]
     known : bool [B, S]
-        Tokens that ``axes`` holds for; none of a type whose grids do not count its tokens.
+        Tokens for which ``axes`` holds; False for a type whose grids do not match its tokens.
     """
     axes = torch.zeros(3, *kinds.shape, dtype=torch.long)
     known = torch.zeros(kinds.shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Where the question ends: at a given index, where the chat template says, or at the last token."""
+"""Where the question ends: at a given index, by the chat template, or at the last token."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class QuestionEnd:
 class QuestionFinder:
     """Finds the last token of the last user turn in prompts written by a chat template.
 
-    The template is rendered for several conversations, with each of its switches on and off, to see
-    what it writes before and after a user's text. In a prompt the user's last text stands behind
-    the last such opening, in front of the first closing, whatever follows: nothing, the start of an
-    answer, an answer, or turns of other roles. If the image follows the question, the last prompt
-    token is used, since the question has not seen the image.
+    The finder renders the template for several conversations, with each of its switches on and off,
+    and compares what it writes before (opening) and after (closing) a user's text. In a prompt the
+    user's last text stands between the last opening and the first closing behind it. Nothing, the
+    start of an answer, an answer, or turns of other roles may follow. If the image follows the
+    question, the end is the prompt's last token, since the question has not seen the image.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class QuestionFinder:
     """
 
     def __init__(self, processor: Any = None) -> None:
-        self.problem: str | None = None  # why nothing can be found in any prompt
+        self.problem: str | None = None  # why no prompt has a known end
         if processor is None:
             self.problem = NO_PROCESSOR
             return
@@ -84,16 +84,21 @@ class QuestionFinder:
         is_image: Sequence[bool] | np.ndarray[Any, Any],
         offset: int,
     ) -> QuestionEnd:
-        """The question's end in one prompt row without padding, as an index into it.
+        """The question's end in one prompt without padding.
 
         Parameters
         ----------
-        ids
-            Token ids of the row.
-        is_image
+        ids : int [S]
+            Token ids of the prompt.
+        is_image : bool [S]
             Which of them are image tokens.
-        offset
-            Tokens to step back from the question's end, where the template tells it.
+        offset : int
+            Tokens to step back from an end that the template tells.
+
+        Returns
+        -------
+        QuestionEnd
+            Its ``position`` is an index into ``ids``.
         """
         last = len(ids) - 1
         if self.problem is not None:
@@ -106,13 +111,15 @@ class QuestionFinder:
         place = self._place(run, after_image)
         if place is None:
             return QuestionEnd(last, "last_token", _NOT_FOUND, self._seen(run))
-        begin, end = place
-        text = run[max(begin, after_image) : end]
-        if after_image > begin and self._is_no_text(text):
+        start, end = place
+        text = run[max(start, after_image) : end]
+        if after_image > start and self._is_no_text(text):
             return QuestionEnd(last, "last_token", _IMAGE_LAST)
         if not tokens.stripped(text):
             return QuestionEnd(last, "last_token", _NO_TEXT)
-        return QuestionEnd(max(tokens.end(run[:end]) - 1 - offset, after_image), "template")
+        return QuestionEnd(
+            max(tokens.trimmed_length(run[:end]) - 1 - offset, after_image), "template"
+        )
 
     def agrees_with(self, processor: Any) -> bool:
         """Whether a finder of another processor would find the same."""
@@ -123,34 +130,34 @@ class QuestionFinder:
         return other.problem is None and other._turns == self._turns
 
     def _place(self, run: str, after_image: int) -> tuple[int, int] | None:
-        """Where the user's last text begins at the earliest, and where it ends."""
+        """Earliest start of the user's last text, and its end; None if not found."""
         tokens, turns = self._tokens, self._turns
-        bare = run[: tokens.end(run)]
+        bare = run[: tokens.trimmed_length(run)]
         tail = _longest_end(bare, turns.tails)
         opening = self._opening(run)
-        begin, is_marked = opening or (0, False)
-        is_told = bool(turns.openings)  # the template tells a user's turn from others
-        if tail > _longest_end(bare, turns.other_tails) or (tail and not is_told):
-            return begin, len(bare) - tail
-        found = [at for words in turns.closings if (at := run.find(words, begin)) >= 0]
-        if found and is_told:
+        start, is_marked = opening or (0, False)
+        has_openings = bool(turns.openings)  # else user turns look like those of others
+        if tail > _longest_end(bare, turns.other_tails) or (tail and not has_openings):
+            return start, len(bare) - tail
+        found = [at for words in turns.closings if (at := run.find(words, start)) >= 0]
+        if found and has_openings:
             end = min(found)
             if opening is None and any(run.find(words, 0, end) >= 0 for words in turns.lookalikes):
-                return None  # it closes what a tool said
-            return begin, end
-        if is_told and opening is None:
+                return None  # it closes a tool's text
+            return start, end
+        if has_openings and opening is None:
             return None
         end = len(bare) - _longest_end(bare, turns.ends)
-        if begin < end < len(bare):
-            return begin, end
-        begun = bare[max(begin, after_image) :]
-        begun = begun[tokens.begin(begun) :]
-        is_begun = is_marked and not tokens.has_mark(begun)
+        if start < end < len(bare):
+            return start, end
+        rest = bare[max(start, after_image) :]
+        rest = rest[tokens.opening_length(rest) :]
+        is_open = is_marked and not tokens.has_mark(rest)
         blank = tokens.text(run[len(bare) - 1 :])
-        return (begin, len(bare)) if is_begun or blank.endswith(tuple(turns.blank_ends)) else None
+        return (start, len(bare)) if is_open or blank.endswith(tuple(turns.blank_ends)) else None
 
     def _opening(self, run: str) -> tuple[int, bool] | None:
-        """Where the last opening of a user's turn ends, and whether a mark is in it."""
+        """End of the last opening of a user's turn, and whether it contains a mark."""
         turns, best = self._turns, None
         for opening in turns.openings:
             at = run.rfind(opening)
@@ -160,18 +167,18 @@ class QuestionFinder:
                 best = at + len(opening), self._tokens.has_mark(opening)
         if best is not None:
             return best
-        begin = self._tokens.begin(run)
-        ends = [begin + len(words) for words in turns.first if run.startswith(words, begin)]
+        start = self._tokens.opening_length(run)
+        ends = [start + len(words) for words in turns.first if run.startswith(words, start)]
         ends += [at + len(words) for words in turns.prefaced if (at := run.find(words)) >= 0]
         return (min(ends), False) if ends else None
 
     def _is_no_text(self, run: str) -> bool:
-        """Whether nothing but the template, or a processor, wrote it after an image."""
+        """Whether a run behind an image is the template's or the processor's, without a text."""
         tokens = self._tokens
-        return tokens.stripped(run) == self._turns.between or tokens.begin(run) == len(run)
+        return tokens.stripped(run) == self._turns.between or tokens.opening_length(run) == len(run)
 
     def _seen(self, run: str) -> str:
-        """How a prompt ends, and how the template would end it, to be read."""
+        """How a prompt ends and how the template ends one, in words for a notice."""
         text = self._tokens.text
         shown = text(run[-_SHOWN:])
         wanted = (text(tail) for tail in self._turns.shown)
@@ -187,14 +194,29 @@ def _longest_end(run: str, tails: Iterable[str]) -> int:
 
 
 def normalise_question_end(question_end: Any) -> str | int | list[int]:
-    """``"auto"``, an int, or a list of ints, from what a caller may pass for it.
+    """Check ``question_end`` from the caller.
+
+    Parameters
+    ----------
+    question_end
+        ``"auto"``, an integer, or a sequence, array or tensor of integers.
+
+    Returns
+    -------
+    str, int or list of int
+        The same in Python's own types.
 
     Raises
     ------
     ValueError
-        Anything else.
+        It is something else.
+
+    Examples
+    --------
+    >>> normalise_question_end(np.array([3, 4]))
+    [3, 4]
     """
-    wanted = "question_end: wanted 'auto', an index or one per row"
+    wanted = "question_end: wanted 'auto', an index or one per sample"
     if isinstance(question_end, str):
         if question_end != "auto":
             raise ValueError(f"{wanted}, got {question_end!r}")
@@ -215,34 +237,46 @@ def _index(value: Any) -> int:
 
 
 def given_ends(question_end: int | Sequence[int], mask: Tensor, past: int) -> list[QuestionEnd]:
-    """Check an explicit ``question_end`` against a prompt.
+    """Check an explicit ``question_end`` against a batch of prompts.
 
     Parameters
     ----------
     question_end
-        One column, or one per row.
-    mask : bool [B, columns]
-        Tokens of the prompt; False is padding.
+        One position, or one per sample.
+    mask : bool [B, S]
+        Tokens of the prompts; False is padding.
     past
-        Columns that have been read already.
+        Positions that have been read already.
+
+    Returns
+    -------
+    list of B QuestionEnd
 
     Raises
     ------
     ValueError
-        Not one per row, a column outside the prompt, or one that holds padding.
+        The number of positions is not B, or a position is outside the prompt or holds padding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> given_ends(2, torch.tensor([[False, True, True]]), past=0)[0].position
+    2
     """
-    rows, columns = mask.shape
-    ends = [question_end] * rows if isinstance(question_end, int) else list(question_end)
-    if len(ends) != rows:
-        raise ValueError(f"question_end: wanted one index or one per row ({rows}), got {len(ends)}")
-    for row, end in enumerate(ends):
-        if not past <= end < columns:
+    samples, length = mask.shape
+    ends = [question_end] * samples if isinstance(question_end, int) else list(question_end)
+    if len(ends) != samples:
+        raise ValueError(
+            f"question_end: wanted one index or one per sample ({samples}), got {len(ends)}"
+        )
+    for sample, end in enumerate(ends):
+        if not past <= end < length:
             raise ValueError(
-                f"question_end: wanted an index in [{past}, {columns}) of the prompt, "
-                f"got {end} (row {row})"
+                f"question_end: wanted an index in [{past}, {length}) of the prompt, "
+                f"got {end} (sample {sample})"
             )
-        if not mask[row, end]:
+        if not mask[sample, end]:
             raise ValueError(
-                f"question_end: wanted a token of row {row}, got {end}, which is padding"
+                f"question_end: wanted a token of sample {sample}, got {end}, which is padding"
             )
     return [QuestionEnd(end, "given") for end in ends]
