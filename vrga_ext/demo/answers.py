@@ -310,9 +310,9 @@ def generate(model: Any, inputs: Any, steps: int) -> torch.Tensor:
     return output[:, length:]
 
 
-def parse(processor: Any, row: torch.Tensor) -> Answer:
-    """Read the object named and the colour given after the last ``so``."""
-    tokens = processor.tokenizer.convert_ids_to_tokens(row.tolist())
+def parse(processor: Any, written: torch.Tensor) -> Answer:
+    """Read the object and the colour after the last ``so`` of an answer ``[T]``."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(written.tolist())
     words = [word for word in tokens if not word.startswith("<|")]
     last = max((i for i, word in enumerate(words) if word == "so"), default=len(words))
     tail = words[last + 1 : last + 4]
@@ -334,5 +334,5 @@ def answer_all(
     """Answer every question in batches, in order."""
     for first in range(0, len(samples), batch):
         inputs = prepare(processor, samples[first : first + batch], steps)
-        for row in generate(model, inputs, steps):
-            yield parse(processor, row)
+        for written in generate(model, inputs, steps):
+            yield parse(processor, written)

@@ -183,7 +183,7 @@ def measure(
                 attentions.append(_attention_of(recording.last, written, indices, task))
             else:
                 written = _trimmed(model, task.answer(model, inputs, mode))
-            scores += [task.score(i, row) for i, row in zip(indices, written, strict=True)]
+            scores += [task.score(i, answer) for i, answer in zip(indices, written, strict=True)]
             used += [(len(r.boosted), len(r.visual_heads)) for r in handle.regions]
             advance(len(indices))
     boosted, heads = np.mean(used, axis=0).tolist()
@@ -196,7 +196,7 @@ def _trimmed(model: Any, written: Tensor) -> list[Tensor]:
     written = written.cpu()
     over = torch.isin(written, torch.tensor([] if ends is None else ends, dtype=written.dtype))
     lengths = torch.where(over.any(1), over.int().argmax(1), written.shape[1])
-    return [row[:length] for row, length in zip(written, lengths.tolist(), strict=True)]
+    return [answer[:length] for answer, length in zip(written, lengths.tolist(), strict=True)]
 
 
 def _attention_of(
@@ -208,16 +208,16 @@ def _attention_of(
     )
     ratio = rrar(capture, tokens)  # [B, L, H, R]
     first = capture.prompt_rows
-    rows = ratio.shape[3] - first
+    steps = ratio.shape[3] - first  # generated tokens that were read
     heads = ratio.shape[2]
     selected = torch.stack(
         [head_mask(region.visual_heads, capture.layers, heads) for region in capture.regions]
     )
-    answer = torch.zeros(len(written), rows, dtype=torch.bool)
-    followed = torch.zeros(len(written), rows, dtype=torch.bool)
-    for row, tokens_of in enumerate(written):
-        answer[row, : len(tokens_of)] = task.answer_tokens(tokens_of)[:rows]
-        followed[row, : len(tokens_of)] = task.drift_tokens(tokens_of)[:rows]
+    answer = torch.zeros(len(written), steps, dtype=torch.bool)
+    followed = torch.zeros(len(written), steps, dtype=torch.bool)
+    for sample, own in enumerate(written):
+        answer[sample, : len(own)] = task.answer_tokens(own)[:steps]
+        followed[sample, : len(own)] = task.drift_tokens(own)[:steps]
     order = followed.int().argsort(
         dim=1, descending=True, stable=True
     )  # [B, T], followed ones first

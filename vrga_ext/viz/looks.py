@@ -63,8 +63,9 @@ def head_maps(
         raise ValueError("heads: wanted at least one (layer, head), got none")
     mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = select_heads(capture, mask, sample).image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
-    mean: np.ndarray = as_array(rows).mean(0)[:, there]
+    few = select_heads(capture, mask, sample)
+    maps = few.image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
+    mean: np.ndarray = as_array(maps).mean(0)[:, there]
     return mean
 
 
