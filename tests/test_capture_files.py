@@ -296,7 +296,7 @@ def test_what_is_said_names_the_part():
     images = [[[0, 17, 0, [4, 4]]], *about["images"][1:]]
     assert "images of sample 0: wanted (start, length, lead, grid) within 16" in said(images=images)
     backwards = tensors["image_positions"].flip(1).contiguous()
-    assert "image_positions: wanted ascending columns" in said(image_positions=backwards)
+    assert "image_positions: wanted ascending positions" in said(image_positions=backwards)
     past = tensors["image_keys"] + 1000
     assert "image_keys: wanted 0 to 22, got [" in said(image_keys=past)
     assert "columns: wanted those of the image, or all" in said(columns=tensors["columns"] + 1)

@@ -1,7 +1,7 @@
 """Visual region-guided attention (VRGA) for stock transformers models.
 
-``enable(model)`` and ``disable(model)`` are all most people need; transformers is imported when one
-of them is first used, so that the operations alone stay light.
+Most programs need ``enable(model)`` and ``disable(model)`` alone. Their first use imports
+transformers, which the operations do not need.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Argument checks of :mod:`vrga_ext.ops`: each message names the argument, what was wanted and got.
 
-The compiled operations check the same; these checks run where an operation has refused its input,
-to turn that into a ValueError, and where no kernel runs: for the reference, and in the fakes, while
-a model is traced.
+The compiled operations check the same. These checks turn an operation's error into a ValueError,
+and run where no kernel does: before the reference, and in the fakes while a model is traced.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def check_softmax(
 
 
 def check_no_grad(**tensors: Tensor | None) -> None:
-    """There are no derivatives: silently cutting the graph would be worse than refusing."""
+    """No tensor requires grad or carries a tangent: without an error, the graph would be cut."""
     for name, tensor in tensors.items():
         if tensor is None:
             continue

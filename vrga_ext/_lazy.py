@@ -17,7 +17,7 @@ def lazy(
     package
         Its ``__name__``.
     names
-        Name -> the module it comes from.
+        Module of each name.
     submodules
         Modules of the package that need no import of their own before ``package.module`` is used.
     """

@@ -1,4 +1,4 @@
-"""Loads the compiled operations and says what their results look like while tracing."""
+"""Loads the compiled operations and registers their fakes, which tracing needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _load() -> None:
             "vrga_ext has no compiled operations here (a source folder that was never built?); "
             "run `pip install .` in the repository"
         )
-    if text := _sources.difference():  # said first: operations of other sources may not even load
+    if text := _sources.difference():  # before loading, which other sources may not survive
         warnings.warn(text, stacklevel=2)
     torch.ops.load_library(spec.origin)
 
@@ -40,7 +40,7 @@ MAX_CUDA_HEAD_DIM = 256
 
 @cache
 def _serves(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether one of the built architectures runs there: same major, or PTX that is not newer."""
+    """Whether a built architecture runs on a GPU: of its major version, or PTX of an older one."""
     built = re.findall(r"(\d+)\.(\d+)\w?(\+PTX)?", architectures)
     if capability < MIN_CUDA_CAPABILITY:
         return False
@@ -48,12 +48,20 @@ def _serves(architectures: str, capability: tuple[int, int]) -> bool:
         architecture = (int(major), int(minor))
         if architecture <= capability and (ptx or architecture[0] == capability[0]):
             return True
-    return not built  # names such as "Hopper": the launch will say
+    return not built  # names such as "Hopper" cannot be compared: the launch decides
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it once instead of tracing it
 def cuda_unsupported_reason(device: int | None, head_dim: int) -> str:
-    """Why the CUDA kernels cannot serve a head dim on a device; empty if they can."""
+    """Why the CUDA kernels do not support a head dim on a device; empty if they do.
+
+    Parameters
+    ----------
+    device
+        Index of the CUDA device; the current one without it.
+    head_dim
+        Largest last dimension of query and value.
+    """
     from vrga_ext import _build_info
 
     built = _build_info.cuda_architectures
@@ -81,9 +89,9 @@ def _decode_attention(
     *gate: Any,
 ) -> tuple[Tensor, Tensor]:
     _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, Gate(*gate))
-    rows = query.shape[:3]
-    per_head = query.new_empty((*rows, 4), dtype=torch.float32)
-    return query.new_empty((*rows, value.shape[3])), per_head
+    queries = query.shape[:3]  # [B, Hq, Sq]
+    per_head = query.new_empty((*queries, 4), dtype=torch.float32)
+    return query.new_empty((*queries, value.shape[3])), per_head
 
 
 @torch.library.register_fake("vrga_ext::row_statistics")

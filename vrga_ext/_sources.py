@@ -1,6 +1,6 @@
-"""Which sources the operations were compiled from, to notice a clone whose own have changed since.
+"""Which sources the operations were compiled from, to notice that a clone's have changed since.
 
-``setup.py`` runs this file by itself: it imports nothing of the package.
+``setup.py`` runs this file by itself, so it imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}
 
 
 def source_hash(csrc: Path) -> str:
-    """Name the state of the C++ and CUDA files in a folder.
+    """Hash of the C++ and CUDA files in a folder.
 
-    Flags of the compilers are left out: they change the speed of the operations, not their results.
+    Compiler flags do not count: they change the speed of the operations, not their results.
 
     Parameters
     ----------
     csrc
-        The folder, with all that is below it.
+        The folder; files in folders below it count as well.
 
     Returns
     -------
@@ -49,18 +49,18 @@ def _folder_of(module: str) -> Path | None:
 
 
 def compiled_hash() -> str | None:
-    """:func:`source_hash` when the operations were compiled; None where that is not known."""
+    """:func:`source_hash` at the time of compiling; None if unknown."""
     if _folder_of("_build_info") != _folder_of("_ops"):  # two installations, for two Pythons
         return None
     from vrga_ext import _build_info
 
-    return getattr(_build_info, "source_hash", None)  # builds before there were hashes have none
+    return getattr(_build_info, "source_hash", None)  # older builds have no hash
 
 
 def difference() -> str | None:
-    """Which clone has other sources than the operations were compiled from, and what to do.
+    """Message that this clone's sources are not those of the operations, and what to do.
 
-    None where they are the same, or where this is no clone.
+    None if they are, or if this is not a clone.
     """
     folder, built = clone(), compiled_hash()
     if folder is None:

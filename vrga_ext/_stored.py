@@ -1,4 +1,4 @@
-"""Values of files that anybody may have made: a check returns what it checked, or says why not."""
+"""Checks of values from a file: each returns the value, or raises InvalidFileError."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from typing import Any, NoReturn
 from vrga_ext.region import HeadIndex
 from vrga_ext.selection import Span
 
-LARGEST = 2**31 - 1  # column, index or count
+LARGEST = 2**31 - 1  # position, index or count
 
 
-class Wrong(Exception):
-    """What a file holds instead of what it should."""
+class InvalidFileError(Exception):
+    """A file does not hold what it should; the message names what was wanted and what came."""
 
 
 def fail(name: str, wanted: Any, got: Any) -> NoReturn:
-    raise Wrong(f"{name}: wanted {wanted}, got {short(got)}")
+    raise InvalidFileError(f"{name}: wanted {wanted}, got {short(got)}")
 
 
-def json_object(name: str, text: str) -> dict[str, Any]:
-    """An object of JSON whose names stand once each."""
+def parsed_object(name: str, text: str) -> dict[str, Any]:
+    """A JSON object without duplicate names."""
     try:
         content = json.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
-        raise Wrong(f"{name}: wanted JSON, got {short(text)}: {error}") from error
+        raise InvalidFileError(f"{name}: wanted JSON, got {short(text)}: {error}") from error
     if not isinstance(content, dict):
         fail(name, "an object", content)
     return content
 
 
 def check_names(where: str, found: Iterable[str], wanted: Iterable[str]) -> None:
-    """The names that are there are those that are wanted."""
+    """``found`` has each of the wanted names and no other."""
     found, wanted = set(found), set(wanted)
     for name in sorted(wanted - found):
-        raise Wrong(f"{where}: wanted {name}, got none")
+        raise InvalidFileError(f"{where}: wanted {name}, got none")
     for name in sorted(found - wanted):
-        raise Wrong(f"{where}: wanted none but those of a capture, got {short(name)}")
+        raise InvalidFileError(f"{where}: wanted only the names of a capture, got {short(name)}")
 
 
-def listed(name: str, value: Any, length: int | None = None) -> list[Any]:
-    """A list, of ``length`` entries if that is given."""
+def checked_list(name: str, value: Any, length: int | None = None) -> list[Any]:
+    """A list, with ``length`` entries if given."""
     if not isinstance(value, list) or length not in (None, len(value)):
         fail(name, "a list" if length is None else f"a list of {length}", value)
     return value
 
 
-def whole(name: str, value: Any, lowest: int, highest: int = LARGEST) -> int:
-    """An integer within bounds; a truth value is none."""
+def checked_int(name: str, value: Any, lowest: int, highest: int = LARGEST) -> int:
+    """An integer from ``lowest`` to ``highest``; not a bool."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
         fail(name, f"a whole number from {lowest} to {highest}", value)
     return value
 
 
-def weight(name: str, value: Any) -> float:
+def checked_weight(name: str, value: Any) -> float:
     """A finite number of at least 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value <= sys.float_info.max:
@@ -65,35 +65,42 @@ def weight(name: str, value: Any) -> float:
     return float(value)
 
 
-def layers_of(name: str, value: Any) -> tuple[int, ...]:
+def checked_layers(name: str, value: Any) -> tuple[int, ...]:
     """At least one layer, each once."""
-    layers = tuple(whole(name, layer, 0) for layer in listed(name, value))
+    layers = tuple(checked_int(name, layer, 0) for layer in checked_list(name, value))
     if not layers or len(set(layers)) < len(layers):
         fail(name, "at least one layer, each once", value)
     return layers
 
 
-def heads_of(name: str, value: Any, layers: tuple[int, ...], count: int) -> tuple[HeadIndex, ...]:
-    """(layer, head) pairs of some layers with ``count`` heads each."""
+def checked_heads(
+    name: str, value: Any, layers: tuple[int, ...], count: int
+) -> tuple[HeadIndex, ...]:
+    """(layer, head) pairs; each of ``layers`` has ``count`` heads."""
     found = []
-    for pair in listed(name, value):
-        layer, head = listed(name, pair, 2)
-        if whole(name, layer, 0) not in layers:
+    for pair in checked_list(name, value):
+        layer, head = checked_list(name, pair, 2)
+        if checked_int(name, layer, 0) not in layers:
             fail(name, f"(layer, head) of layers {short([*layers])}", pair)
-        found.append((layer, whole(name, head, 0, count - 1)))
+        found.append((layer, checked_int(name, head, 0, count - 1)))
     return tuple(found)
 
 
-def spans_of(name: str, value: Any, count: int) -> tuple[Span, ...]:
-    """Images within ``count`` image tokens, one after the other."""
+def checked_spans(name: str, value: Any, count: int) -> tuple[Span, ...]:
+    """Images in ascending order within ``count`` image tokens."""
     spans: list[Span] = []
     free = 0
-    for content in listed(name, value):
-        start, length, lead, grid = listed(name, content, 4)
+    for content in checked_list(name, value):
+        start, length, lead, grid = checked_list(name, content, 4)
         if grid is not None:
-            rows, columns = listed(name, grid, 2)
-            grid = whole(name, rows, 1), whole(name, columns, 1)
-        span = Span(whole(name, start, free), whole(name, length, 0), whole(name, lead, 0), grid)
+            rows, columns = checked_list(name, grid, 2)
+            grid = checked_int(name, rows, 1), checked_int(name, columns, 1)
+        span = Span(
+            checked_int(name, start, free),
+            checked_int(name, length, 0),
+            checked_int(name, lead, 0),
+            grid,
+        )
         free = span.start + span.length
         if free > count or (grid and span.lead + math.prod(grid) != span.length):
             fail(name, f"(start, length, lead, grid) within {count} image tokens", content)

@@ -1,4 +1,4 @@
-"""What was compiled, and what of it runs here."""
+"""Facts about the compiled operations, and which of them run on this machine."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class BuildInfo:
 
 
 def build_info() -> BuildInfo:
-    """Say what was built.
+    """Facts about the compiled operations.
 
     Returns
     -------
     BuildInfo
-        Versions, compiler, instruction sets, CUDA architectures or the reason why none, sources.
+        Versions, compiler, instruction sets, CUDA architectures or why there are none, sources.
 
     Examples
     --------

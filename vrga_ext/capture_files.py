@@ -18,16 +18,16 @@ from torch import Tensor
 
 from vrga_ext._stored import (
     LARGEST,
-    Wrong,
+    InvalidFileError,
     check_names,
+    checked_heads,
+    checked_int,
+    checked_layers,
+    checked_list,
+    checked_spans,
+    checked_weight,
     fail,
-    heads_of,
-    json_object,
-    layers_of,
-    listed,
-    spans_of,
-    weight,
-    whole,
+    parsed_object,
 )
 from vrga_ext.files import replacing
 from vrga_ext.region import Region, Rule
@@ -111,12 +111,12 @@ def read_capture(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"path: wanted a file written by Capture.save, got {path}")
-    path.open("rb").close()  # one that may not be read is no capture of the wrong kind
+    path.open("rb").close()  # a file without read permission raises PermissionError
     try:
         with safe_open(path, framework="pt") as file:
             about = _metadata(file.metadata())
             return _fields(file, about)
-    except (Wrong, SafetensorError) as error:
+    except (InvalidFileError, SafetensorError) as error:
         raise ValueError(
             f"path: wanted a file written by Capture.save, got {path} ({error})"
         ) from error
@@ -139,16 +139,16 @@ def _split(record: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, An
 
 def _metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     if metadata is None or _KEY not in metadata:
-        raise Wrong(f"wanted metadata {_KEY}, got none")
-    about = json_object(_KEY, metadata[_KEY])
+        raise InvalidFileError(f"wanted metadata {_KEY}, got none")
+    about = parsed_object(_KEY, metadata[_KEY])
     if about.pop("format", None) != _FORMAT:
-        raise Wrong(f"{_KEY}: wanted a capture of format {_FORMAT}, got another or none")
+        raise InvalidFileError(f"{_KEY}: wanted a capture of format {_FORMAT}, got another or none")
     check_names(_KEY, (name for name in about if name not in _OPTIONAL), _PLAIN)
     return about
 
 
 def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
-    plain_regions = listed("regions", about["regions"])
+    plain_regions = checked_list("regions", about["regions"])
     names = set(file.keys())
     layout = dict(_TENSORS) | (dict(_OPTIONAL) if names & set(_OPTIONAL) else {})
     check_names(
@@ -159,22 +159,22 @@ def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
             *(f"regions.{i}.{name}" for i in range(len(plain_regions)) for name in _OF_REGION),
         ],
     )
-    layers = layers_of("layers", about["layers"])
+    layers = checked_layers("layers", about["layers"])
     sizes = {"L": len(layers)}
     tensors = _tensors(file, "", layout, sizes)
-    copies = whole("copies", about["copies"], 1)
+    copies = checked_int("copies", about["copies"], 1)
     if not plain_regions or sizes["S"] != copies * len(plain_regions):
         fail("regions", f"one for each {copies} of {sizes['S']} samples", len(plain_regions))
-    images = listed("images", about["images"], sizes["S"])
+    images = checked_list("images", about["images"], sizes["S"])
     _check_values(tensors, sizes)
     return dict(
         layers=layers,
-        prompt_rows=whole("prompt_rows", about["prompt_rows"], 0, sizes["R"]),
+        prompt_rows=checked_int("prompt_rows", about["prompt_rows"], 0, sizes["R"]),
         copies=copies,
-        focus_weight=weight("focus_weight", about["focus_weight"]),
-        image_weight=weight("image_weight", about["image_weight"]),
+        focus_weight=checked_weight("focus_weight", about["focus_weight"]),
+        image_weight=checked_weight("image_weight", about["image_weight"]),
         images=tuple(
-            spans_of(f"images of sample {sample}", own, count)
+            checked_spans(f"images of sample {sample}", own, count)
             for sample, (own, count) in enumerate(
                 zip(images, (tensors["image_positions"] >= 0).sum(1).tolist(), strict=True)
             )
@@ -192,7 +192,7 @@ def _region(file: Any, prefix: str, plain: Any, heads: int) -> Region:
     if not isinstance(plain, dict):
         fail(where, "an object", plain)
     check_names(where, set(plain) - {"aimed_at"}, _PLAIN_OF_REGION)  # older files have one
-    layers = layers_of(prefix + "layers", plain["layers"])
+    layers = checked_layers(prefix + "layers", plain["layers"])
     if plain["question_rule"] not in get_args(Rule):
         fail(prefix + "question_rule", f"one of {get_args(Rule)}", plain["question_rule"])
     tensors = _tensors(file, prefix, _OF_REGION, {"L": len(layers), "H": heads})
@@ -200,12 +200,12 @@ def _region(file: Any, prefix: str, plain: Any, heads: int) -> Region:
     for name in ("image_positions", "focus", "boosted"):
         _check_range(prefix + name, tensors[name], 0)
     return Region(
-        question_end=whole(prefix + "question_end", plain["question_end"], 0),
+        question_end=checked_int(prefix + "question_end", plain["question_end"], 0),
         question_rule=plain["question_rule"],
-        images=spans_of(prefix + "images", plain["images"], len(positions)),
+        images=checked_spans(prefix + "images", plain["images"], len(positions)),
         layers=layers,
-        visual_heads=heads_of(prefix + "visual_heads", plain["visual_heads"], layers, heads),
-        background_heads=heads_of(
+        visual_heads=checked_heads(prefix + "visual_heads", plain["visual_heads"], layers, heads),
+        background_heads=checked_heads(
             prefix + "background_heads", plain["background_heads"], layers, heads
         ),
         **tensors,
@@ -213,7 +213,7 @@ def _region(file: Any, prefix: str, plain: Any, heads: int) -> Region:
 
 
 def _tensors(file: Any, prefix: str, layout: _Layout, sizes: dict[str, int]) -> dict[str, Tensor]:
-    """The tensors of a layout; shapes are looked at first, so that nothing huge is made."""
+    """The tensors of a layout; each shape is checked before its tensor is read, however large."""
     found = {}
     for name, (dtype, axes) in layout.items():
         shape = file.get_slice(prefix + name).get_shape()
@@ -227,7 +227,7 @@ def _tensors(file: Any, prefix: str, layout: _Layout, sizes: dict[str, int]) -> 
         try:
             tensor = file.get_tensor(prefix + name)
         except Exception as error:  # a dtype that this torch or safetensors does not have
-            raise Wrong(f"{prefix}{name}: wanted {dtype}, got {error}") from error
+            raise InvalidFileError(f"{prefix}{name}: wanted {dtype}, got {error}") from error
         if tensor.dtype != dtype:
             fail(prefix + name, dtype, tensor.dtype)
         if dtype == torch.bool:
@@ -237,7 +237,7 @@ def _tensors(file: Any, prefix: str, layout: _Layout, sizes: dict[str, int]) -> 
 
 
 def _check_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-    """Indices fit what they are indices of."""
+    """Positions and counts are in range, and ``columns`` are those of the image or all."""
     image, columns = tensors["image_positions"], tensors.get("columns")
     for name, lowest, end in (
         ("positions", -1, LARGEST),
@@ -250,7 +250,7 @@ def _check_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> No
     there = image >= 0
     rising = (image[:, 1:] > image[:, :-1]) | ~there[:, 1:]
     if not rising.all() or (there[:, 1:] & ~there[:, :-1]).any():
-        fail("image_positions", "ascending columns, then -1", image.tolist())
+        fail("image_positions", "ascending positions, then -1", image.tolist())
     if columns is None or torch.equal(columns, image):
         return
     if not torch.equal(columns, torch.arange(sizes["C"], device="cpu").expand_as(columns)):

@@ -1,4 +1,4 @@
-"""What :func:`vrga_ext.capture` gives: attention statistics of a prompt and of its answer."""
+"""What :func:`vrga_ext.capture` returns: attention statistics of a prompt and of its answer."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Capture:
     >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
     ...     tokens = model.generate(**inputs, max_new_tokens=4)
     >>> capture = recording.last
-    >>> capture.image_ratio.shape  # one row of the question, three of generated tokens
+    >>> capture.image_ratio.shape  # the question's last token, three generated ones
     torch.Size([1, 4, 8, 4])
     >>> capture.generated.image_rows().shape, capture.grid(0)
     (torch.Size([1, 4, 8, 3, 36]), (6, 6))
@@ -119,50 +119,61 @@ class Capture:
 
     @property
     def prompt(self) -> Capture:
-        """The rows of the prompt alone."""
+        """The capture of the prompt's queries alone."""
         return self.select(slice(0, self.prompt_rows))
 
     @property
     def generated(self) -> Capture:
-        """The rows of generated tokens alone."""
+        """The capture of generated tokens alone."""
         return self.select(slice(self.prompt_rows, None))
 
     def region(self, sample: int) -> Region:
-        """Heads and tokens that were found for a sample."""
+        """Heads and tokens selected for a sample, by its index among the S samples."""
         return self.regions[sample // self.copies]
 
     def grid(self, sample: int) -> tuple[int, int] | None:
-        """Patch rows and columns of a sample's one image; None if unknown or not one."""
+        """Patch rows and columns of a sample's only image; None if unknown, or for several."""
         spans = self.images[sample]
         return spans[0].grid if len(spans) == 1 else None
 
-    def select(self, rows: slice) -> Capture:
-        """A capture of some of the R rows; tensors are views."""
-        kept = range(self.positions.shape[1])[rows]
+    def select(self, queries: slice) -> Capture:
+        """A capture of some of the R queries; its tensors are views of these.
+
+        Parameters
+        ----------
+        queries
+            Which of them, counted from the first.
+        """
+        kept = range(self.positions.shape[1])[queries]
         return replace(
             self,
-            prompt_rows=sum(row < self.prompt_rows for row in kept),
-            positions=self.positions[:, rows],
-            token_ids=self.token_ids[:, rows],
-            attended=self.attended[:, rows],
-            image_keys=self.image_keys[:, rows],
-            image_ratio=self.image_ratio[..., rows],
-            image_entropy=self.image_entropy[..., rows],
-            joint_entropy=self.joint_entropy[..., rows],
-            gate=self.gate[..., rows],
-            boosted=self.boosted[:, rows],
-            rows=None if self.rows is None else self.rows[:, :, :, rows],
+            prompt_rows=sum(query < self.prompt_rows for query in kept),
+            positions=self.positions[:, queries],
+            token_ids=self.token_ids[:, queries],
+            attended=self.attended[:, queries],
+            image_keys=self.image_keys[:, queries],
+            image_ratio=self.image_ratio[..., queries],
+            image_entropy=self.image_entropy[..., queries],
+            joint_entropy=self.joint_entropy[..., queries],
+            gate=self.gate[..., queries],
+            boosted=self.boosted[:, queries],
+            rows=None if self.rows is None else self.rows[:, :, :, queries],
         )
 
     def image_rows(self, *, reweighted: bool = True) -> Tensor:
-        r"""Attention on the image tokens [S, L, H, R, n], 0 where there is none.
+        r"""Attention of each query on the image tokens.
 
         Parameters
         ----------
         reweighted
-            As the heads used it: where gated,
+            True: as the heads used it, in gated ones
             :math:`a'_i = w_i a_i / (1 + \sum_V (w_j - 1) a_j)` (paper section 4). False: before
-            that; ``image_ratio`` and the entropies are of this one.
+            that, which is what ``image_ratio`` and the entropies describe.
+
+        Returns
+        -------
+        float32 [S, L, H, R, n]
+            Shares of all attention; 0 where a sample has no such query or token.
 
         Raises
         ------
@@ -173,7 +184,12 @@ class Capture:
         return self._on_image(rows)
 
     def reweighted_rows(self) -> Tensor:
-        """``rows`` as the heads used them [S, L, H, R, C]: see :meth:`image_rows`.
+        """Attention of each query on the stored keys, as the heads used it: :meth:`image_rows`.
+
+        Returns
+        -------
+        float32 [S, L, H, R, C]
+            Shares of all attention.
 
         Raises
         ------
@@ -196,17 +212,16 @@ class Capture:
         return torch.where(self.gate[..., None], reweighted, rows)
 
     def as_attentions(self) -> tuple[tuple[Tensor, ...], ...]:
-        """The nested tuple that ``generate(output_attentions=True)`` returns, of captured rows.
+        """The captured queries as the nested tuple of ``generate(output_attentions=True)``.
 
         Returns
         -------
-        tuple of tuples of tensors
-            First the prompt's rows, if any were captured, then each generated token; for each one
-            tensor per entry of ``layers``, ``[S, H, rows, keys]`` as reweighted. ``rows`` is
-            ``prompt_rows`` for the prompt (not its length: only captured rows are there) and 1 for
-            a generated token; ``keys`` reaches up to the last row's own column. Columns that were
-            not stored hold 0: with ``rows=True`` all text, so that rows sum to the image's share;
-            with ``rows="all"`` none.
+        tuple of tuples of float32 [S, H, queries, keys]
+            The prompt, if any of its queries was captured, then each generated token; for each of
+            them one tensor per entry of ``layers``, as reweighted. ``queries`` is ``prompt_rows``
+            for the prompt, which need not be its length, and 1 for a generated token. ``keys``
+            reaches to the last query's own position. A key that was not stored has 0: with
+            ``rows=True`` all text, so that a query sums to its share on the image.
 
         Raises
         ------
@@ -232,55 +247,64 @@ class Capture:
     def follow_beams(self, beam_indices: Tensor) -> Capture:
         """The returned sequences of a beam search, one sample each.
 
-        While beams run, a sample is a slot, whose beam may change from step to step, as in the
+        During the search a sample is a slot, whose beam may change from step to step, as in the
         ``attentions`` of transformers.
 
         Parameters
         ----------
         beam_indices : int64 [sequences, new tokens]
             As ``generate(return_dict_in_generate=True)`` returns them.
+
+        Returns
+        -------
+        Capture
+            With one sample per returned sequence.
         """
         slots = beam_indices.cpu()
         count = self.positions.shape[1]
-        steps = count - self.prompt_rows + 1  # of the search: one more than tokens that were read
+        steps = count - self.prompt_rows + 1  # of the search: one more than generated queries
         missing = slots.new_full((len(slots), max(steps - slots.shape[1], 0)), -1)
         slots = torch.cat([slots, missing], 1)[:, :steps]
         slots = torch.cat([slots[:, :1].expand(-1, self.prompt_rows), slots[:, 1:]], 1)  # [s, R]
         lost = slots < 0
         picked = slots.clamp(min=0)
-        first, row = picked[:, 0], torch.arange(count, device=picked.device)
+        first, query = picked[:, 0], torch.arange(count, device=picked.device)
 
-        def per_row(tensor: Tensor, blank: float | int | bool) -> Tensor:  # rows are axis 1
+        def per_query(tensor: Tensor, blank: float | int | bool) -> Tensor:  # queries are axis 1
             gone = lost.view(*lost.shape, *[1] * (tensor.dim() - 2))
-            return tensor[picked, row].masked_fill(gone, blank)
+            return tensor[picked, query].masked_fill(gone, blank)
 
-        def per_head(tensor: Tensor, blank: float | bool) -> Tensor:  # rows are axis 3
-            return per_row(tensor.movedim(3, 1), blank).movedim(1, 3)
+        def per_head(tensor: Tensor, blank: float | bool) -> Tensor:  # queries are axis 3
+            return per_query(tensor.movedim(3, 1), blank).movedim(1, 3)
 
         return replace(
             self,
             copies=1,
-            positions=per_row(self.positions, -1),
-            token_ids=per_row(self.token_ids, -1),
-            attended=per_row(self.attended, 0),
-            image_keys=per_row(self.image_keys, 0),
+            positions=per_query(self.positions, -1),
+            token_ids=per_query(self.token_ids, -1),
+            attended=per_query(self.attended, 0),
+            image_keys=per_query(self.image_keys, 0),
             image_ratio=per_head(self.image_ratio, torch.nan),
             image_entropy=per_head(self.image_entropy, torch.nan),
             joint_entropy=per_head(self.joint_entropy, torch.nan),
             gate=per_head(self.gate, False),
             image_positions=self.image_positions[first],
             images=tuple(self.images[slot] for slot in first.tolist()),
-            boosted=per_row(self.boosted, False),
+            boosted=per_query(self.boosted, False),
             regions=tuple(self.region(slot) for slot in first.tolist()),
             rows=None if self.rows is None else per_head(self.rows, 0.0),
             columns=None if self.columns is None else self.columns[first],
         )
 
     def to_dataframe(self) -> Any:
-        """One line per sample, layer, head and row, as a pandas ``DataFrame``.
+        """One line per sample, layer, head and query, as a pandas ``DataFrame``.
 
-        Columns: sample, layer, head, row, generated, position, token_id, image_ratio,
-        image_entropy, efr, joint_entropy, gate. Rows that a sample does not have are left out.
+        Returns
+        -------
+        pandas.DataFrame
+            Columns: sample, layer, head, row (the query's index), generated, position, token_id,
+            image_ratio, image_entropy, efr, joint_entropy, gate. A query that a sample does not
+            have has no line.
 
         Raises
         ------
@@ -292,7 +316,7 @@ class Capture:
         except ImportError as error:
             raise ImportError("to_dataframe: wanted pandas (pip install pandas)") from error
         shape = self.image_ratio.shape
-        sample, layer, head, row = (
+        sample, layer, head, query = (
             axis.flatten()
             for axis in torch.meshgrid(
                 *(torch.arange(size, device="cpu") for size in shape), indexing="ij"
@@ -302,10 +326,10 @@ class Capture:
             "sample": sample,
             "layer": layer.new_tensor(self.layers)[layer],
             "head": head,
-            "row": row,
-            "generated": row >= self.prompt_rows,
-            "position": self.positions[sample, row],
-            "token_id": self.token_ids[sample, row],
+            "row": query,
+            "generated": query >= self.prompt_rows,
+            "position": self.positions[sample, query],
+            "token_id": self.token_ids[sample, query],
         }
         for name in ("image_ratio", "image_entropy", "efr", "joint_entropy", "gate"):
             table[name] = getattr(self, name).flatten()
@@ -317,10 +341,15 @@ class Capture:
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file; :meth:`load` reads it.
 
+        Parameters
+        ----------
+        path
+            The file; an existing one is replaced once the new one is whole.
+
         Raises
         ------
         OSError
-            The file cannot be written; one that was there is left as it was.
+            The file cannot be written; an existing one stays as it was.
         """
         write_capture(self, Path(path))
 
@@ -328,13 +357,22 @@ class Capture:
     def load(cls, path: str | PathLike[str]) -> Capture:
         """Read what :meth:`save` wrote.
 
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        Capture
+
         Raises
         ------
         FileNotFoundError
             There is no such file.
         ValueError
-            The file holds no capture, one whose parts do not fit each other, or one of a newer
-            format; says what was wanted and what came.
+            The file is not a capture, its parts do not fit each other, or its format is newer; the
+            message names what was wanted and what came.
         """
         return cls(**read_capture(Path(path)))
 
@@ -346,19 +384,19 @@ class Capture:
         return self.rows
 
     def _image_index(self) -> Tensor:
-        """Where each image token is among the stored keys, int64 [S, n]; 0 for none."""
+        """Index of each image token among the stored keys, int64 [S, n]; 0 without a token."""
         if self._image_alone():
             index = torch.arange(self.image_positions.shape[1], device=self.image_positions.device)
             return index.expand_as(self.image_positions)
         return self.image_positions.clamp(min=0)
 
     def _image_alone(self) -> bool:
-        """Whether the stored keys are those of the image, not all."""
+        """Whether only the image's keys are stored, not all."""
         assert self.columns is not None
         return torch.equal(self.columns, self.image_positions)
 
     def _on_image(self, rows: Tensor) -> Tensor:
-        """Of stored rows [S, L, H, R, C] the image tokens [S, L, H, R, n]."""
+        """Attention on the image tokens [S, L, H, R, n], of that on stored keys [S, L, H, R, C]."""
         there = self.image_positions >= 0
         index = self._image_index()[:, None, None, None].expand(*rows.shape[:4], -1)
         return torch.where(there[:, None, None, None], rows.gather(4, index), 0.0)

@@ -1,4 +1,4 @@
-"""``python -m vrga_ext``: what was built, the demo, and the paper's findings."""
+"""``python -m vrga_ext``: facts about the build, the demo, and the paper's findings."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _errors_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        said = escaped(" ".join(str(error).split()))
-        typer.echo(f"vrga_ext {command}: {said}", err=True)
+        message = escaped(" ".join(str(error).split()))
+        typer.echo(f"vrga_ext {command}: {message}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -64,7 +64,7 @@ def options(
 
 @app.command()
 def info() -> None:
-    """Say what was compiled and what of it runs here."""
+    """Show what was compiled and what of it runs here."""
     with _errors_in_one_line("info"):
         from vrga_ext.build_facts import build_info
 

@@ -1,4 +1,4 @@
-"""The thresholds of VRGA: every number of the method has a name, a default, a unit and a range."""
+"""Thresholds of VRGA: every number of the method has a name, a default, a unit and a range."""
 
 from __future__ import annotations
 
@@ -40,14 +40,13 @@ class VRGAConfig:
     r"""Thresholds of visual region-guided attention (VRGA).
 
     The defaults follow the paper's text (static gate, image tokens only, the question's last token)
-    and add three steps that only the released code has and that keep the region sound on large
-    images: border sinks are suppressed, at least ten tokens are kept, and the region is widened,
-    here in two dimensions. :meth:`paper` is the text alone; :meth:`released` reproduces the
-    authors' code.
+    and add three steps of the released code, which keep the region sound on large images: border
+    sinks are suppressed, at least ten tokens are kept, and the region is widened, here in two
+    dimensions. :meth:`paper` is the text alone; :meth:`released` reproduces the authors' code.
 
-    The static gate is the default because the heads that are boosted are then the heads that were
-    found, which can be inspected before a token is generated, and because layers without a visual
-    head run the model's own attention, bit for bit.
+    The default gate is static. It boosts the heads that were selected in the prompt, which can be
+    inspected before a token is generated, and layers without a visual head run the model's own
+    attention, bit for bit.
 
     Parameters
     ----------
@@ -75,8 +74,8 @@ class VRGAConfig:
     focus_min_tokens : int
         At least this many tokens (``>= 1``) are kept, the largest ones.
     border_suppression : bool
-        Leave the image's top-left corner, top row and left column out of the region, where
-        attention sinks sit. Needs a known patch grid; elsewhere nothing is suppressed.
+        Leave the image's top-left corner, top grid row and left grid column, where attention sinks
+        sit, out of the region. Images without a known patch grid lose nothing.
     border_max_share : float
         At most this share of the image tokens is suppressed, ``[0, 1]``.
     image_span : {"tokens", "vision_span"}
@@ -92,12 +91,13 @@ class VRGAConfig:
     min_ratio, entropy_factor : float
         The two thresholds of the dynamic gate (no unit, and per nat; ``>= 0``).
     question_offset : int
-        How many tokens before the question's last token the statistics are read (tokens, ``>= 0``),
-        where the chat template tells that token; an explicit ``question_end`` is taken as it is.
+        Distance of the token whose attention is read to the question's last token (tokens,
+        ``>= 0``), where the chat template tells the latter; an explicit ``question_end`` is not
+        shifted.
     ratio_keys : {"attended", "prompt"}
-        What the mean in the denominator of ``R_img`` is taken over when heads are selected:
-        ``"attended"``, the keys the question row attends to, or ``"prompt"``, all tokens of the
-        prompt, as the released code does.
+        Keys of the mean in the denominator of ``R_img`` when heads are selected: ``"attended"``,
+        those to which the question's token attends, or ``"prompt"``, all tokens of the prompt, as
+        in the released code.
     epsilon : float
         Added to the sums and inside the logarithm when heads are selected (no unit, ``[0, 1]``);
         0 is exact, the released code has 1e-12.
@@ -163,8 +163,9 @@ class VRGAConfig:
 
     @classmethod
     def released(cls, **overrides: Any) -> VRGAConfig:
-        """The authors' released code with its one defect repaired (threshold statistics of the
-        unsuppressed cells): dynamic gate, flat widening, the image slice with its start token.
+        """The authors' released code: dynamic gate, flat widening, image with its start token.
+
+        One defect is repaired: the threshold's statistics are those of the unsuppressed tokens.
         """
         released: dict[str, Any] = {
             "gate": "dynamic",
@@ -205,7 +206,7 @@ class VRGAConfig:
 
     @property
     def is_identity(self) -> bool:
-        """Whether no weight differs from 1, so that the model's own attention may run."""
+        """Whether every weight is 1, so that the model's own attention may run."""
         return self.focus_weight == 1.0 and self.image_weight == 1.0
 
 

@@ -1,4 +1,4 @@
-"""Files are written beside their place and take it when they are whole."""
+"""Write a file beside its place, and move it there once it is whole."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from secrets import token_hex
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write that replaces ``path`` when the block ends, and is removed if it fails.
 
-    The file is as ``open(path, "w")`` would leave it: a symbolic link is followed, a new file has
-    the mode that the umask gives, one that was there keeps mode and owner. It is a new file, so
-    that hard links keep what they had. Pipes and devices are written directly, and so is a file
-    whose folder does not let it be replaced.
+    The result is as after ``open(path, "w")``: a symbolic link is followed, a new file has the mode
+    of the umask, and an existing one keeps mode and owner. But the file is a new one, so that hard
+    links to the old one keep its content. Pipes and devices are written directly, and so is a file
+    in a folder where it cannot be replaced.
 
     Parameters
     ----------
     path
-        Where the file is to be.
+        Of the file.
 
     Yields
     ------
     Path
-        What to write, an empty file in the same folder.
+        File to write to, empty, in the same folder.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         return
     before = target.stat() if target.exists() else None
     if before is not None:
-        os.close(os.open(target, os.O_WRONLY))  # as open(): one that may not be written stays
+        os.close(os.open(target, os.O_WRONLY))  # raises without write permission, as open() does
     part = target.parent / f".{token_hex(8)}.part"
     try:
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -83,7 +83,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def written_in_place(path: Path) -> bool:
-    """Whether ``path`` is a pipe, a device or an open file: not to be replaced, nor tried out."""
+    """Whether ``path`` is a pipe, a device or an open file, which must not be replaced."""
     return not _is_replaced(_followed(path))
 
 
@@ -94,7 +94,7 @@ def _is_replaced(target: Path) -> bool:
 
 
 def _followed(path: Path) -> Path:
-    """Where symbolic links lead to; those in /proc lead to open files, and are kept."""
+    """Target of symbolic links; those in /proc lead to open files, and are not followed."""
     for _ in range(40):  # as many as Linux follows
         path = Path(os.path.realpath(path.parent), path.name)
         if path.is_relative_to("/proc") or not path.is_symlink():

@@ -13,16 +13,16 @@ class Gate(NamedTuple):
     Attributes
     ----------
     gate : {"static", "dynamic"}
-        ``"static"``: the heads that are given. ``"dynamic"``: those of them whose attention on the
-        image passes both thresholds in this row.
+        ``"static"``: all of the operation's ``heads``. ``"dynamic"``: those of them whose attention
+        on the image passes both thresholds at the query.
     focus_weight : float
         Weight of question-relevant image keys (no unit, ``>= 0``).
     image_weight : float
-        Weight of the other image keys (no unit, ``>= 0``); that of text is 1.
+        Weight of the other image keys (no unit, ``>= 0``); text has weight 1.
     min_ratio : float
         Least ``R_img`` of the dynamic gate (no unit).
     entropy_factor : float
-        The dynamic gate wants ``R_img`` above this multiple of ``H_joint`` (1 / nat).
+        Least ``R_img`` of the dynamic gate per nat of ``H_joint`` (1 / nat).
 
     Examples
     --------

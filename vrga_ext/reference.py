@@ -1,8 +1,8 @@
 r"""The specification of the three native operations, in plain PyTorch.
 
 Scores are materialised and softmax is taken over all keys, so every line can be held against a
-formula. Computation runs in fp64 for fp64 input and in fp32 otherwise. Symbols, per batch row, head
-and query row:
+formula. Computation runs in fp64 for fp64 input and in fp32 otherwise. Symbols, per sample, head
+and query:
 
     s_j   scaled score plus mask              m = max s_j,  p_j = exp(s_j - m)
     w_j   weight of key j for a gated head    ``focus_weight`` on T_q, ``image_weight`` on other
@@ -26,7 +26,7 @@ from vrga_ext.gate import Gate, GateKind
 IMAGE_FLAG = 1  # bit 0 of ``key_flags``: the key is an image token (V)
 FOCUS_FLAG = 2  # bit 1 of ``key_flags``: the key is question-relevant (T_q, as boosted)
 
-# A share of the attention below this counts as none: in fp32 it is the noise of p_j that underflow.
+# A share of the attention below this counts as 0: in fp32 it is noise of p_j that underflow.
 LEAST_SHARE = 2.0**-100
 
 
@@ -218,7 +218,7 @@ def decode_attention(
     >>> result.output[0, 0, 0]
     tensor([0.2000, 0.4000, 0.2000, 0.2000])
     """
-    batch, heads_q, rows, _ = query.shape
+    batch, heads_q, queries, _ = query.shape
     heads_kv, keys = key.shape[1], key.shape[2]
     group = heads_q // heads_kv
     dtype = _compute_dtype(query)
@@ -232,10 +232,10 @@ def decode_attention(
         Gate(gate, focus_weight, image_weight, min_ratio, entropy_factor),
     )
 
-    used = attended.reshape(batch, heads_kv, group * rows, keys).any(2)  # [B, Hkv, Skv]
+    used = attended.reshape(batch, heads_kv, group * queries, keys).any(2)  # [B, Hkv, Skv]
     value = value.to(dtype).masked_fill(~used[..., None], 0.0)
-    packed = probabilities.reshape(batch, heads_kv, group * rows, keys)
-    output = (packed @ value).reshape(batch, heads_q, rows, value.shape[-1])
+    packed = probabilities.reshape(batch, heads_kv, group * queries, keys)
+    output = (packed @ value).reshape(batch, heads_q, queries, value.shape[-1])
     return DecodeResult(output.to(query.dtype), per_head)
 
 
@@ -285,7 +285,7 @@ def row_statistics(
     scores, attended = _scores(query[:, :, None], key, attn_mask, scale, softcap)
     probabilities = _softmax(scores, attended)
     statistics, image = _statistics(probabilities, attended, key_flags)
-    # A NaN attention row stays NaN on image keys; other keys are 0 whatever the row holds.
+    # NaN attention stays NaN on image keys; other keys are 0 in any case.
     image_attention = torch.where(image, probabilities, 0.0)[:, :, 0, : key_flags.shape[1]]
     return RowResult(image_attention.contiguous(), torch.stack(statistics, -1)[:, :, 0])
 
@@ -357,12 +357,12 @@ def _compute_dtype(tensor: Tensor) -> torch.dtype:
 def _scores(
     query: Tensor, key: Tensor, attn_mask: Tensor | None, scale: float | None, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """Scores [B, Hq, Sq, Skv] and which keys each row attends to, of the same shape."""
-    batch, heads_q, rows, dim = query.shape
+    """Scores, and which keys each query attends to, both [B, Hq, Sq, Skv]."""
+    batch, heads_q, queries, dim = query.shape
     heads_kv, keys = key.shape[1], key.shape[2]
     dtype = _compute_dtype(query)
-    packed = query.to(dtype).reshape(batch, heads_kv, (heads_q // heads_kv) * rows, dim)
-    scores = (packed @ key.to(dtype).mT).reshape(batch, heads_q, rows, keys)
+    packed = query.to(dtype).reshape(batch, heads_kv, (heads_q // heads_kv) * queries, dim)
+    scores = (packed @ key.to(dtype).mT).reshape(batch, heads_q, queries, keys)
     scores = scores * (max(dim, 1) ** -0.5 if scale is None else scale)
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
@@ -375,7 +375,7 @@ def _scores(
 
 
 def _softmax(scores: Tensor, attended: Tensor) -> Tensor:
-    """a_j over the attended keys and 0 elsewhere; a row without keys is 0 [B, Hq, Sq, Skv]."""
+    """a_j over the attended keys, 0 elsewhere and for a query without keys [B, Hq, Sq, Skv]."""
     if scores.shape[-1] == 0:
         return scores
     masked = scores.masked_fill(~attended, -torch.inf)
@@ -397,7 +397,7 @@ def _statistics(a: Tensor, attended: Tensor, key_flags: Tensor) -> tuple[HeadSta
     n, m = image.sum(-1), attended.sum(-1)
 
     a_image = torch.where(image, a, 0.0)
-    share = a_image.sum(-1)  # Z_V / Z; NaN if the row holds a NaN
+    share = a_image.sum(-1)  # Z_V / Z; NaN if a weight of the query is NaN
     share = torch.where(torch.isnan(a.sum(-1)) & (n > 0), torch.nan, share)
     none = share < LEAST_SHARE
     share = torch.where(none, 0.0, share)

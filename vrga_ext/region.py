@@ -1,4 +1,4 @@
-"""What was found for one sample: heads, refined map and question-relevant tokens."""
+"""What VRGA selects for one sample: heads, refined map and question-relevant tokens."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Region:
 class Regions(list[Region]):
     """One :class:`Region` per sample of the last prompt.
 
-    An index past the end says what is missing.
+    An index past the end raises an IndexError that names what is missing.
 
     Examples
     --------

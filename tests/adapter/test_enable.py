@@ -53,12 +53,12 @@ def test_not_a_multimodal_model():
         (
             {"question_end": "last"},
             ValueError,
-            "question_end: wanted 'auto', an index or one per row",
+            "question_end: wanted 'auto', an index or one per sample",
         ),
-        ({"question_end": 3.5}, ValueError, "an index or one per row, got 3.5"),
-        ({"question_end": [1, 3.5]}, ValueError, "an index or one per row, got"),
-        ({"question_end": True}, ValueError, "an index or one per row, got True"),
-        ({"question_end": None}, ValueError, "an index or one per row, got None"),
+        ({"question_end": 3.5}, ValueError, "an index or one per sample, got 3.5"),
+        ({"question_end": [1, 3.5]}, ValueError, "an index or one per sample, got"),
+        ({"question_end": True}, ValueError, "an index or one per sample, got True"),
+        ({"question_end": None}, ValueError, "an index or one per sample, got None"),
     ],
 )
 def test_bad_argument(family, arguments, error, message):

@@ -25,10 +25,10 @@ def family():
 @pytest.mark.parametrize(
     ("question_end", "message"),
     [
-        (100, r"question_end: wanted an index in \[0, 24\) of the prompt, got 100 \(row 0\)"),
+        (100, r"question_end: wanted an index in \[0, 24\) of the prompt, got 100 \(sample 0\)"),
         (-1, "question_end: wanted an index in"),
-        ([1, 2, 3], r"question_end: wanted one index or one per row \(2\), got 3"),
-        ([23, 0], "question_end: wanted a token of row 1, got 0, which is padding"),
+        ([1, 2, 3], r"question_end: wanted one index or one per sample \(2\), got 3"),
+        ([23, 0], "question_end: wanted a token of sample 1, got 0, which is padding"),
     ],
 )
 def test_question_end_that_does_not_fit(family, question_end, message):

@@ -193,9 +193,9 @@ def test_tokens_of_a_capture_that_do_not_fit(capture):
         relevant_tokens(capture, [boxes[0], [(0.2, 0.1, 0.9, 0.8)]], sizes)
     with pytest.raises(ValueError, match=r"image_sizes: wanted \(width, height\) above 0"):
         relevant_tokens(capture, boxes, [(100, 100), (30, 0)])
-    with pytest.raises(ValueError, match=r"boxes: wanted one for each row of the prompt \(2\)"):
+    with pytest.raises(ValueError, match=r"boxes: wanted one for each prompt of the batch \(2\)"):
         relevant_tokens(capture, boxes[:1], sizes)
-    with pytest.raises(ValueError, match="image_sizes: wanted one for each row"):
+    with pytest.raises(ValueError, match="image_sizes: wanted one for each prompt"):
         relevant_tokens(capture, boxes, sizes[:1])
     with pytest.raises(ValueError, match="either the first two or masks"):
         relevant_tokens(capture, boxes)

@@ -266,12 +266,12 @@ def test_policies(capture):
         wanted = f"per_layer: wanted 1 to 2 of a layer's 4 heads, got {count}"
         with pytest.raises(ValueError, match=wanted):
             analysis.choose_heads(capture, "efr", count)
-    for row in (99, STEPS, -STEPS - 1):
-        wanted = f"row: wanted one of the capture's {STEPS} rows, got {row}"
+    for query in (99, STEPS, -STEPS - 1):
+        wanted = f"query: wanted one of the capture's {STEPS} queries, got {query}"
         with pytest.raises(ValueError, match=wanted):
-            analysis.choose_heads(capture, "efr", 1, row=row)
+            analysis.choose_heads(capture, "efr", 1, query=query)
         with pytest.raises(ValueError, match=wanted):
-            analysis.focused_heads(capture, row=row)
+            analysis.focused_heads(capture, query=query)
 
 
 def test_heads_without_statistics_are_never_chosen():

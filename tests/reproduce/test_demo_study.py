@@ -43,18 +43,18 @@ def test_reads_pictures_well_and_long_answers_hurt(found):
 
 
 def test_visual_heads_aim_at_the_object(found):
-    aim = found.plain[DIRECT].aim
-    for rrar in (aim.question, aim.answer):
-        assert aim.mean_of_selected(rrar).mean() > 3 * aim.mean_of_others(rrar).mean()
+    attention = found.plain[DIRECT].attention
+    for rrar in (attention.question, attention.answer):
+        assert attention.over_selected(rrar).mean() > 3 * attention.over_others(rrar).mean()
 
 
 def test_long_answers_scatter_the_aim_and_the_boost_restores_it(found):
     def aimed(runs, mode):
-        return np.nanmean(runs[mode].aim.mean_of_selected(runs[mode].aim.answer))
+        return np.nanmean(runs[mode].attention.over_selected(runs[mode].attention.answer))
 
     assert aimed(found.plain, LONG) < 0.8 * aimed(found.plain, DIRECT)
     assert aimed(found.plain, LONG) < 0.95 * aimed(found.guided, LONG)
-    drift = np.nanmean(found.plain[LONG].aim.drift, axis=0)
+    drift = np.nanmean(found.plain[LONG].attention.drift, axis=0)
     assert drift.shape == (17,)  # the target's name in sixteen steps and in the reply
     assert drift[12:16].mean() < 0.9 * drift[:4].mean()
 
@@ -79,9 +79,9 @@ def test_what_cannot_be_compared_is_left_open(found):
     """Answers of one token have no rows: their claims have no verdict, the others keep theirs."""
     bare = {}
     for mode, each in found.plain.items():
-        answer = np.full_like(each.aim.answer, np.nan)
+        answer = np.full_like(each.attention.answer, np.nan)
         bare[mode] = replace(
-            each, recorded=replace(each.aim, answer=answer, drift=answer[:, 0, :1])
+            each, recorded=replace(each.attention, answer=answer, drift=answer[:, 0, :1])
         )
     verdicts = [
         (before.holds, after.holds)

@@ -311,10 +311,10 @@ def test_real_architecture_runs_every_condition(folder):
     conditions = 2 * 3 + len(found.controls) + len(found.masks)
     assert sum(seen) == 2 * conditions
     for mode in (DIRECT, REASON, GUIDED):
-        aim = found.plain[mode].aim
-        assert aim.drift.shape == (2, 5)  # six tokens were written, five of them read
-        assert np.isfinite(aim.answer).all()
-        assert aim.selected.any((1, 2)).all()
+        attention = found.plain[mode].attention
+        assert attention.drift.shape == (2, 5)  # six tokens were written, five of them read
+        assert np.isfinite(attention.answer).all()
+        assert attention.selected.any((1, 2)).all()
     assert set(found.masks) >= {"visual heads", "per layer, lowest EFR"}
 
 
@@ -341,7 +341,7 @@ def test_centre_crop_moves_the_box_and_drops_what_is_lost(folder):
     written = task.answer(model, inputs, DIRECT)
     assert list(indices) == [0]
     assert written.shape == (1, 3)
-    with pytest.raises(ValueError, match="wanted boxes inside their pictures"):
+    with pytest.raises(ValueError, match="wanted at least one box inside its picture, got none"):
         BoxTask(processor, questions[1:])
 
 

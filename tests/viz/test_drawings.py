@@ -195,9 +195,15 @@ def test_what_does_not_fit_is_refused(axes):
         viz.compare_maps([axes] * 3, WHITE, ones, ones)
     with pytest.raises(ValueError, match=r"RRAR: wanted .* each of 1 tokens, got \[2\]$"):
         viz.draw_drift(axes, {"RRAR": [1.0, 2.0]}, ["a"])
-    for draw in (viz.draw_drift, viz.compare_drift):
-        with pytest.raises(ValueError, match=r"2 tokens, got \[1\]; the last token of an"):
+    for draw, argument in ((viz.draw_drift, "values"), (viz.compare_drift, "lines")):
+        with pytest.raises(
+            ValueError, match=r"2 tokens, got \[1\]; the model never reads an answer"
+        ):
             draw(axes, {"RRAR": [1.0]}, ["a", "star"])
+        with pytest.raises(ValueError, match=f"{argument}: wanted values under at least one name"):
+            draw(axes, {}, ["a", "star"])
+        with pytest.raises(ValueError, match="tokens: wanted at least one text, got none"):
+            draw(axes, {"RRAR": []}, [])
 
 
 def test_nothing_global_is_touched(axes):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import check_row
+from vrga_ext.analysis.arguments import check_query
 from vrga_ext.analysis.paired import Paired, compare
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex, Region
@@ -30,7 +30,7 @@ def choose_heads(
     policy: Policy,
     per_layer: int,
     *,
-    row: int = 0,
+    query: int = 0,
     seed: int = 0,
 ) -> tuple[HeadIndex, ...]:
     """k heads of every layer (paper section 3).
@@ -38,16 +38,17 @@ def choose_heads(
     Parameters
     ----------
     captures
-        One or more of one model; R_img and H_img are averaged over their samples.
+        One or more of the same model; R_img and H_img are means over their samples.
     policy
         ``"efr"``: of the heads whose R_img is above the layer's median, the k of lowest EFR (all of
         them, if they are fewer). ``"random"``: any k. ``"lowest_ratio"``: the k of lowest R_img.
     per_layer
         k, at most half of a layer's heads. Heads without statistics are never chosen.
-    row
-        Which of the R rows; the first one is the question's, unless others were asked for.
+    query
+        Index of one of the R queries; the first is the question's, unless ``prompt_rows`` asked for
+        others.
     seed
-        Of the random policy.
+        Seed of the random policy.
 
     Returns
     -------
@@ -57,7 +58,7 @@ def choose_heads(
     Raises
     ------
     ValueError
-        No such policy or row, or ``per_layer`` is out of range; no capture.
+        There is no such policy, query or capture, or ``per_layer`` is out of range.
 
     Examples
     --------
@@ -71,7 +72,7 @@ def choose_heads(
     >>> len(choose_heads(recording.last, "efr", per_layer=2))  # of each of 4 layers
     8
     """
-    ratio, entropy, layers = mean_statistics(captures, row)
+    ratio, entropy, layers = mean_statistics(captures, query)
     efr = RowStatistics.from_ratio(ratio, entropy).efr
     return heads_by_policy(ratio, efr, layers, policy, per_layer, seed=seed)
 
@@ -116,7 +117,7 @@ def heads_by_policy(
 
 
 def check_choice(policy: str, per_layer: int, heads: int) -> None:
-    """A policy, and a number of heads that it can choose of a layer's."""
+    """Check a policy, and the number of heads that it is to choose in a layer."""
     if policy not in get_args(Policy):
         raise ValueError(f"policy: wanted one of {[*get_args(Policy)]}, got {policy!r}")
     most = max(heads // 2, 1)
@@ -127,29 +128,39 @@ def check_choice(policy: str, per_layer: int, heads: int) -> None:
 
 
 def mean_statistics(
-    captures: Capture | Sequence[Capture], row: int = 0
+    captures: Capture | Sequence[Capture], query: int = 0
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """R_img and H_img [L, H] in fp64, averaged over all samples that have them, and the layers.
+    """R_img and H_img, float64 [L, H], means over all samples that have them; and the layers.
 
     Raises
     ------
     ValueError
-        No capture, captures of different layers, or no such row.
+        There is no capture or no such query, or the captures have different layers.
     """
     several = [captures] if isinstance(captures, Capture) else list(captures)
     layers = {capture.layers for capture in several}
     if len(layers) != 1:
         raise ValueError(f"captures: wanted some of one model, got layers {sorted(layers)}")
-    check_row(row, min(capture.image_ratio.shape[3] for capture in several))
+    check_query(query, min(capture.image_ratio.shape[3] for capture in several))
 
     def mean(name: str) -> Tensor:
-        return torch.cat([getattr(c, name)[..., row] for c in several]).double().nanmean(0)
+        return torch.cat([getattr(c, name)[..., query] for c in several]).double().nanmean(0)
 
     return mean("image_ratio"), mean("image_entropy"), layers.pop()
 
 
 def blinded(choose: Hook | None = None) -> Hook:
-    """A ``region_hook`` for ``mode="mask"``: the heads, those of ``choose``, see no image.
+    """A ``region_hook`` for ``mode="mask"`` that hides the image from the visual heads.
+
+    Parameters
+    ----------
+    choose
+        Hook that chooses other heads first.
+
+    Returns
+    -------
+    callable
+        ``(sample, Region) -> Region``.
 
     Examples
     --------
@@ -165,8 +176,8 @@ def blinded(choose: Hook | None = None) -> Hook:
     0
     """
 
-    def hook(row: int, region: Region) -> Region:
-        chosen = choose(row, region) if choose is not None else region
+    def hook(sample: int, region: Region) -> Region:
+        chosen = choose(sample, region) if choose is not None else region
         empty = region.image_positions[:0]
         return replace(chosen, focus=empty, boosted=empty)
 

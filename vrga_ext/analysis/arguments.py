@@ -1,4 +1,4 @@
-"""Arguments as people give them: arrays of any kind, boxes, pairs. Errors name the argument."""
+"""Checks of arguments: arrays of any kind, boxes, pairs. Errors name the argument."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ def as_array(values: Any) -> np.ndarray:
 
 
 def as_numbers(name: str, value: Any, layout: str, *, whole: bool = False) -> list[Any]:
-    """As many finite numbers as ``layout`` names, integers if ``whole``; truth values are none.
+    """Check a fixed number of finite numbers.
+
+    Parameters
+    ----------
+    name
+        Of the argument, for the message.
+    value
+        A sequence, array or tensor; bools do not count as numbers.
+    layout
+        Names of the numbers, ``"(width, height)"`` for example; there are as many of them.
+    whole
+        They have to be integers.
 
     Raises
     ------
@@ -43,7 +54,7 @@ def as_numbers(name: str, value: Any, layout: str, *, whole: bool = False) -> li
     return numbers
 
 
-def as_rows(
+def as_tuples(
     name: str, values: Iterable[Any], layout: str, *, whole: bool = False
 ) -> list[list[Any]]:
     """:func:`as_numbers` of each entry.
@@ -51,23 +62,23 @@ def as_rows(
     Raises
     ------
     ValueError
-        An entry is something else, or there are no entries but one row without a list around it.
+        An entry is something else, or the argument is a single entry without a list around it.
 
     Examples
     --------
-    >>> as_rows("heads", (2, 0), "(layer, head)", whole=True)
+    >>> as_tuples("heads", (2, 0), "(layer, head)", whole=True)
     Traceback (most recent call last):
     ...
     ValueError: heads: wanted a list of (layer, head) of integers, got (2, 0)
     """
     try:
-        rows = [_numbers(value, layout, whole) for value in values]
+        entries = [_numbers(value, layout, whole) for value in values]
     except (TypeError, ValueError):
         wanted = f"a list of {layout}{' of integers' * whole}"
         raise ValueError(f"{name}: wanted {wanted}, got {values!r}") from None
-    for row in rows:
-        _check_finite(name, row, layout)
-    return rows
+    for entry in entries:
+        _check_finite(name, entry, layout)
+    return entries
 
 
 def as_size(name: str, value: Any) -> tuple[float, float]:
@@ -87,17 +98,27 @@ def as_size(name: str, value: Any) -> tuple[float, float]:
 def check_pixels(
     name: str, boxes: Sequence[Box], size: tuple[float, float], layout: str = BOX
 ) -> None:
-    """Boxes of one image are in its pixels, and each has an area inside it.
+    """Check that the boxes of one image are in pixels, and that each has an area inside the image.
 
-    Boxes whose sides all lie in 0 ... 1 are shares of the image's sides and no pixels, since in
-    pixels they were the first one at most, or a part of it. The whole first pixel, (0, 0, 1, 1), is
-    believed where another box of the image shows that pixels are meant. Of an image that is not
-    larger than 1 x 1 a share is a pixel.
+    A box whose sides all lie in 0 ... 1 holds shares of the image's sides: in pixels it would be
+    the first one at most. It raises, except for the whole first pixel, (0, 0, 1, 1), where another
+    box of the image shows that pixels are meant; and except for an image of at most 1 x 1.
+
+    Parameters
+    ----------
+    name
+        Of the argument, for the message.
+    boxes
+        Boxes in the order of ``layout``.
+    size
+        Width and height of the image (pixels).
+    layout
+        Names of a box's sides, for the message.
 
     Raises
     ------
     ValueError
-        They are something else.
+        A box has no area inside the image, or is not in pixels.
     """
     width, height = size
     shares = [min(box) >= 0 and max(box) <= 1 for box in boxes]
@@ -116,20 +137,20 @@ def check_pixels(
             )
 
 
-def check_row(row: int, rows: int) -> None:
-    """``row`` is one of a capture's rows, from the front or, if negative, from the back.
+def check_query(query: int, count: int) -> None:
+    """Check the index of one of a capture's queries; a negative one counts from the last.
 
     Raises
     ------
     ValueError
-        It is not.
+        There is no such query.
     """
-    if not -rows <= row < rows:
-        raise ValueError(f"row: wanted one of the capture's {rows} rows, got {row}")
+    if not -count <= query < count:
+        raise ValueError(f"query: wanted one of the capture's {count} queries, got {query}")
 
 
 def _numbers(value: Any, layout: str, whole: bool) -> list[Any]:
-    array = as_array(value)  # ragged things, and those that are no numbers, are errors or no row
+    array = as_array(value)  # ragged sequences raise, or are arrays of objects
     if array.shape != (layout.count(",") + 1,) or array.dtype.kind not in (
         "iu" if whole else "iuf"
     ):

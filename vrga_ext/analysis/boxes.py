@@ -1,10 +1,10 @@
 """From boxes and masks in image pixels to the image tokens they belong to.
 
-The patch grid divides the image evenly: token (row, column) of a grid of ``rows x columns`` stands
-for the cell of ``height / rows x width / columns`` pixels there, whatever size the image was
-resized to. A token belongs to a box or mask that covers at least ``min_coverage`` of its cell. One
-that covers no cell so far, because it is small or lies across cells, gets the cell it covers most
-(or the cells, if it covers several alike), so that no region is lost.
+The patch grid divides the image evenly: a token of a grid of ``rows x columns`` stands for a cell
+of ``height / rows x width / columns`` pixels, whatever size the image was resized to. A token
+belongs to a box or mask that covers at least ``min_coverage`` of its cell. A box or mask that
+covers no cell that far, because it is small or lies across cells, gets the cell it covers most
+(several, if it covers them equally), so that no region is lost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from vrga_ext.analysis.arguments import (
     Box,
     as_array,
     as_numbers,
-    as_rows,
     as_size,
+    as_tuples,
     check_pixels,
 )
 from vrga_ext.captures import Capture
@@ -40,10 +40,10 @@ def box_tokens(
     Parameters
     ----------
     boxes
-        ``(left, top, right, bottom)`` in pixels of the image, right and bottom exclusive. What
-        lies outside the image is cut off. Boxes in shares of the image's sides, all in 0 ... 1,
-        are refused: multiply them by width and height. So is (0, 0, 1, 1) without another box that
-        is in pixels; a mask can say that the first pixel is meant.
+        ``(left, top, right, bottom)`` in pixels of the image, right and bottom exclusive; parts
+        outside the image do not count. Boxes in shares of the image's sides, all in 0 ... 1, raise:
+        multiply them by width and height. So does (0, 0, 1, 1) without another box in pixels; use a
+        mask for the first pixel.
     image_size
         Width and height in pixels, as ``PIL.Image.size``.
     grid
@@ -58,8 +58,8 @@ def box_tokens(
     Raises
     ------
     ValueError
-        A box is no box of finite numbers, not in pixels, or empty within the image; ``image_size``
-        or ``grid`` is no pair of numbers above 0; ``min_coverage`` is out of range.
+        A box is not four finite numbers, not in pixels, or empty within the image; ``image_size``
+        or ``grid`` is not a pair of numbers above 0; ``min_coverage`` is out of range.
 
     Examples
     --------
@@ -70,7 +70,7 @@ def box_tokens(
     _check_coverage(min_coverage)
     width, height = as_size("image_size", image_size)
     rows, columns = _checked_grid(grid)
-    checked = as_rows("boxes", boxes, BOX)
+    checked = as_tuples("boxes", boxes, BOX)
     check_pixels("boxes", checked, (width, height))
     chosen = torch.zeros(rows, columns, dtype=torch.bool, device="cpu")
     for left, top, right, bottom in checked:
@@ -98,7 +98,8 @@ def mask_tokens(mask: Any, grid: Sequence[int], *, min_coverage: float = 0.5) ->
     Raises
     ------
     ValueError
-        The mask has no pixel or is not two-dimensional; ``grid`` or ``min_coverage`` as there.
+        The mask has no pixel or is not two-dimensional; ``grid`` or ``min_coverage`` as in
+        :func:`box_tokens`.
 
     Examples
     --------
@@ -115,7 +116,7 @@ def mask_tokens(mask: Any, grid: Sequence[int], *, min_coverage: float = 0.5) ->
     if not pixels.any():
         raise ValueError(f"mask: wanted at least one pixel, got none in {[*pixels.shape]}")
     share = torch.from_numpy(pixels).double()
-    # Rows, then columns: each cell's mean over its pixels, whole or in part.
+    # Grid rows, then columns: each cell's mean over its pixels, whole or in part.
     for size in _checked_grid(grid):
         share = (_cell_weights(share.shape[0], size) @ share).T
     return _enough(share, min_coverage)
@@ -136,13 +137,15 @@ def relevant_tokens(
     ----------
     capture
         Of S samples and n image tokens; the patch grid of each image is the model's own.
-    boxes, image_sizes
-        A list of boxes, and the image's width and height in pixels, for each row of the prompt. A
-        row with an empty list has no region, and needs no image.
+    boxes
+        A list of boxes for each prompt of the batch. A prompt with an empty list has no region, and
+        needs no image.
+    image_sizes
+        The image's width and height in pixels for each prompt of the batch.
     masks
-        Instead of them: a mask for each row of the prompt; None is an empty list.
+        Instead of these two: a mask for each prompt of the batch, or None for no region.
     image
-        Which of a sample's images they are in.
+        Index of the image among a sample's images.
     min_coverage
         As in :func:`box_tokens`.
 
@@ -153,7 +156,7 @@ def relevant_tokens(
     Raises
     ------
     ValueError
-        Not one entry per row of the prompt, no such image, or one whose tokens form no rectangle.
+        There is not one entry for each prompt, no such image, or its tokens form no rectangle.
 
     Examples
     --------
@@ -175,17 +178,17 @@ def relevant_tokens(
     for name, given in (("boxes", boxes), ("image_sizes", image_sizes), ("masks", masks)):
         if given is not None and len(given) != count:
             raise ValueError(
-                f"{name}: wanted one for each row of the prompt ({count}), got {len(given)}"
+                f"{name}: wanted one for each prompt of the batch ({count}), got {len(given)}"
             )
     if boxes is not None:
-        per_row: Sequence[Any] = [as_rows("boxes", own, BOX) or None for own in boxes]
+        per_prompt: Sequence[Any] = [as_tuples("boxes", own, BOX) or None for own in boxes]
     else:
         assert masks is not None
-        per_row = masks
+        per_prompt = masks
     chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
     for sample, spans in enumerate(capture.images):
-        row = sample // capture.copies
-        if per_row[row] is None:
+        prompt = sample // capture.copies
+        if per_prompt[prompt] is None:
             continue
         if not 0 <= image < len(spans):
             raise ValueError(f"image: wanted one of {len(spans)} of sample {sample}, got {image}")
@@ -196,10 +199,10 @@ def relevant_tokens(
                 f"{sample}, of which only the number of tokens is known ({span.length})"
             )
         if image_sizes is None:
-            cells = mask_tokens(per_row[row], span.grid, min_coverage=min_coverage)
+            cells = mask_tokens(per_prompt[prompt], span.grid, min_coverage=min_coverage)
         else:
-            size = as_size("image_sizes", image_sizes[row])
-            cells = box_tokens(per_row[row], size, span.grid, min_coverage=min_coverage)
+            size = as_size("image_sizes", image_sizes[prompt])
+            cells = box_tokens(per_prompt[prompt], size, span.grid, min_coverage=min_coverage)
         first = span.start + span.lead
         chosen[sample, first : first + cells.numel()] = cells.flatten()
     return chosen

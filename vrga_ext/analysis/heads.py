@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext import selection
-from vrga_ext.analysis.arguments import as_array, as_rows, check_row
+from vrga_ext.analysis.arguments import as_array, as_tuples, check_query
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import HeadIndex
@@ -22,7 +22,7 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
 
     Above 1 a head looks at the region B more than at the image's average token. The paper's
     per-layer figure is the mean over heads: ``rrar(...).nanmean(2)``. Both means are over the
-    tokens that the row sees: a row of the prompt within an image may see only the first ones.
+    tokens that the query sees; a query of the prompt within an image may see only the first ones.
 
     Parameters
     ----------
@@ -31,18 +31,18 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
     tokens : bool [S, n]
         B for each sample, a tensor or an array: :func:`relevant_tokens`.
     reweighted
-        Of attention as the heads used it, or (False) as it was before.
+        True: of the attention as the heads used it. False: before reweighting.
 
     Returns
     -------
     float32 [S, L, H, R]
-        NaN where a head does not see the image, the sample has no such row, or the row sees nothing
-        of the region.
+        NaN where a head does not see the image, the sample has no such query, or the query sees
+        nothing of the region.
 
     Raises
     ------
     ValueError
-        The capture holds statistics only, or ``tokens`` is not boolean or not of its image tokens.
+        The capture holds statistics only, or ``tokens`` is not bool [S, n].
 
     Examples
     --------
@@ -61,14 +61,26 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
     if marked.dtype != bool or marked.shape != shape:
         raise ValueError(f"tokens: wanted bool {[*shape]}, got {marked.dtype} {[*marked.shape]}")
     region = torch.from_numpy(marked.copy())[:, None, None, None]  # [S, 1, 1, 1, n]
-    # A row sees the image tokens up to its own, or to the end of its own image: the first ones.
+    # A query sees the image tokens up to its own, or to the end of its own image: the first ones.
     order = torch.arange(shape[1], device="cpu")
     seen = (order < capture.image_keys[..., None])[:, None, None]  # [S, 1, 1, R, n]
     return region_ratio(capture.image_rows(reweighted=reweighted), region, seen)
 
 
 def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tensor:
-    """RRAR from attention [..., n], the region and the image tokens, bool and broadcastable to it.
+    """RRAR from attention, region and image tokens.
+
+    Parameters
+    ----------
+    image_attention : [..., n]
+        Attention on each image token.
+    tokens, image : bool, broadcastable to [..., n]
+        Tokens of the region, and of the image.
+
+    Returns
+    -------
+    [...]
+        NaN where the region or the image has no token.
 
     Examples
     --------
@@ -78,8 +90,8 @@ def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tens
     tensor([1.5000])
     """
 
-    def mean(of: Tensor) -> Tensor:
-        weights = of.to(image_attention.dtype)
+    def mean(marked: Tensor) -> Tensor:
+        weights = marked.to(image_attention.dtype)
         return (image_attention * weights).sum(-1) / weights.sum(-1)  # NaN where there is none
 
     return mean(tokens & image) / mean(image)
@@ -118,7 +130,12 @@ def linear_fit(image_ratio: Tensor, image_entropy: Tensor) -> LinearFit:
     Parameters
     ----------
     image_ratio, image_entropy
-        Of one shape; entries that are not finite in both are left out.
+        R_img (no unit) and H_img (nats) of each head, in one shape. An entry counts if both are
+        finite.
+
+    Returns
+    -------
+    LinearFit
 
     Raises
     ------
@@ -149,22 +166,29 @@ def linear_fit(image_ratio: Tensor, image_entropy: Tensor) -> LinearFit:
 
 
 def focused_heads(
-    capture: Capture, config: VRGAConfig | None = None, *, row: int = 0
+    capture: Capture, config: VRGAConfig | None = None, *, query: int = 0
 ) -> tuple[tuple[HeadIndex, ...], ...]:
     """Visual heads of every sample by the entropy-focus criterion (paper section 4).
 
     Parameters
     ----------
+    capture
+        Of S samples.
     config
-        ``efr_percentile`` and ``ratio_percentile`` are the thresholds; its defaults without it.
-    row
-        Which of the capture's R rows; the first one is the question's, unless others were asked
-        for.
+        Its ``efr_percentile`` and ``ratio_percentile`` are the thresholds; the defaults without it.
+    query
+        Index of one of the capture's R queries; the first is the question's, unless
+        ``prompt_rows`` asked for others.
+
+    Returns
+    -------
+    tuple of S tuples of (layer, head)
+        The layer as the model counts it.
 
     Raises
     ------
     ValueError
-        No such row.
+        There is no such query.
 
     Examples
     --------
@@ -179,12 +203,12 @@ def focused_heads(
     >>> len(focused_heads(recording.last)[0]) < len(focused_heads(recording.last, wide)[0])
     True
     """
-    check_row(row, capture.image_ratio.shape[3])
+    check_query(query, capture.image_ratio.shape[3])
     config = config or VRGAConfig()
     found = []
     for sample in range(capture.image_ratio.shape[0]):
-        ratio = capture.image_ratio[sample, :, :, row].double()
-        entropy = capture.image_entropy[sample, :, :, row].double()
+        ratio = capture.image_ratio[sample, :, :, query].double()
+        entropy = capture.image_entropy[sample, :, :, query].double()
         heads = selection.visual_heads(selection.RowStatistics.from_ratio(ratio, entropy), config)
         found.append(tuple((capture.layers[i], h) for i, h in heads.nonzero().tolist()))
     return tuple(found)
@@ -233,26 +257,31 @@ class Drift(NamedTuple):
 def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | None = None) -> Drift:
     """R_img, H_img and RRAR at each generated token (paper section 3).
 
-    Rows of the prompt are left out: index 0 is the answer's first token, where the capture's own
-    rows begin with the question's.
+    Index 0 is the answer's first token; the capture's own queries start with the question's.
 
     Parameters
     ----------
+    capture
+        Of S samples; made with ``rows=True`` if ``tokens`` is given.
     tokens : bool [S, n], optional
-        A region, for RRAR; the capture then has to hold rows.
+        A region, for RRAR.
     heads
         (layer, head) pairs to average over, the layer as the model counts it; all without it.
+
+    Returns
+    -------
+    Drift
 
     Raises
     ------
     ValueError
-        No head, or one that the capture does not have, or as :func:`rrar`.
+        ``heads`` is empty or has one that the capture does not have; or as :func:`rrar`.
 
     Notes
     -----
-    Samples of a batch are read on after their end, until the last one is complete: leave out what
-    follows a sample's end token. RRAR is that of the reweighted attention, which a boost of the
-    region raises by itself.
+    ``generate`` reads on behind a sample's end token until the last sample of the batch ends; leave
+    out the values there. RRAR is that of the reweighted attention, which a boost of the region
+    raises by itself.
 
     Examples
     --------
@@ -277,16 +306,28 @@ def drift(capture: Capture, tokens: Any = None, heads: Sequence[HeadIndex] | Non
     def mean(values: Tensor) -> Tensor:  # [S, L, H, T] -> [S, T]
         return values.flatten(1, 2).nanmean(1)
 
-    aimed = None if tokens is None else mean(rrar(part, tokens))
+    ratio = None if tokens is None else mean(rrar(part, tokens))
     return Drift(
-        mean(part.image_ratio), mean(part.image_entropy), aimed, part.positions, part.token_ids
+        mean(part.image_ratio), mean(part.image_entropy), ratio, part.positions, part.token_ids
     )
 
 
 def select_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> Capture:
-    """Some heads, bool [L, H], as one layer [S, 1, k, ...], of all samples or of one.
+    """A capture of some heads as a single layer, so that later steps compute these heads only.
 
-    What is computed of it costs no more than these heads. Their ``layers`` are not kept.
+    Parameters
+    ----------
+    capture
+        Of S samples, L layers and H heads.
+    mask : bool [L, H]
+        The k heads.
+    sample
+        Index of one sample; all of them without it.
+
+    Returns
+    -------
+    Capture
+        Of k heads in one layer; its ``layers`` are empty.
     """
     samples = slice(sample, None if sample is None else sample + 1)
     per_sample = ("positions", "token_ids", "attended", "image_keys", "image_positions", "boosted")
@@ -310,12 +351,25 @@ def select_heads(capture: Capture, mask: Tensor, sample: int | None = None) -> C
 
 
 def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int) -> Tensor:
-    """(layer, head) pairs as bool [L, H].
+    """(layer, head) pairs as a mask.
+
+    Parameters
+    ----------
+    heads
+        Pairs; the layer as the model counts it.
+    layers
+        The model's index of each of the L layers.
+    per_layer
+        H, heads of each layer.
+
+    Returns
+    -------
+    bool [L, H]
 
     Raises
     ------
     ValueError
-        A head that is not there, or an entry that is no pair.
+        There is no such head, or an entry is not a pair of integers.
 
     Examples
     --------
@@ -324,7 +378,7 @@ def head_mask(heads: Sequence[HeadIndex], layers: Sequence[int], per_layer: int)
             [False,  True]])
     """
     mask = torch.zeros(len(layers), per_layer, dtype=torch.bool, device="cpu")
-    for layer, head in as_rows("heads", heads, "(layer, head)", whole=True):
+    for layer, head in as_tuples("heads", heads, "(layer, head)", whole=True):
         if layer not in layers or not 0 <= head < per_layer:
             raise ValueError(
                 f"heads: wanted (layer, head) of layers {[*layers]} with {per_layer} heads each, "

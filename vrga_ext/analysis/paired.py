@@ -11,7 +11,7 @@ import numpy as np
 
 from vrga_ext.analysis.arguments import as_array
 
-_EXACT = 1000  # up to so many changed pairs the binomial sum is exact; beyond, its normal limit
+_EXACT = 1000  # most changed pairs with an exact binomial sum; above, its normal limit
 
 
 class Paired(NamedTuple):
@@ -52,7 +52,7 @@ class Paired(NamedTuple):
     def p_value(self) -> float:
         """Two-sided sign test: exact up to 1,000 changed questions, else its normal limit.
 
-        Questions that did not change are left out, as McNemar's test does.
+        Unchanged questions do not count, as in McNemar's test.
         """
         changed, least = self.better + self.worse, min(self.better, self.worse)
         if changed > _EXACT:
@@ -62,18 +62,22 @@ class Paired(NamedTuple):
 
 
 def compare(first: Any, second: Any) -> Paired:
-    """The first run against the second on the same questions.
+    """Compare the first run with the second on the same questions.
 
     Parameters
     ----------
     first, second
-        One number, or one bool, per question, a sequence, an array or a tensor; pairs with a NaN
-        are left out.
+        One number or bool per question: a sequence, an array or a tensor. A pair with a NaN does
+        not count.
+
+    Returns
+    -------
+    Paired
 
     Raises
     ------
     ValueError
-        The lengths differ, or no pair is left.
+        The lengths differ, or no pair of numbers is left.
 
     Examples
     --------
@@ -99,7 +103,7 @@ def compare(first: Any, second: Any) -> Paired:
 
 
 def compare_styles(values: Mapping[str, Any]) -> dict[tuple[str, str], Paired]:
-    """Every pair of prompt styles, the later one against the earlier one.
+    """Compare every pair of prompt styles, the later one with the earlier one.
 
     The paper (section 3) compares RRAR under three styles and finds
     ``reason < direct < region-guided``.
@@ -108,6 +112,11 @@ def compare_styles(values: Mapping[str, Any]) -> dict[tuple[str, str], Paired]:
     ----------
     values
         Style to one number per question, in the same order of questions.
+
+    Returns
+    -------
+    dict of (str, str) to Paired
+        By the earlier and the later style.
 
     Examples
     --------

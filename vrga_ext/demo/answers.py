@@ -1,4 +1,4 @@
-"""Held-out questions, and the answers the model writes to them in plain ``generate``."""
+"""Held-out questions, and the model's answers from plain ``generate``."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from vrga_ext.demo.scenes import COLORS, Kind, Scene, render, sample_scene
 
 OBJECTS = 12
 
-# The lowest 30 % of the heads by EFR, those of them that look at the picture at least as much as
-# the median head: the rule of the paper's head-masking study (10 of 32), over all layers. The
-# paper's p = 5 would leave one or none of this model's 32 heads. An object fills one token here and
-# nothing attends to a border, so that nothing is widened or suppressed.
+# Heads among the lowest 30 % by EFR that look at the picture at least as much as the median head:
+# the rule of the paper's head-masking study (10 of 32), over all layers. The paper's p = 5 would
+# leave at most one of this model's 32 heads. An object fills one token here and no head attends to
+# a border, so that widening and border suppression are off.
 DEMO_CONFIG = VRGAConfig.paper(gamma=4.0, efr_percentile=30.0, ratio_percentile=50.0)
 
 
@@ -96,14 +96,29 @@ class Answer:
 
 
 def load_demo(path: Path = MODEL_PATH) -> tuple[Any, Any]:
-    """The demo's ``(model, processor)``, or those saved by its training, in float32 on the CPU.
+    """Load the demo's model and processor, in float32 on the CPU.
+
+    Parameters
+    ----------
+    path
+        Folder of a model saved by the demo's training; the shipped one without it.
+
+    Returns
+    -------
+    model, processor
 
     Raises
     ------
     FileNotFoundError
         There is no such folder, or no model in it.
     ValueError
-        The folder holds something else, or not all of a model.
+        The folder holds something else, or an incomplete model.
+
+    Examples
+    --------
+    >>> model, processor = load_demo()
+    >>> model.config.model_type
+    'qwen2_5_vl'
     """
     check_folder_of_model("model", path)
     with _quiet(), errors_of_loading(path):
@@ -124,9 +139,9 @@ def load_demo(path: Path = MODEL_PATH) -> tuple[Any, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    """The file holds as many numbers as the configuration asks for.
+    """The file holds as many weights as the configuration asks for.
 
-    transformers would draw what is missing at random, and without an end for a large model.
+    transformers would draw missing ones at random, which takes very long for a large model.
     """
     with safe_open(path / "model.safetensors", framework="pt") as file:
         stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -140,9 +155,9 @@ def _check_weights(path: Path) -> None:
 
 @contextmanager
 def errors_of_loading(where: str | Path) -> Iterator[None]:
-    """What transformers raises at files that hold something else, as a ValueError that names them.
+    """Turn errors of transformers about a file's content into a ValueError that names the model.
 
-    It raises whatever they lead it to. What is missing, and packages that are, it names itself.
+    They may be of any type. Errors about missing files and packages pass unchanged.
     """
     try:
         yield
@@ -157,7 +172,7 @@ def errors_of_loading(where: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and notices about classes that are not ours."""
+    """Without transformers' progress bars and its notices about other classes."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -170,10 +185,30 @@ def _quiet() -> Iterator[None]:
 
 
 def held_out(count: int, seed: int, objects: int = OBJECTS) -> list[Sample]:
-    """``count`` questions about pictures drawn afresh; no picture was ever trained on.
+    """Questions about new pictures, on which the model was not trained.
 
-    Each picture holds the target, its look-alike (same shape, filled the other way, another colour)
-    and other objects.
+    Each picture holds the target, its look-alike (same shape, other fill, other colour) and further
+    objects.
+
+    Parameters
+    ----------
+    count
+        Number of questions.
+    seed
+        Determines the pictures.
+    objects
+        Objects in each picture.
+
+    Returns
+    -------
+    list of Sample
+
+    Examples
+    --------
+    >>> [sample.target.name for sample in held_out(2, seed=0)] == [
+    ...     sample.target.name for sample in held_out(2, seed=0)
+    ... ]
+    True
     """
     samples = []
     for child in np.random.SeedSequence([2026, seed]).spawn(count):
@@ -186,10 +221,10 @@ def held_out(count: int, seed: int, objects: int = OBJECTS) -> list[Sample]:
 
 
 class ForcedSteps(LogitsProcessor):
-    """Hold a long answer to ``steps`` steps; what each step says stays the model's choice.
+    """Force a long answer to have ``steps`` steps, whose words remain the model's choice.
 
-    At the start of a step ``so`` is forbidden until ``steps`` steps are written; then it is the
-    only word allowed.
+    At the start of a step the word ``so`` is forbidden until ``steps`` steps are written; then it
+    is the only word allowed.
     """
 
     def __init__(self, steps: int, prompt_length: int) -> None:
@@ -212,13 +247,47 @@ class ForcedSteps(LogitsProcessor):
 
 
 def messages(image: Image.Image, text: str) -> list[dict[str, Any]]:
-    """One user turn: a picture, then the question."""
+    """A conversation of one user turn: a picture, then the question.
+
+    Parameters
+    ----------
+    image
+        The picture.
+    text
+        The question.
+
+    Returns
+    -------
+    list of dict
+        For ``processor.apply_chat_template``.
+    """
     content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
 
 
 def prepare(processor: Any, samples: Sequence[Sample], steps: int) -> Any:
-    """The model's inputs for a batch; ``steps=0`` asks for a direct answer."""
+    """The model's inputs for a batch of questions.
+
+    Parameters
+    ----------
+    processor
+        The demo's.
+    samples
+        B questions.
+    steps
+        0 asks for a direct answer, any other number for a stepwise one.
+
+    Returns
+    -------
+    BatchFeature
+        ``input_ids`` [B, S] and the other arguments of ``generate``.
+
+    Examples
+    --------
+    >>> _, processor = load_demo()
+    >>> prepare(processor, held_out(2, seed=0), steps=0)["input_ids"].shape[0]
+    2
+    """
     mode = MODES[1] if steps else MODES[0]
     return processor.apply_chat_template(
         [messages(sample.image, question(mode, sample.target)) for sample in samples],
@@ -241,9 +310,9 @@ def generate(model: Any, inputs: Any, steps: int) -> torch.Tensor:
     return output[:, length:]
 
 
-def parse(processor: Any, row: torch.Tensor) -> Answer:
-    """Read the object named and the colour given after the last ``so``."""
-    tokens = processor.tokenizer.convert_ids_to_tokens(row.tolist())
+def parse(processor: Any, written: torch.Tensor) -> Answer:
+    """Read the object and the colour after the last ``so`` of an answer ``[T]``."""
+    tokens = processor.tokenizer.convert_ids_to_tokens(written.tolist())
     words = [word for word in tokens if not word.startswith("<|")]
     last = max((i for i, word in enumerate(words) if word == "so"), default=len(words))
     tail = words[last + 1 : last + 4]
@@ -252,7 +321,7 @@ def parse(processor: Any, row: torch.Tensor) -> Answer:
 
 
 def color_place(written: torch.Tensor) -> int | None:
-    """Where an answer ``[T]`` gives the colour, as :func:`parse` reads it; None if it does not."""
+    """Index of the colour in an answer ``[T]``, as :func:`parse` reads it; None if it has none."""
     so = (written == token("so")).nonzero()
     place = int(so[-1]) + 3 if len(so) else len(written)
     found = place < len(written) and int(written[place]) in map(token, COLORS)
@@ -265,5 +334,5 @@ def answer_all(
     """Answer every question in batches, in order."""
     for first in range(0, len(samples), batch):
         inputs = prepare(processor, samples[first : first + batch], steps)
-        for row in generate(model, inputs, steps):
-            yield parse(processor, row)
+        for written in generate(model, inputs, steps):
+            yield parse(processor, written)

@@ -1,4 +1,4 @@
-"""The demo's picture: what VRGA found, and where the visual heads look without and with it."""
+"""The demo's drawing: selected tokens, and the visual heads' attention on the picture."""
 
 from __future__ import annotations
 

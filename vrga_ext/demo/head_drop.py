@@ -1,4 +1,4 @@
-"""Training-time regulariser: now and then a head of a sequence does not see the picture.
+"""Training-time regulariser: hide the picture from random heads of a sequence.
 
 Without it a head may use the picture as a resting place, and hiding the picture from that head then
 breaks the model although the head reads nothing there.

@@ -1,4 +1,4 @@
-"""The demo model's words: the question, the answer, and how long the answer gets."""
+"""The demo model's words: questions, answers, and steps of an answer."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _rounds(rng: np.random.Generator, others: Sequence[Placed], steps: int) -> I
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words of ``text`` that the demo model has never seen, in order, each once."""
+    """Words of ``text`` outside the demo model's vocabulary, in order, without repeats."""
     marks = str.maketrans(dict.fromkeys("?.,!", " ") | {mark: f" {mark} " for mark in ":;"})
     words = text.lower().translate(marks).split()
     return list(dict.fromkeys(word for word in words if word not in WORDS))

@@ -1,4 +1,4 @@
-"""Models by folder or by their id on the hub: what can be said of them without loading one."""
+"""Checks of a model's folder or id on the hub, without loading the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MODEL_PATH = Path(__file__).parent / "model"  # the demo's own
 
 
 def check_folder_of_model(argument: str, where: str | Path) -> None:
-    """Refuse a folder in which no model was saved.
+    """Check that a folder holds a saved model.
 
     Raises
     ------
@@ -20,12 +20,12 @@ def check_folder_of_model(argument: str, where: str | Path) -> None:
 
 
 def check_checkpoint(argument: str, where: str) -> None:
-    """Refuse what is neither a folder of a saved model nor could be an id of the hub.
+    """Check that a model is a folder of a saved model or has the form of an id of the hub.
 
     Raises
     ------
     FileNotFoundError
-        A path, and no model there.
+        It is neither.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 

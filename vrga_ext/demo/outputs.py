@@ -1,4 +1,4 @@
-"""Where results go: looked at before the work starts, so that none is lost to a wrong path."""
+"""Checks of output paths before the work starts, so that no result is lost to a wrong path."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from vrga_ext.files import written_in_place
 
 
 def check_file(argument: str, path: Path, suffixes: Collection[str] = ()) -> None:
-    """Refuse a file that could not be written; neither it nor its folders are made yet.
+    """Check that a file can be written, without making it or its folders.
 
     Raises
     ------
     DemoError
-        Its name ends in none of ``suffixes``, if there are any; it is a folder; or nothing can be
-        written there.
+        Its name has none of the given ``suffixes``, it is a folder, or it cannot be written.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise DemoError(f"{argument}: wanted a name that ends in {', '.join(suffixes)}, got {path}")
     with _writing(argument, path):
         if path.is_dir():
             raise DemoError(f"{argument}: wanted a file, got {path}, which is a folder")
-        if written_in_place(path):  # a pipe or a device, which opening would disturb
+        if written_in_place(path):  # opening would disturb a pipe or a device
             if not os.access(path, os.W_OK):
                 raise DemoError(f"{argument}: {path} cannot be written")
         elif path.exists():
@@ -37,12 +36,12 @@ def check_file(argument: str, path: Path, suffixes: Collection[str] = ()) -> Non
 
 
 def check_folder(argument: str, path: Path) -> None:
-    """Refuse a folder in which nothing could be written; it is not made yet.
+    """Check that files can be written in a folder, without making it.
 
     Raises
     ------
     DemoError
-        It is a file, or nothing can be written there.
+        It is a file, or files cannot be written there.
     """
     with _writing(argument, path):
         _try_folder(path)
@@ -52,15 +51,23 @@ Named = Sequence[tuple[str, Path]]  # argument and path
 
 
 def check_apart(outputs: Named, inputs: Named = (), *, folders: bool = False) -> None:
-    """Refuse two outputs, or an output and an input, that are one file, or one of ``folders``.
+    """Check that outputs differ from each other and from inputs.
 
-    However they are spelled: through links, with other capitals (of files that are not there yet,
-    since some file systems take them for one), or with a file where the other needs a folder.
+    Two spellings may be the same file: through links, or with other capitals on some file systems
+    (so files that do not exist yet are compared without case). A file where another output needs a
+    folder raises as well.
+
+    Parameters
+    ----------
+    outputs, inputs
+        Argument and path of each.
+    folders
+        The paths are folders, which may lie within each other.
 
     Raises
     ------
     DemoError
-        Two of them are; names both.
+        Two of them are the same; the message names both.
     """
     for index, (argument, path) in enumerate(outputs):
         for other, taken in (*outputs[:index], *inputs):
@@ -100,6 +107,6 @@ def _writing(argument: str, path: Path) -> Iterator[None]:
 
 
 def _try_folder(folder: Path) -> None:
-    """Write a nameless file in the folder, or where it would be made."""
+    """Write a temporary file in the folder, or in the one where it would be made."""
     there = next(place for place in (folder, *folder.parents) if place.exists())
     TemporaryFile(dir=there).close()

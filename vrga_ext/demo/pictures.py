@@ -1,4 +1,4 @@
-"""Reading a picture file that somebody else made, and questions the demo model can understand."""
+"""Read and check pictures and questions of users."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_ASPECT = 50  # the image processors refuse 200; slivers carry nothing to loo
 
 
 class DemoError(ValueError):
-    """Something the user gave cannot be used; the message says what and what would do."""
+    """An argument of the user cannot be used; the message names it and what was wanted."""
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Read a picture file as RGB, turned the way its camera held it.
+    """Read a picture file as RGB, upright by its EXIF orientation.
 
     Raises
     ------
@@ -101,13 +101,12 @@ def visible_part(processor: Any, size: tuple[int, int]) -> tuple[int, int, int, 
 
 
 def check_text(argument: str, text: str) -> str:
-    """A text that is to be asked, without spaces around it.
+    """Check a question's text, and strip it.
 
     Raises
     ------
     DemoError
-        There is nothing in it, or it is no Unicode: bytes of another encoding, half of a surrogate
-        pair.
+        It is blank, or not valid Unicode: bytes of another encoding, half of a surrogate pair.
     """
     if not text.strip():
         raise DemoError(f"{argument}: wanted a question, got nothing")
@@ -119,12 +118,12 @@ def check_text(argument: str, text: str) -> str:
 
 
 def check_question(question: str) -> str:
-    """A question to the demo model, with how to answer put before it if it does not say.
+    """Check a question to the demo model, and prefix a mode of ``MODES`` if it has none.
 
     Raises
     ------
     DemoError
-        It has words that the demo model has never seen.
+        It has words outside the demo model's vocabulary.
     """
     unknown = unknown_words(question)
     if unknown:

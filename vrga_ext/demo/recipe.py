@@ -73,12 +73,12 @@ class Recipe:
 
 
 def check_folders(output: Path, start: Path | None, first: Path | None) -> None:
-    """Refuse folders that training could not use; the arguments are those of ``train``.
+    """Check the folders of ``train``.
 
     Raises
     ------
     DemoError
-        One cannot be written, or two of them are one.
+        One cannot be written, or two of them are the same.
     FileNotFoundError
         There is no model to continue from.
     """

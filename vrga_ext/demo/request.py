@@ -1,4 +1,4 @@
-"""What the demo is asked for, looked at before anything slow is imported: torch, transformers."""
+"""Arguments of the demo, checked before the slow imports: torch, transformers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def check_request(
     html: Path | None = None,
     max_new_tokens: int = 256,
 ) -> Request:
-    """Read the picture and look at everything else.
+    """Read the picture and check the other arguments.
 
     Raises
     ------

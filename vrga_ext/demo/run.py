@@ -1,4 +1,4 @@
-"""``python -m vrga_ext demo``: one picture, one question, two answers, and a picture of why."""
+"""``python -m vrga_ext demo``: a picture, a question, two answers, and a drawing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Run:
     tokens: tuple[str, ...]
     capture: Capture
     attention: np.ndarray  # [n], mean over the visual heads, share of all attention
-    moment: str  # when that was
+    moment: str  # when it was read, in words
 
     @property
     def region(self) -> Region:
@@ -87,7 +87,7 @@ def run_demo(
     Parameters
     ----------
     output
-        Where the drawing goes; the format follows the suffix. Folders are made as needed.
+        File for the drawing; the suffix decides the format. Missing folders are made.
     samples
         Held-out questions for the accuracies, 0 for none. Demo model only.
     image
@@ -95,10 +95,10 @@ def run_demo(
     question
         For the demo model in its few words; for a real checkpoint anything.
     model_id
-        A checkpoint of the hub or a folder, loaded from safetensors only and never with code of
-        its own; the demo model without it.
+        A checkpoint of the hub or a folder; only its safetensors are loaded, and no code. The demo
+        model without it.
     html
-        Where a page of the answer with VRGA goes, token by token; none is written without it.
+        File for a page of the answer with VRGA, token by token; without it no page is written.
     max_new_tokens
         Longest answer of a real checkpoint.
 
@@ -107,7 +107,7 @@ def run_demo(
     DemoError
         An argument cannot be used; nothing was loaded or written then.
     FileNotFoundError
-        There is no such model; the same holds.
+        There is no such model; nothing was loaded or written then.
     """
     return carry_out(
         check_request(output, samples, image, question, model_id, html, max_new_tokens)
@@ -115,7 +115,7 @@ def run_demo(
 
 
 def carry_out(request: Request) -> Outcome:
-    """What :func:`run_demo` does once its arguments have been looked at."""
+    """Do what :func:`run_demo` describes, with checked arguments."""
     console = terminal.console()
     picture, text = request.picture, request.question
     forced = None
@@ -128,10 +128,10 @@ def carry_out(request: Request) -> Outcome:
         config = DEMO_CONFIG
         forced = STEPS if MODES[1] in text.lower() else 0
 
-    def say(words: str, before: str = "") -> None:
+    def show(words: str, before: str = "") -> None:
         console.print(Text.assemble((before, "bold"), terminal.shown(words, console)))
 
-    say("", terminal.shown(text, console))
+    show("", terminal.shown(text, console))
     accuracy: tuple[float, float] | None = None
     with one_thread() if request.model_id is None else nullcontext():
         runs = tuple(
@@ -139,29 +139,29 @@ def carry_out(request: Request) -> Outcome:
             for setting in (config.replace(gamma=0.0), config)
         )
         for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
-            say(_shorten(run.words), f"{name}  ")
+            show(_shorten(run.words), f"{name}  ")
         if request.model_id is None and request.samples:
             accuracy = _accuracies(model, processor, config, request.samples, console)
-            say(
+            show(
                 f"accuracy over {request.samples} held-out questions, {STEPS} steps: "
                 f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
             )
     figure = _figure(picture, text, runs, config, accuracy, request.samples, request.truth)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     draw(figure, request.output)
-    say(f"picture written to {request.output}")
+    show(f"picture written to {request.output}")
     if request.html is not None:
         guided = runs[1]
         request.html.parent.mkdir(parents=True, exist_ok=True)
         write_html(request.html, guided.capture, picture, guided.tokens, title=text)
-        say(f"page written to {request.html}")
+        show(f"page written to {request.html}")
     before, after = accuracy or (None, None)
     return Outcome(runs[0].words, runs[1].words, before, after, request.output)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The demo model is too small to share among threads, which wait for each other instead."""
+    """Run torch on one thread: the demo model is too small to gain from several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -323,7 +323,7 @@ def _figure(
 
 
 def _shorten(words: str, longest: int = 34) -> str:
-    """The end of an answer, where it says what was asked: its last clause, cut if need be."""
+    """The last clause of an answer, which holds the reply, cut to ``longest`` characters."""
     last = words.split(" ; ")[-1]
     if len(last) > longest:
         last = last[-longest:].split(" ", 1)[-1]

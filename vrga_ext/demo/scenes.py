@@ -1,4 +1,4 @@
-"""Pictures the demo model was trained on: objects in the cells of a grid, no two drawn alike.
+"""Pictures for the demo model: objects in the cells of a grid, each drawn with random variation.
 
 A scene is a ``GRID x GRID`` board of cells, one cell per merged image token of the model, so that
 the ground-truth region of an object is exact: one token. Everything is a function of a seed.

@@ -1,4 +1,4 @@
-"""Printing what models, people and files say, on terminals that cannot show all of it."""
+"""Print any text on terminals whose encoding lacks some of its characters."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.console import Console
 from vrga_ext.viz.texts import escaped
 
 _ERRORS = "vrga_ext.spelled"
-# What our own texts have besides ASCII, and "?" says something else in the report.
+# Spellings of the non-ASCII characters in our own texts; "?" has a meaning in the report.
 _SPELLED = {
     "…": "...", "✓": "yes", "✗": "no", "±": "+-", "→": "->", "≤": "<=", "≥": ">=", "µ": "u",
 }  # fmt: skip
 
 
 def _spell(error: UnicodeError) -> tuple[str, int]:
-    """What stands for characters that an encoding does not have: words, or their numbers."""
+    """Replacement for characters that an encoding lacks: words, or their code points."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
@@ -31,19 +31,19 @@ codecs.register_error(_ERRORS, _spell)
 
 
 def never_fail() -> None:
-    """Let standard output and error spell what their encoding does not have, instead of failing."""
+    """Make standard output and error replace characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_ERRORS)
 
 
 def console(file: Any = None) -> Console:
-    """Where texts go as they are: what people and models write is no markup and no emoji."""
+    """A console that prints texts literally, without markup and emoji codes."""
     return Console(file=file, markup=False, emoji=False)
 
 
 def shown(text: str, to: Console) -> str:
-    """A text in one line, as a console can show it; what would move its cursor is escaped.
+    """A text in one line for a console: control characters escaped, lacking ones replaced.
 
     Examples
     --------
@@ -56,5 +56,5 @@ def shown(text: str, to: Console) -> str:
 
 
 def encodable(text: str, to: Console) -> str:
-    """A text with what the console's encoding does not have spelled out."""
+    """A text with replacements for characters that the console's encoding lacks."""
     return text.encode(to.encoding, _ERRORS).decode(to.encoding)

@@ -37,9 +37,9 @@ def train(
     Raises
     ------
     DemoError
-        A folder cannot be written, or two of them are one; nothing was trained then.
+        A folder cannot be written, or two of them are the same; training does not start.
     FileNotFoundError
-        There is no model to continue from; the same holds.
+        There is no model to continue from; training does not start.
     """
     check_folders(output, start, first)
     rng = np.random.default_rng(recipe.seed)

@@ -1,4 +1,4 @@
 """Where the image is in a prompt, how it is cut into patches, and where the question ends.
 
-From token ids, configuration and processor alone: no engine is imported here.
+The modules read token ids, configuration and processor alone, and import no engine.
 """

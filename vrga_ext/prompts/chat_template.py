@@ -1,7 +1,7 @@
 """A processor's chat template: what it writes between the texts of turns, as runs of tokens.
 
-Conversations are rendered with several dissimilar texts in one turn after another; what their
-tokens share is the template's. So neither special tokens nor models have to be known by name.
+The module renders conversations with several dissimilar texts in one turn after another. What their
+tokens share is the template's, so that no special token and no model needs to be known by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROBES = (
     "x = y + 2;",
 )
 _NOT_SWITCHES = {"messages", "tools", "documents", "add_generation_prompt"}
-_MOST_SETTINGS = 16  # of the template's switches; beyond it they are set one at a time
+_MOST_SETTINGS = 16  # combinations of switches; beyond it each switch is set alone
 
 Switches = dict[str, bool]
 Place = tuple[tuple[str, ...], int]  # roles that take turns, and the turn after whose text it is
@@ -44,7 +44,7 @@ class ChatTemplate:
     def _takes_parts(self) -> bool:
         try:
             question = self.render([("user", PROBES[0])], True, {})
-        except Exception:  # a template's own
+        except Exception:  # templates raise whatever they like
             return False
         return PROBES[0] in question and "'text'" not in question
 
@@ -74,7 +74,7 @@ class ChatTemplate:
             try:
                 asked = self.render(turns[:1], True, switches)
                 return asked, self.render(turns, False, switches)
-            except Exception:  # a template's own: it refuses the conversation, or this setting
+            except Exception:  # the template refuses the conversation, or this setting
                 return None
 
         plain = texts({})
@@ -94,7 +94,7 @@ class ChatTemplate:
         return list(seen.values())
 
     def _variables(self) -> set[str]:
-        """Names that the template expects from its caller."""
+        """Names that the template expects from the caller."""
         holders = (self.processor, self.tokens.tokenizer)
         source = next((s for h in holders if (s := getattr(h, "chat_template", None))), None)
         if isinstance(source, Mapping):
@@ -105,7 +105,7 @@ class ChatTemplate:
         return _variables(source) - _NOT_SWITCHES - set(special)
 
     def between_image_and_tail(self, tails: set[str]) -> str:
-        """What stands between an image and a tail of the prompt where no text does."""
+        """What stands between an image and a tail of the prompt, where no text follows it."""
         tokens = self.tokens
         marks = set(as_run(sorted(_image_marks(tokens.tokenizer, self.processor))))
         try:
@@ -115,7 +115,7 @@ class ChatTemplate:
         except Exception:  # a template for words alone
             return ""
         run = common_suffix([tokens.run(text) for text in texts])
-        run = run[: tokens.end(run)]
+        run = run[: tokens.trimmed_length(run)]
         tail = max((tail for tail in tails if run.endswith(tail)), key=len, default="")
         run = run[: len(run) - len(tail)]
         after = max((index + 1 for index, token in enumerate(run) if token in marks), default=None)
@@ -123,7 +123,7 @@ class ChatTemplate:
 
 
 class Setting:
-    """A chat template with its switches set, and blanks, if any, behind the texts it is given."""
+    """A chat template with its switches set, which may append blanks to the texts."""
 
     def __init__(self, template: ChatTemplate, switches: Switches, after_text: str = "") -> None:
         self._template, self._switches, self._after_text = template, switches, after_text
@@ -134,15 +134,15 @@ class Setting:
         return [run for run in found if run is not None]
 
     def tails(self, roles: tuple[str, ...]) -> list[str]:
-        """What follows the last turn's text, asked for an answer and not."""
+        """What follows the last turn's text, with and without a generation prompt."""
         found = [self.after(roles, len(roles) - 1, prompted) for prompted in (True, False)]
         return [run for run in found if run is not None]
 
     def after(self, roles: tuple[str, ...], turn: int, prompted: bool) -> str | None:
         """The template's tokens from one turn's text to the next one's or the prompt's end.
 
-        Turn -1 is the start of the prompt. None where the template does not tell: it refuses the
-        conversation, or leaves a text out. A question must be rendered, switches at their defaults.
+        Turn -1 is the start of the prompt. None where the template refuses the conversation or
+        leaves a text out. For a single question with default switches it raises instead.
         """
         try:
             start, end = 0, None
@@ -159,7 +159,7 @@ class Setting:
             return None
 
     def end_of_question(self) -> str:
-        """The characters, not tokens, that follow a question if nobody is asked for an answer."""
+        """The characters, not tokens, that follow a question without a generation prompt."""
         try:
             _, texts = self._with_probes(("user",), 0, False)
         except Exception:
@@ -174,9 +174,9 @@ class Setting:
         if key not in self._rendered:
             texts = []
             for probe in PROBES:
-                said = [PROBES[0] + self._after_text] * len(roles)
-                said[turn] = probe + self._after_text
-                turns = list(zip(roles, said, strict=True))
+                contents = [PROBES[0] + self._after_text] * len(roles)
+                contents[turn] = probe + self._after_text
+                turns = list(zip(roles, contents, strict=True))
                 texts.append(self._template.render(turns, prompted, self._switches))
             if len(set(texts)) < len(PROBES):
                 raise ValueError(f"a text of the role {roles[turn]!r} is left out")
@@ -186,7 +186,7 @@ class Setting:
 
 @functools.lru_cache
 def _variables(source: str) -> set[str]:
-    """Names that a template expects from outside, but for functions."""
+    """Names that a template expects from the caller, without functions."""
     environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     tree = environment.parse(source)
     functions = (call.node for call in tree.find_all(nodes.Call))
@@ -195,7 +195,7 @@ def _variables(source: str) -> set[str]:
 
 
 class _Generation(Extension):
-    """The block that transformers adds to templates, around what an assistant says."""
+    """The block around an assistant's text that transformers adds to the template language."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -16,24 +16,37 @@ from vrga_ext.selection import Span
 
 # Values of ``mm_token_type_ids``; a third one is text.
 IMAGE_TYPE, VIDEO_TYPE = 1, 2
-# The argument that holds the grids of a type: int64 [images, 3], frames, rows, columns of patches.
+# Argument with the grids of a type: int64 [images, 3]; frames, rows and columns of patches.
 GRID_ARGUMENTS = {IMAGE_TYPE: "image_grid_thw", VIDEO_TYPE: "video_grid_thw"}
 
 
 def image_mask(input_ids: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """Image tokens of a prompt as bool [B, S]: where the model itself puts image features.
+    """Image tokens of a prompt, where the model itself puts image features, bool [B, S].
 
-    The processor's token types are no help: they mark audio and the tokens around an image too.
+    Found by token id, since the processor's token types also mark audio and the tokens around an
+    image.
+
+    Parameters
+    ----------
+    input_ids : int64 [B, S]
+        The tokens.
+    token_ids
+        Ids of the placeholder tokens.
+
+    Examples
+    --------
+    >>> image_mask(torch.tensor([[7, 5, 5, 8]]), (5,))
+    tensor([[False,  True,  True, False]])
     """
     return torch.isin(input_ids, torch.tensor(token_ids, dtype=torch.long, device=input_ids.device))
 
 
 def config_grid(config: Any) -> tuple[int, int] | None:
-    """Token grid of a model whose pictures, tiles or frames all have one size.
+    """Token rows and columns of every picture, tile or frame, for a model with one size of them.
 
-    The patches of the vision tower, less what the configuration says is merged behind it. None
-    where pictures vary in size, are cut to their shape after they were tiled, or are read by
-    queries.
+    The patches of the vision tower, divided by the merging that the configuration names. None
+    where pictures vary in size, where tiles are cropped to the picture afterwards, and where
+    learned queries read the patches.
     """
     vision = getattr(config, "vision_config", None)
     size, patch = _pair(vision, "image_size"), _pair(vision, "patch_size")
@@ -55,7 +68,7 @@ def config_grid(config: Any) -> tuple[int, int] | None:
     return int(grid[0]), int(grid[1])
 
 
-# Patches that become one token along one axis; True where the name stands for the inverse.
+# Patches per token along one axis; True where the field is the inverse of that.
 _MERGED = {
     "downsample_factor": False,
     "scale_factor": False,
@@ -63,14 +76,14 @@ _MERGED = {
     "downsample_ratio": True,
     "pixel_shuffle_ratio": True,
 }
-# Merging in models whose pictures keep their shape.
+# Fields of models whose pictures keep their shape.
 _VARYING = ("spatial_merge_size", "merge_kernel_size", "pooling_kernel_size")
-# Queries that read the patches, each of them a token.
+# Fields of models in which learned queries read the patches, one token each.
 _QUERIES = ("num_query_tokens", "latent_query_num")
 
 
 def _pair(config: Any, name: str) -> tuple[int, int] | None:
-    """A height and a width that may be given as one number."""
+    """Height and width, from a field that is one number for both or a pair."""
     value = getattr(config, name, None)
     if isinstance(value, int):
         return value, value
@@ -80,7 +93,18 @@ def _pair(config: Any, name: str) -> tuple[int, int] | None:
 
 
 def image_runs(mask: Tensor) -> list[tuple[int, int]]:
-    """Start and length of each run of consecutive image tokens of one row, bool [S]."""
+    """Start and length of each run of consecutive image tokens of one sample.
+
+    Parameters
+    ----------
+    mask : bool [S]
+        Image tokens.
+
+    Examples
+    --------
+    >>> image_runs(torch.tensor([False, True, True, False, True]))
+    [(1, 2), (4, 1)]
+    """
     outside = torch.zeros(1, dtype=torch.int)
     edges = torch.diff(mask.int(), prepend=outside, append=outside)
     starts = (edges == 1).nonzero().flatten().tolist()
@@ -89,7 +113,20 @@ def image_runs(mask: Tensor) -> list[tuple[int, int]]:
 
 
 def image_span_mask(mask: Tensor, image_span: ImageSpan) -> Tensor:
-    """V as bool [B, S]: the image tokens, and with ``"vision_span"`` the token before each run."""
+    """V, bool [B, S]: the image tokens, and with ``"vision_span"`` the token before each run.
+
+    Parameters
+    ----------
+    mask : bool [B, S]
+        Image tokens.
+    image_span
+        As in :class:`vrga_ext.VRGAConfig`.
+
+    Examples
+    --------
+    >>> image_span_mask(torch.tensor([[False, True, True]]), "vision_span")
+    tensor([[True, True, True]])
+    """
     if image_span == "tokens":
         return mask
     following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
@@ -97,16 +134,18 @@ def image_span_mask(mask: Tensor, image_span: ImageSpan) -> Tensor:
 
 
 def image_spans(
-    image: Tensor, keys: Tensor, positions: Tensor | None, fixed_grid: tuple[int, int] | None
+    image: Tensor, keys: Tensor, axes: Tensor | None, fixed_grid: tuple[int, int] | None
 ) -> tuple[Tensor, list[Span]]:
-    """Image positions of one row and how they divide into images.
+    """Image positions of one sample and how they divide into images.
 
     Parameters
     ----------
-    image, keys : bool [S]
-        Image tokens of the row, and V: the same and the tokens counted with them.
-    positions : int64 [3, S], optional
-        Time, height and width positions of a model with multi-axis rotary positions.
+    image : bool [S]
+        Image tokens of the sample.
+    keys : bool [S]
+        V: these, and the tokens counted with them.
+    axes : int64 [3, S], optional
+        Time, height and width of each token, of a model with multi-axis rotary positions.
     fixed_grid
         Grid of a model whose images all have one size; a longer run of image tokens is divided
         into images of that size.
@@ -114,29 +153,29 @@ def image_spans(
     Returns
     -------
     positions : int64 [n]
-        Columns of V, ascending.
+        Positions of V in the prompt, ascending.
     spans : list of Span
-        One per image, in the same order, indices into ``positions``.
+        One per image, in the same order; their indices are into ``positions``.
     """
-    columns: list[Tensor] = []
+    positions: list[Tensor] = []
     spans: list[Span] = []
     n = 0
     for start, length in image_runs(image):
-        for first, size, grid in _divide(start, length, positions, fixed_grid):
+        for first, size, grid in _divide(start, length, axes, fixed_grid):
             lead = int(first == start and first > 0 and bool(keys[first - 1]))
-            columns.append(torch.arange(first - lead, first + size))
+            positions.append(torch.arange(first - lead, first + size))
             spans.append(Span(n, lead + size, lead, grid))
             n += lead + size
-    return torch.cat(columns) if columns else torch.empty(0, dtype=torch.long), spans
+    return torch.cat(positions) if positions else torch.empty(0, dtype=torch.long), spans
 
 
 def _divide(
-    start: int, length: int, positions: Tensor | None, fixed_grid: tuple[int, int] | None
+    start: int, length: int, axes: Tensor | None, fixed_grid: tuple[int, int] | None
 ) -> list[tuple[int, int, tuple[int, int] | None]]:
-    """Divide one run of image tokens into images: (first column, length, grid) of each."""
-    if positions is not None:
-        run = positions[:, start : start + length]
-        if (run[1:] != run[0]).any():  # else the positions count tokens, as they do for text
+    """Divide one run of image tokens into images: (first position, length, grid) of each."""
+    if axes is not None:
+        run = axes[:, start : start + length]
+        if (run[1:] != run[0]).any():  # else the axes count tokens, as they do for text
             bounds = [0, *_starts(run), length]
             return [
                 (start + low, high - low, _grid_of(run[1:, low:high]))
@@ -149,9 +188,9 @@ def _divide(
 
 
 def _starts(run: Tensor) -> list[int]:
-    """Where in positions [3, n] another image or frame starts, the first one left out.
+    """Indices in axes [3, n] at which another image or frame starts, except the first.
 
-    Time moves on, or the row-major scan begins anew: frames of a fast video share a time.
+    There time moves on, or the row-major scan starts again: frames of a fast video share a time.
     """
     time, row, column = torch.diff(run)
     again = (row < 0) | ((row == 0) & (column <= 0))
@@ -159,7 +198,7 @@ def _starts(run: Tensor) -> list[int]:
 
 
 def _grid_of(cells: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of row-major positions [2, n], or None if they form no rectangle."""
+    """Grid rows and columns of row-major cells [2, n]; None if they form no rectangle."""
     cells = cells - cells.amin(1, keepdim=True)
     rows, columns = (cells.amax(1) + 1).tolist()
     n = torch.arange(cells.shape[1], device=cells.device)
@@ -171,7 +210,7 @@ def _grid_of(cells: Tensor) -> tuple[int, int] | None:
 
 
 def merge_size(config: Any) -> int:
-    """Patches along each side of a token; 1 where the vision configuration does not name it."""
+    """Patches along each side of a token; 1 if the vision configuration has no such field."""
     return getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
 
 
@@ -187,9 +226,9 @@ def token_kinds(
     ids : int64 [B, S]
         The tokens.
     token_types : [B, S], optional
-        The processor's token types; without them the ids tell.
+        The processor's token types; without them the ids decide.
     video_ids
-        Ids of the placeholder tokens that only videos are written to.
+        Ids of the placeholder tokens that only videos use.
     """
     if token_types is not None and token_types.shape == image.shape:
         return token_types.long() * image
@@ -198,16 +237,16 @@ def token_kinds(
 
 
 def grid_axes(kinds: Tensor, grids: Mapping[int, Tensor], merge: int) -> tuple[Tensor, Tensor]:
-    """Frame, row and column of every image token of a prompt.
+    """Frame, grid row and grid column of every image token of a batch.
 
-    Frames are counted down from -1 through all images, so that no two have the same.
+    Frames count down from -1 through all images, so that each has its own number.
 
     Parameters
     ----------
     kinds : int64 [B, S]
         Type of each token.
     grids : mapping from type to int64 [images, 3]
-        Frames, rows and columns of patches of each image, in the order of the prompt's rows.
+        Frames, rows and columns of patches of each image, in the order of the samples.
     merge
         Patches along each side of a token.
 
@@ -215,7 +254,7 @@ def grid_axes(kinds: Tensor, grids: Mapping[int, Tensor], merge: int) -> tuple[T
     -------
     axes : int64 [3, B, S]
     known : bool [B, S]
-        Tokens that ``axes`` holds for; none of a type whose grids do not count its tokens.
+        Tokens for which ``axes`` holds; False for a type whose grids do not match its tokens.
     """
     axes = torch.zeros(3, *kinds.shape, dtype=torch.long)
     known = torch.zeros(kinds.shape, dtype=torch.bool)

@@ -1,5 +1,8 @@
-"""Which tokens of a prompt stand for images: as a model's configuration, its processor or the
-caller names them, or as the model itself is told in every call."""
+"""Which tokens of a prompt stand for images.
+
+The model's configuration, its processor or the caller names them; some models take their positions
+as an argument of every call instead.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# What configurations call a placeholder token, and what processors call it.
+# Fields with the id of a placeholder token, of configurations and of processors.
 _IMAGE_NAMES = ("image_token_id", "image_token_index")
 _VIDEO_NAMES = ("video_token_id", "video_token_index")
 _OF_PROCESSORS = ("image_token_id", "video_token_id")
-# Arguments that say where image features go, [B, S], 1 for an image token: models that take one do
-# not look at the ids there, which may be those of text.
+# Arguments with the positions of image features, [B, S], 1 for an image token. Models with such an
+# argument ignore the ids there, which may be those of text.
 POSITION_ARGUMENTS = frozenset({"image_embeds_position_mask"})
 
 
@@ -25,7 +28,7 @@ class Placeholders(NamedTuple):
     Attributes
     ----------
     ids : tuple of int
-        Token ids for images and videos; empty for a model that is told positions in every call.
+        Token ids for images and videos; empty for a model that takes positions in every call.
     video_ids : tuple of int
         Those of ``ids`` that only videos use.
     unset : str, optional
@@ -47,10 +50,10 @@ def find_placeholders(
 ) -> Placeholders:
     """The placeholder tokens of a model.
 
-    Those that its configuration names, since there the model puts image features. Where it names
-    none: the given ones; none at all for a model that is told in every call; or the processor's, if
-    the model replaces tokens by features, which it may also see in cross-attention or before the
-    prompt.
+    Those that its configuration names, since the model puts image features there. If it names
+    none, the given ones. Without these: none for a model that takes positions in every call; for
+    other models the processor's, if the model replaces tokens by features. (A model may also read
+    images in cross-attention, or before the prompt.)
 
     Parameters
     ----------
@@ -59,15 +62,19 @@ def find_placeholders(
     processor
         Its processor or tokenizer.
     image_token_id
-        An id or several.
+        An id or several, from the caller.
+
+    Returns
+    -------
+    Placeholders
 
     Raises
     ------
     TypeError
-        ``image_token_id`` is neither an integer nor several.
+        ``image_token_id`` is neither an integer nor several integers.
     ValueError
-        An id is not in the vocabulary, or not among those that the configuration names; nobody
-        names one; or it is not known whether the model replaces the one that the processor names.
+        An id is not in the vocabulary, or not among those that the configuration names; no id is
+        known; or the processor names one, but the model has no known way of replacing it.
     """
     vocabulary = _vocabulary(model)
     given = None if image_token_id is None else _checked(image_token_id, vocabulary)
@@ -112,11 +119,24 @@ def find_placeholders(
 
 
 def positions_told(given: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor | None:
-    """Image tokens, bool [B, S], if a call with these arguments tells the model where they are."""
+    """Image tokens, if an argument of the call holds their positions.
+
+    Parameters
+    ----------
+    given
+        Arguments of the call, by name.
+    shape
+        (B, S) of the tokens.
+
+    Returns
+    -------
+    bool [B, S], optional
+        None without such an argument.
+    """
     for name in POSITION_ARGUMENTS:
-        told = given.get(name)
-        if isinstance(told, Tensor) and told.shape == shape:
-            return told.detach().cpu() == 1
+        value = given.get(name)
+        if isinstance(value, Tensor) and value.shape == shape:
+            return value.detach().cpu() == 1
     return None
 
 
@@ -126,12 +146,12 @@ def _takes_positions(model: Any) -> bool:
 
 
 def _replaces_tokens(model: Any) -> bool:
-    """Whether a model finds placeholders by their ids, as models of transformers do."""
+    """Whether a model finds placeholders by their ids, as models in transformers do."""
     return any(hasattr(part, "get_placeholder_mask") for part in (model, model.base_model))
 
 
 def _named_by_configuration(config: Any) -> Placeholders:
-    """Of the whole model, or of its vision tower where that one says it."""
+    """Placeholders that the configuration names, or that of the vision tower."""
     for part in (config, getattr(config, "vision_config", None)):
         images = {name: getattr(part, name) for name in _IMAGE_NAMES if hasattr(part, name)}
         videos = [getattr(part, name, None) for name in _VIDEO_NAMES]
@@ -143,7 +163,7 @@ def _named_by_configuration(config: Any) -> Placeholders:
 
 
 def _token_of(processor: Any, name: str) -> int | None:
-    """The id of a token that a processor, or its tokenizer, knows by its id or its text."""
+    """Id of a token, from a field of the processor or its tokenizer with its id or its text."""
     tokenizer = getattr(processor, "tokenizer", processor)
     for owner in (processor, tokenizer):
         token = getattr(owner, name, None)
@@ -164,7 +184,7 @@ def _placeholders(images: list[int | None], videos: list[int | None]) -> Placeho
 
 
 def _vocabulary(model: Any) -> int | None:
-    """Number of tokens that a model has embeddings for, if it can be told."""
+    """Number of tokens with an embedding; None if unknown."""
     try:
         rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError):
@@ -173,7 +193,7 @@ def _vocabulary(model: Any) -> int | None:
 
 
 def _checked(image_token_id: Any, vocabulary: int | None) -> tuple[int, ...]:
-    """Ids from what a caller may pass for them."""
+    """Check ids from the caller: one, or a sequence, array or tensor of several."""
     value = image_token_id.tolist() if hasattr(image_token_id, "tolist") else image_token_id
     several = isinstance(value, Iterable) and not isinstance(value, (str, bytes))
     ids = list(value) if several else [value]

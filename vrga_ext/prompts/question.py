@@ -1,4 +1,4 @@
-"""Where the question ends: at a given index, where the chat template says, or at the last token."""
+"""Where the question ends: at a given index, by the chat template, or at the last token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGE_LAST = "the image comes after the question"
 _NO_TEXT = "the last turn of the user has no text"
 _NOT_FOUND = "no question was found where the processor's chat template writes one"
 _SHOWN = 40  # characters of a prompt's end in a notice, and tokens that are decoded for it
-UNKNOWN = chr(0x10FFFF)  # stands for what is no token id
+UNKNOWN = chr(0x10FFFF)  # in place of an id that is not a token's
 
 
 def as_run(ids: Sequence[int] | np.ndarray[Any, Any]) -> str:
@@ -62,7 +62,7 @@ class Tokens:
         is_word = token in self.marks or token == UNKNOWN
         return not is_word and not self.text(token).strip()
 
-    def end(self, run: str) -> int:
+    def trimmed_length(self, run: str) -> int:
         """Length of a run without the blanks at its end."""
         end = len(run)
         while end and self.is_blank(run[end - 1]):
@@ -71,11 +71,11 @@ class Tokens:
 
     def stripped(self, run: str) -> str:
         """A run without the blanks at its edges, which merge with those of a text."""
-        run = run[: self.end(run)]
-        return run[len(run) - self.end(run[::-1]) :]
+        run = run[: self.trimmed_length(run)]
+        return run[len(run) - self.trimmed_length(run[::-1]) :]
 
-    def begin(self, run: str) -> int:
-        """Length of the marks and blanks that a run begins with."""
+    def opening_length(self, run: str) -> int:
+        """Length of the marks and blanks at the start of a run."""
         words = (i for i, token in enumerate(run) if not self._is_mark_or_blank(token))
         return next(words, len(run))
 
@@ -161,11 +161,11 @@ class QuestionEnd:
 class QuestionFinder:
     """Finds the last token of the last user turn in prompts written by a chat template.
 
-    The template is rendered for several conversations, with each of its switches on and off, to see
-    what it writes before and after a user's text. In a prompt the user's last text stands behind
-    the last such opening, in front of the first closing, whatever follows: nothing, the start of an
-    answer, an answer, or turns of other roles. If the image follows the question, the last prompt
-    token is used, since the question has not seen the image.
+    The finder renders the template for several conversations, with each of its switches on and off,
+    and compares what it writes before (opening) and after (closing) a user's text. In a prompt the
+    user's last text stands between the last opening and the first closing behind it. Nothing, the
+    start of an answer, an answer, or turns of other roles may follow. If the image follows the
+    question, the end is the prompt's last token, since the question has not seen the image.
 
     :func:`vrga_ext.prompts.user_turns.question_finder` makes one of a processor.
 
@@ -198,16 +198,21 @@ class QuestionFinder:
         is_image: Sequence[bool] | np.ndarray[Any, Any],
         offset: int,
     ) -> QuestionEnd:
-        """The question's end in one prompt row without padding, as an index into it.
+        """The question's end in one prompt without padding.
 
         Parameters
         ----------
-        ids
-            Token ids of the row.
-        is_image
+        ids : int [S]
+            Token ids of the prompt.
+        is_image : bool [S]
             Which of them are image tokens.
-        offset
-            Tokens to step back from the question's end, where the template tells it.
+        offset : int
+            Tokens to step back from an end that the template tells.
+
+        Returns
+        -------
+        QuestionEnd
+            Its ``position`` is an index into ``ids``.
         """
         last = len(ids) - 1
         if self.problem:
@@ -220,43 +225,45 @@ class QuestionFinder:
         place = self._place(run, after_image)
         if place is None:
             return QuestionEnd(last, "last_token", _NOT_FOUND, self._seen(run))
-        begin, end = place
-        text = run[max(begin, after_image) : end]
-        if after_image > begin and self._is_no_text(text):
+        start, end = place
+        text = run[max(start, after_image) : end]
+        if after_image > start and self._is_no_text(text):
             return QuestionEnd(last, "last_token", _IMAGE_LAST)
         if not tokens.stripped(text):
             return QuestionEnd(last, "last_token", _NO_TEXT)
-        return QuestionEnd(max(tokens.end(run[:end]) - 1 - offset, after_image), "template")
+        return QuestionEnd(
+            max(tokens.trimmed_length(run[:end]) - 1 - offset, after_image), "template"
+        )
 
     def _place(self, run: str, after_image: int) -> tuple[int, int] | None:
-        """Where the user's last text begins at the earliest, and where it ends."""
+        """Earliest start of the user's last text, and its end; None if not found."""
         tokens, turns = self.tokens, self.turns
-        bare = run[: tokens.end(run)]
+        bare = run[: tokens.trimmed_length(run)]
         tail = _longest_end(bare, turns.tails)
         opening = self._opening(run)
-        begin, is_marked = opening or (0, False)
-        is_told = bool(turns.openings)  # the template tells a user's turn from others
-        if tail > _longest_end(bare, turns.other_tails) or (tail and not is_told):
-            return begin, len(bare) - tail
-        found = [at for words in turns.closings if (at := run.find(words, begin)) >= 0]
-        if found and is_told:
+        start, is_marked = opening or (0, False)
+        has_openings = bool(turns.openings)  # else user turns look like those of others
+        if tail > _longest_end(bare, turns.other_tails) or (tail and not has_openings):
+            return start, len(bare) - tail
+        found = [at for words in turns.closings if (at := run.find(words, start)) >= 0]
+        if found and has_openings:
             end = min(found)
             if opening is None and any(run.find(words, 0, end) >= 0 for words in turns.lookalikes):
-                return None  # it closes what a tool said
-            return begin, end
-        if is_told and opening is None:
+                return None  # it closes a tool's text
+            return start, end
+        if has_openings and opening is None:
             return None
         end = len(bare) - _longest_end(bare, turns.ends)
-        if begin < end < len(bare):
-            return begin, end
-        begun = bare[max(begin, after_image) :]
-        begun = begun[tokens.begin(begun) :]
-        is_begun = is_marked and not tokens.has_mark(begun)
+        if start < end < len(bare):
+            return start, end
+        rest = bare[max(start, after_image) :]
+        rest = rest[tokens.opening_length(rest) :]
+        is_open = is_marked and not tokens.has_mark(rest)
         blank = tokens.text(run[len(bare) - 1 :])
-        return (begin, len(bare)) if is_begun or blank.endswith(tuple(turns.blank_ends)) else None
+        return (start, len(bare)) if is_open or blank.endswith(tuple(turns.blank_ends)) else None
 
     def _opening(self, run: str) -> tuple[int, bool] | None:
-        """Where the last opening of a user's turn ends, and whether a mark is in it."""
+        """End of the last opening of a user's turn, and whether it contains a mark."""
         turns, best = self.turns, None
         for opening in turns.openings:
             at = run.rfind(opening)
@@ -266,18 +273,18 @@ class QuestionFinder:
                 best = at + len(opening), self.tokens.has_mark(opening)
         if best is not None:
             return best
-        begin = self.tokens.begin(run)
-        ends = [begin + len(words) for words in turns.first if run.startswith(words, begin)]
+        start = self.tokens.opening_length(run)
+        ends = [start + len(words) for words in turns.first if run.startswith(words, start)]
         ends += [at + len(words) for words in turns.prefaced if (at := run.find(words)) >= 0]
         return (min(ends), False) if ends else None
 
     def _is_no_text(self, run: str) -> bool:
-        """Whether nothing but the template, or a processor, wrote it after an image."""
+        """Whether a run behind an image is the template's or the processor's, without a text."""
         tokens = self.tokens
-        return tokens.stripped(run) == self.turns.between or tokens.begin(run) == len(run)
+        return tokens.stripped(run) == self.turns.between or tokens.opening_length(run) == len(run)
 
     def _seen(self, run: str) -> str:
-        """How a prompt ends, and how the template would end it, to be read."""
+        """How a prompt ends and how the template ends one, in words for a notice."""
         text = self.tokens.text
         shown = text(run[-_SHOWN:])
         wanted = (text(tail) for tail in self.turns.shown)
@@ -293,14 +300,29 @@ def _longest_end(run: str, tails: Iterable[str]) -> int:
 
 
 def normalise_question_end(question_end: Any) -> str | int | list[int]:
-    """``"auto"``, an int, or a list of ints, from what a caller may pass for it.
+    """Check ``question_end`` from the caller.
+
+    Parameters
+    ----------
+    question_end
+        ``"auto"``, an integer, or a sequence, array or tensor of integers.
+
+    Returns
+    -------
+    str, int or list of int
+        The same in Python's own types.
 
     Raises
     ------
     ValueError
-        Anything else.
+        It is something else.
+
+    Examples
+    --------
+    >>> normalise_question_end(np.array([3, 4]))
+    [3, 4]
     """
-    wanted = "question_end: wanted 'auto', an index or one per row"
+    wanted = "question_end: wanted 'auto', an index or one per sample"
     if isinstance(question_end, str):
         if question_end != "auto":
             raise ValueError(f"{wanted}, got {question_end!r}")
@@ -321,35 +343,47 @@ def _index(value: Any) -> int:
 
 
 def given_ends(question_end: int | Sequence[int], mask: Tensor, past: int) -> list[QuestionEnd]:
-    """Check an explicit ``question_end`` against a prompt.
+    """Check an explicit ``question_end`` against a batch of prompts.
 
     Parameters
     ----------
     question_end
-        One column, or one per row.
-    mask : bool [B, columns]
-        Tokens of the prompt; False is padding.
+        One position, or one per sample.
+    mask : bool [B, S]
+        Tokens of the prompts; False is padding.
     past
-        Columns that have been read already.
+        Positions that have been read already.
+
+    Returns
+    -------
+    list of B QuestionEnd
 
     Raises
     ------
     ValueError
-        Not one per row, a column outside the prompt, or one that holds padding.
+        The number of positions is not B, or a position is outside the prompt or holds padding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> given_ends(2, torch.tensor([[False, True, True]]), past=0)[0].position
+    2
     """
-    rows, columns = mask.shape
-    ends = [question_end] * rows if isinstance(question_end, int) else list(question_end)
-    if len(ends) != rows:
-        raise ValueError(f"question_end: wanted one index or one per row ({rows}), got {len(ends)}")
-    for row, end in enumerate(ends):
-        if not past <= end < columns:
+    samples, length = mask.shape
+    ends = [question_end] * samples if isinstance(question_end, int) else list(question_end)
+    if len(ends) != samples:
+        raise ValueError(
+            f"question_end: wanted one index or one per sample ({samples}), got {len(ends)}"
+        )
+    for sample, end in enumerate(ends):
+        if not past <= end < length:
             raise ValueError(
-                f"question_end: wanted an index in [{past}, {columns}) of the prompt, "
-                f"got {end} (row {row})"
+                f"question_end: wanted an index in [{past}, {length}) of the prompt, "
+                f"got {end} (sample {sample})"
             )
-        if not mask[row, end]:
+        if not mask[sample, end]:
             raise ValueError(
-                f"question_end: wanted a token of row {row}, got {end}, which is padding"
+                f"question_end: wanted a token of sample {sample}, got {end}, which is padding"
             )
     return [QuestionEnd(end, "given") for end in ends]
 

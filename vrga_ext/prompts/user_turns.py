@@ -62,26 +62,26 @@ def finds_the_same(finder: QuestionFinder, processor: Any) -> bool:
 
 
 def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
-    """Find out what the chat template of a processor writes around a user's text.
+    """Find what the chat template of a processor writes around a user's text.
 
     Raises
     ------
     Exception
-        Any, from a template that renders no question.
+        Of any type, from a template that does not render a question.
     """
     template = ChatTemplate(processor, tokens)
     every_switch = template.settings()
     settings = [Setting(template, switches) for switches in every_switch]
 
     def runs(written: Callable[[Setting], Iterable[str | None]]) -> set[str]:
-        """What is written in any setting, without the blanks at its edges."""
+        """What the template writes in any setting, without blanks at the edges."""
         found = (run for setting in settings for run in written(setting) if run is not None)
         return {tokens.stripped(run) for run in found}
 
     def by_default(places: Iterable[Place]) -> set[str]:
         return set(map(tokens.stripped, settings[0].all(places)))
 
-    begin = runs(lambda setting: [setting.after(("user",), -1, False)]) - {""}
+    first = runs(lambda setting: [setting.after(("user",), -1, False)]) - {""}
     prefaced = by_default([_USER_AFTER_SYSTEM]) - {""}
     again = runs(lambda setting: setting.all([_NEXT_USER]))
     others = runs(lambda setting: [*setting.all(_ANSWERS), setting.after(("system",), -1, False)])
@@ -95,11 +95,11 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
         lambda setting: [run for roles in _OTHERS_LAST for run in setting.tails(roles)]
     ) - {""}
 
-    before = begin | prefaced | again
+    before = first | prefaced | again
     marked = set(filter(tokens.has_mark, before | by_default([_USER_AFTER_TOOL])))
     openings = _openings(tokens, marked, other_tails | ends, others) | (again - marked)
-    if "" in again:  # nothing is written where a user's next turn begins
-        openings, begin, prefaced = set(), set(), set()
+    if "" in again:  # the template writes nothing before a user's next turn
+        openings, first, prefaced = set(), set(), set()
     asked = runs(lambda setting: [setting.after(("user",), 0, True)])
     closings = (asked | runs(lambda setting: setting.all(_ANSWERS))) - {""}
     closings |= set(filter(tokens.has_mark, runs(lambda setting: setting.all(_OTHERS))))
@@ -112,7 +112,7 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
     characters = (setting.end_of_question() for setting in settings)
     return UserTurns(
         openings=frozenset(openings),
-        first=frozenset(begin - marked),
+        first=frozenset(first - marked),
         prefaced=frozenset(prefaced - marked),
         lookalikes=frozenset(lookalikes),
         closings=frozenset(_closings(tokens, closings, ends)),
@@ -126,10 +126,10 @@ def user_turns(processor: Any, tokens: Tokens) -> UserTurns:
 
 
 def _openings(tokens: Tokens, whole: set[str], ends: set[str], others: set[str]) -> set[str]:
-    """The shortest runs that open a user's turn, from what is written before some of them.
+    """The shortest runs that open a user's turn, from what the template writes before several.
 
-    They share their last part. What is before it depends on what was said before, and where that
-    lacks its end, as an answer that was cut may, only the part behind that ``ends`` is left.
+    These runs share their last part; what precedes it belongs to the turn before. An answer that
+    was cut lacks the end of its turn, so the part behind one of ``ends`` is an opening as well.
     """
     parts = {common_suffix(pair) for pair in itertools.combinations(whole, 2)}
     parts |= {run[len(end) :] for run in whole for end in ends if run.startswith(end)}
@@ -139,9 +139,9 @@ def _openings(tokens: Tokens, whole: set[str], ends: set[str], others: set[str])
 
 
 def _closings(tokens: Tokens, whole: set[str], ends: set[str]) -> set[str]:
-    """The shortest runs that close a user's turn and begin another one."""
+    """The shortest runs that close a user's turn and start another one."""
     parts = {common_prefix(pair) for pair in itertools.combinations(whole, 2)}
     parts = set(filter(tokens.has_mark, map(tokens.stripped, parts)))
-    # What is no more than the end of a turn may be a user's word as well.
+    # A part that is just the end of a turn may be a word of the user as well.
     found = whole | {part for part in parts if not any(end.startswith(part) for end in ends)}
     return {run for run in found if not any(map(run.startswith, found - {run}))}

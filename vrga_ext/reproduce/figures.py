@@ -36,9 +36,9 @@ def _heads(studies: Sequence[Study]) -> Figure:
     """A row per model: EFR against RRAR, and R against H, a dot per head."""
     figure = _figure(10.5, 3.6 * len(studies))
     for row, study in zip(figure.subplots(len(studies), 2, squeeze=False), studies, strict=True):
-        aim = study.plain[study.short].aim
-        means = head_means(aim)
-        often = aim.selected.mean(0) >= _OFTEN
+        attention = study.plain[study.short].attention
+        means = head_means(attention)
+        often = attention.selected.mean(0) >= _OFTEN
         left, right = row
         finite = np.isfinite(means["EFR"]) & np.isfinite(means["RRAR"])
         for which, color, name in (
@@ -55,8 +55,8 @@ def _heads(studies: Sequence[Study]) -> Figure:
         style.even_line(left, 1.0)
         style.legend(left, "upper right")
         style.heading(left, f"{study.name}: EFR and aim")
-        heads = [(aim.layers[layer], int(head)) for layer, head in np.argwhere(often)]
-        draw_heads(right, means["R"], means["H"], selected=heads, layers=aim.layers)
+        heads = [(attention.layers[layer], int(head)) for layer, head in np.argwhere(often)]
+        draw_heads(right, means["R"], means["H"], selected=heads, layers=attention.layers)
         right.set_ylim(top=1.3 * np.nanmax(means["R"]))  # room for the legend
         style.heading(right, f"{study.name}: entropy and ratio")
     return figure
@@ -85,19 +85,19 @@ def _length(studies: Sequence[Study]) -> Figure:
         ):
             kind = {"color": color, "linestyle": line, "marker": "o", "markersize": 4}
             right = [runs[mode].accuracy for mode in modes]
-            aims = [
-                Mean.from_values(runs[mode].aim.mean_of_selected(runs[mode].aim.answer))
+            ratios = [
+                Mean.from_values(runs[mode].attention.over_selected(runs[mode].attention.answer))
                 for mode in modes
             ]
             label = f"{study.name}, {what}"
-            for axes, found, scale in ((accuracy, right, 100), (rrar, aims, 1)):
+            for axes, found, scale in ((accuracy, right, 100), (rrar, ratios, 1)):
                 axes.errorbar(
                     range(len(modes)),
                     [scale * mean.value for mean in found],
                     [scale * mean.error for mean in found],
                     capsize=2, label=label, **kind,
                 )  # fmt: skip
-            values = runs[study.long].aim.drift
+            values = runs[study.long].attention.drift
             there = np.isfinite(values).sum(0) >= len(values) / 2
             means = [Mean.from_values(column) for column in values[:, there].T]
             drift.errorbar(

@@ -1,4 +1,4 @@
-"""From the outcomes to tables, and to the paper's statements with a verdict on each."""
+"""From the outcomes to tables, and to a verdict on each of the paper's statements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vrga_ext.analysis import compare, linear_fit
-from vrga_ext.reproduce.measure import Aim, Mean, Run
+from vrga_ext.reproduce.measure import ImageAttention, Mean, Run
 from vrga_ext.reproduce.study import CONTROLS, LAYER_MASKS, MASKS, Study, control_label
 from vrga_ext.reproduce.vqa import GUIDED
 from vrga_ext.selection import RowStatistics
@@ -21,8 +21,8 @@ FINDINGS = (
     "Longer reasoning scatters the aim and costs accuracy",
     "VRGA recovers it",
 )
-SURE = 3.0  # standard errors that a difference has to reach to be called one
-LIKELY = 2.0  # standard errors below which nothing is called a gain
+SURE = 3.0  # least standard errors of a difference that counts
+LIKELY = 2.0  # standard errors below which a gain is denied
 PEARSON = 0.9  # the paper's bound on r
 COLLAPSE = 0.5  # share of the accuracy that a collapse loses at least
 HARDLY = 0.05  # accuracy, a share: a loss below this hardly matters
@@ -71,12 +71,12 @@ class Table(NamedTuple):
 
 
 def claims(study: Study) -> list[Claim]:
-    """Every statement, in the order of the findings; the same ones for models of one task."""
+    """Every statement, in the order of the findings; models of one task have the same ones."""
     return _heads(study) + _masks(study) + _lengths(study) + _recovery(study)
 
 
 def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
-    """Spearman's correlation of two numbers of each head; NaN if all of either are equal.
+    """Spearman's correlation over heads; NaN if either side has equal values only.
 
     Examples
     --------
@@ -88,19 +88,20 @@ def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
     return float(np.corrcoef(_ranks(values), _ranks(others))[0, 1])
 
 
-def head_means(aim: Aim) -> dict[str, np.ndarray]:
+def head_means(attention: ImageAttention) -> dict[str, np.ndarray]:
     """Each head's mean over the questions, ``[L, H]``: R, H, their EFR, and RRAR."""
     ratio, entropy, rrar = (
-        np.nanmean(values, axis=0) for values in (aim.image_ratio, aim.image_entropy, aim.question)
+        np.nanmean(values, axis=0)
+        for values in (attention.image_ratio, attention.image_entropy, attention.question)
     )
     efr = RowStatistics.from_ratio(torch.from_numpy(ratio), torch.from_numpy(entropy)).efr
     return {"EFR": efr.numpy(), "R": ratio, "H": entropy, "RRAR": rrar}
 
 
 def _heads(study: Study) -> list[Claim]:
-    aim = study.plain[study.short].aim
-    selected, others = aim.mean_of_selected(aim.question), aim.mean_of_others(aim.question)
-    means = {name: values.flatten() for name, values in head_means(aim).items()}
+    found = study.plain[study.short].attention
+    selected, others = found.over_selected(found.question), found.over_others(found.question)
+    means = {name: values.flatten() for name, values in head_means(found).items()}
     seen = np.isfinite(means["EFR"]) & np.isfinite(means["RRAR"])  # heads that see the picture
     ranks = {n: rank_correlation(means[n][seen], means["RRAR"][seen]) for n in ("EFR", "R", "H")}
     fit = linear_fit(torch.from_numpy(means["R"]), torch.from_numpy(means["H"]))
@@ -132,7 +133,7 @@ def _masks(study: Study) -> list[Claim]:
     def lost(mask: str) -> float:
         return plain - study.masks[mask].accuracy.value
 
-    def tested(holds: bool) -> bool | None:  # a model that is never right has nothing to lose
+    def tested(holds: bool) -> bool | None:  # a model without right answers cannot lose any
         return holds if plain > 0 else None
 
     def figures(*masks: str) -> str:
@@ -166,22 +167,25 @@ def _masks(study: Study) -> list[Claim]:
 
 def _lengths(study: Study) -> list[Claim]:
     short, long = study.plain[study.short], study.plain[study.long]
-    aims = {mode: run.aim.mean_of_selected(run.aim.answer) for mode, run in study.plain.items()}
-    every = {mode: run.aim.mean_of_all(run.aim.answer) for mode, run in study.plain.items()}
+    found = {mode: run.attention for mode, run in study.plain.items()}
+    selected = {
+        mode: attention.over_selected(attention.answer) for mode, attention in found.items()
+    }
+    every = {mode: attention.over_all(attention.answer) for mode, attention in found.items()}
 
-    def less_aimed(values: dict[str, np.ndarray], less: str, more: str) -> tuple[bool | None, str]:
+    def lower(values: dict[str, np.ndarray], less: str, more: str) -> tuple[bool | None, str]:
         figures = (
             f"{_number(Mean.from_values(values[more]))} → {_number(Mean.from_values(values[less]))}"
         )
         return _exceeds(values[more], values[less]), figures
 
     guided: tuple[bool | None, str] = None, "no such prompt"
-    if GUIDED in aims:
-        guided = less_aimed(every, study.short, GUIDED)
-    right, wrong = (aims[study.long][kept] for kept in (long.scores > 0.5, long.scores <= 0.5))
+    if GUIDED in selected:
+        guided = lower(every, study.short, GUIDED)
+    right, wrong = (selected[study.long][kept] for kept in (long.scores > 0.5, long.scores <= 0.5))
     apart = Mean.from_values(right), Mean.from_values(wrong)
     errors = float(np.hypot(apart[0].error, apart[1].error))
-    first, last = _quarters(long.aim.drift)
+    first, last = _quarters(long.attention.drift)
     return [
         Claim(
             2,
@@ -192,9 +196,9 @@ def _lengths(study: Study) -> list[Claim]:
         Claim(
             2,
             "while they are written the visual heads aim less at the region (RRAR)",
-            *less_aimed(aims, study.long, study.short),
+            *lower(selected, study.long, study.short),
         ),
-        Claim(2, "so do all heads on average", *less_aimed(every, study.long, study.short)),
+        Claim(2, "so do all heads on average", *lower(every, study.long, study.short)),
         Claim(2, "naming the region in the prompt aims them better than a direct answer", *guided),
         Claim(
             2,
@@ -213,7 +217,7 @@ def _lengths(study: Study) -> list[Claim]:
 
 def _recovery(study: Study) -> list[Claim]:
     plain, guided = study.plain[study.long], study.guided[study.long]
-    aims = [run.aim.mean_of_selected(run.aim.answer) for run in (plain, guided)]
+    ratios = [run.attention.over_selected(run.attention.answer) for run in (plain, guided)]
     short = study.guided[study.short].accuracy.value, study.plain[study.short].accuracy.value
     whole = guided.against(study.controls["whole image"])
 
@@ -233,8 +237,8 @@ def _recovery(study: Study) -> list[Claim]:
         Claim(
             3,
             "and the visual heads, reweighted, aim better (RRAR)",
-            _exceeds(aims[1], aims[0]),
-            f"{_number(Mean.from_values(aims[0]))} → {_number(Mean.from_values(aims[1]))}",
+            _exceeds(ratios[1], ratios[0]),
+            f"{_number(Mean.from_values(ratios[0]))} → {_number(Mean.from_values(ratios[1]))}",
         ),
         Claim(
             3,
@@ -272,7 +276,7 @@ def tables(studies: Sequence[Study]) -> list[Table]:
             run = s.plain[mode]
             cells += [
                 _accuracy(run),
-                _number(Mean.from_values(run.aim.mean_of_selected(run.aim.answer))),
+                _number(Mean.from_values(run.attention.over_selected(run.attention.answer))),
                 _accuracy(s.guided[mode], run),
             ]
         lengths.append(row(mode, cells))
@@ -333,7 +337,7 @@ def _quarters(drift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _exceeds(values: np.ndarray, others: np.ndarray) -> bool | None:
-    """Whether the first ones are surely higher, by pairs; None without a pair of numbers."""
+    """Whether paired values are higher by ``SURE`` standard errors; None without a pair."""
     if not (np.isfinite(values) & np.isfinite(others)).any():
         return None
     paired = compare(values, others)
@@ -357,7 +361,7 @@ def _accuracy(run: Run, base: Run | None = None) -> str:
 
 
 def _unlike(study: Study, control: str) -> str:
-    """The numbers of tokens and heads, where a control that was to have as many has not."""
+    """Numbers of tokens and heads, if a control has not as many as it should; else empty."""
     if control in MASKS or control in LAYER_MASKS:
         run = study.masks[control]
         original = study.masks[next(iter(MASKS if control in MASKS else LAYER_MASKS))]

@@ -1,7 +1,7 @@
-"""Controls: what to change in a region that VRGA found, to see which part of it matters.
+"""Controls: changes of a region that VRGA selected, which show what part of it matters.
 
-Each control is a function ``(row of the prompt, Region) -> Region`` for ``VRGAHandle.region_hook``.
-Random ones are a function of their seed.
+Each control is a function ``(sample, Region) -> Region`` for ``VRGAHandle.region_hook``. Random
+ones are determined by their seed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vrga_ext.region import HeadIndex, Region
 
 
 def permuted_tokens(seed: int) -> Hook:
-    """As many boosted tokens as VRGA found, drawn from the rest of the picture; all, if fewer."""
+    """Boost as many other tokens of the picture, drawn at random; all of them, if fewer."""
     generator = torch.Generator().manual_seed(seed)
 
-    def hook(row: int, region: Region) -> Region:
+    def hook(sample: int, region: Region) -> Region:
         rest = region.image_positions[~torch.isin(region.image_positions, region.boosted)]
         order = torch.randperm(len(rest), generator=generator)
         drawn = rest[order[: len(region.boosted)]].sort().values
@@ -31,19 +31,23 @@ def permuted_tokens(seed: int) -> Hook:
 
 
 def all_image_tokens() -> Hook:
-    """Every image token, in the heads that VRGA found."""
-    return lambda row, region: replace(region, boosted=region.image_positions)
+    """Boost every image token, in the heads that VRGA selected."""
+    return lambda sample, region: replace(region, boosted=region.image_positions)
 
 
 def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
-    """The tokens of the ground-truth region.
+    """Boost the tokens of the ground-truth region.
 
-    For each question, in the order in which they are asked: its box, and its picture's width and
-    height, in pixels.
+    Parameters
+    ----------
+    boxes
+        Left, top, right and bottom for each question, in the order of the task (pixels).
+    sizes
+        Width and height of its picture (pixels).
     """
     left = zip(boxes, sizes, strict=True)
 
-    def hook(row: int, region: Region) -> Region:
+    def hook(sample: int, region: Region) -> Region:
         span = region.images[0]
         box, size = next(left)
         assert span.grid is not None
@@ -55,10 +59,10 @@ def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
 
 
 def random_heads(seed: int) -> Hook:
-    """As many heads as were chosen, drawn from those that were not; all, if fewer."""
+    """Boost in as many other heads, drawn at random; all of them, if fewer."""
     generator = torch.Generator().manual_seed(seed)
 
-    def hook(row: int, region: Region) -> Region:
+    def hook(sample: int, region: Region) -> Region:
         others = [head for head in all_heads(region) if head not in region.visual_heads]
         order = torch.randperm(len(others), generator=generator)
         drawn = order[: len(region.visual_heads)].tolist()
@@ -68,9 +72,9 @@ def random_heads(seed: int) -> Hook:
 
 
 def lowest_ratio_heads() -> Hook:
-    """As many heads as were chosen, those that look at the picture least."""
+    """Boost in as many heads, those that look at the picture least."""
 
-    def hook(row: int, region: Region) -> Region:
+    def hook(sample: int, region: Region) -> Region:
         heads = all_heads(region)
         order = region.image_ratio.flatten().argsort()[: len(region.visual_heads)]
         return replace(region, visual_heads=tuple(heads[i] for i in sorted(order.tolist())))
@@ -79,8 +83,8 @@ def lowest_ratio_heads() -> Hook:
 
 
 def these_heads(heads: tuple[HeadIndex, ...]) -> Hook:
-    """The same heads for every question."""
-    return lambda row, region: replace(region, visual_heads=heads)
+    """Boost in the same heads for every question."""
+    return lambda sample, region: replace(region, visual_heads=heads)
 
 
 def all_heads(region: Region) -> list[HeadIndex]:

@@ -1,4 +1,4 @@
-"""All questions of a task under one condition: how right the answers are, and where they aim."""
+"""All questions of a task under one condition: scores of the answers, and their attention."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Mean(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Aim:
+class ImageAttention:
     """Attention of n questions on the image, in L layers with H heads each.
 
     ``RRAR = mean_B(a) / mean_V(a)`` (no unit), with V the image tokens and B those of the true
@@ -81,15 +81,15 @@ class Aim:
     drift: np.ndarray
     layers: tuple[int, ...]
 
-    def mean_of_selected(self, values: np.ndarray) -> np.ndarray:
+    def over_selected(self, values: np.ndarray) -> np.ndarray:
         """Mean over each question's visual heads, ``[n]``; NaN where there is none."""
         return _head_mean(values, self.selected)
 
-    def mean_of_others(self, values: np.ndarray) -> np.ndarray:
+    def over_others(self, values: np.ndarray) -> np.ndarray:
         """Mean over the other heads, ``[n]``."""
         return _head_mean(values, ~self.selected)
 
-    def mean_of_all(self, values: np.ndarray) -> np.ndarray:
+    def over_all(self, values: np.ndarray) -> np.ndarray:
         """Mean over all heads, ``[n]``."""
         return _head_mean(values, np.ones_like(self.selected))
 
@@ -106,7 +106,7 @@ class Run:
         Boosted tokens, mean over the questions.
     heads : float
         Reweighted heads, mean over the questions.
-    recorded : Aim, optional
+    recorded : ImageAttention, optional
         Attention of the answers; None where it was not recorded.
 
     Examples
@@ -119,7 +119,7 @@ class Run:
     scores: np.ndarray
     boosted: float
     heads: float
-    recorded: Aim | None = None
+    recorded: ImageAttention | None = None
 
     @property
     def accuracy(self) -> Mean:
@@ -127,8 +127,8 @@ class Run:
         return Mean.from_values(self.scores)
 
     @property
-    def aim(self) -> Aim:
-        """Where the answers aimed; only of a condition whose attention was recorded."""
+    def attention(self) -> ImageAttention:
+        """Attention of the answers, for a condition that recorded it."""
         assert self.recorded is not None
         return self.recorded
 
@@ -145,41 +145,49 @@ def measure(
     config: VRGAConfig,
     *,
     hook: Hook | None = None,
-    aim: bool = False,
+    attention: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Run:
     """Ask every question of a task.
 
     Parameters
     ----------
+    model, processor
+        The model and its processor.
+    task
+        The questions.
     mode
         One of ``task.modes``.
     config
-        VRGA's thresholds; with ``gamma`` 0 the model answers by itself, bit for bit.
+        VRGA's thresholds; with ``gamma`` 0 the answers are those of the model alone, bit for bit.
     hook
         A control from :mod:`vrga_ext.reproduce.interventions`.
-    aim
-        Record the attention as well.
+    attention
+        Whether to record the attention.
     advance
-        Told how many questions were answered, batch by batch.
+        Called after each batch with its number of questions.
+
+    Returns
+    -------
+    Run
     """
     scores: list[float] = []
     used: list[tuple[int, int]] = []
-    aims: list[Aim] = []
+    attentions: list[ImageAttention] = []
     with vrga_ext.enable(model, config, processor=processor) as handle:
         handle.region_hook = hook
         for indices, inputs in task.batches(mode):
-            if aim:
+            if attention:
                 with vrga_ext.capture(model, rows=True) as recording:
                     written = _trimmed(model, task.answer(model, inputs, mode))
-                aims.append(_aim(recording.last, written, indices, task))
+                attentions.append(_attention_of(recording.last, written, indices, task))
             else:
                 written = _trimmed(model, task.answer(model, inputs, mode))
-            scores += [task.score(i, row) for i, row in zip(indices, written, strict=True)]
+            scores += [task.score(i, answer) for i, answer in zip(indices, written, strict=True)]
             used += [(len(r.boosted), len(r.visual_heads)) for r in handle.regions]
             advance(len(indices))
     boosted, heads = np.mean(used, axis=0).tolist()
-    return Run(np.array(scores), boosted, heads, _joined(aims) if aims else None)
+    return Run(np.array(scores), boosted, heads, _joined(attentions) if attentions else None)
 
 
 def _trimmed(model: Any, written: Tensor) -> list[Tensor]:
@@ -188,26 +196,28 @@ def _trimmed(model: Any, written: Tensor) -> list[Tensor]:
     written = written.cpu()
     over = torch.isin(written, torch.tensor([] if ends is None else ends, dtype=written.dtype))
     lengths = torch.where(over.any(1), over.int().argmax(1), written.shape[1])
-    return [row[:length] for row, length in zip(written, lengths.tolist(), strict=True)]
+    return [answer[:length] for answer, length in zip(written, lengths.tolist(), strict=True)]
 
 
-def _aim(capture: Capture, written: list[Tensor], indices: range, task: Task) -> Aim:
-    """What the attention of a batch shows; ``written`` are its answers ``[T]``."""
+def _attention_of(
+    capture: Capture, written: list[Tensor], indices: range, task: Task
+) -> ImageAttention:
+    """Attention of a batch on the image; ``written`` are its answers ``[T]``."""
     tokens = relevant_tokens(
         capture, [[task.boxes[i]] for i in indices], [task.sizes[i] for i in indices]
     )
     ratio = rrar(capture, tokens)  # [B, L, H, R]
     first = capture.prompt_rows
-    rows = ratio.shape[3] - first
+    steps = ratio.shape[3] - first  # generated tokens that were read
     heads = ratio.shape[2]
     selected = torch.stack(
         [head_mask(region.visual_heads, capture.layers, heads) for region in capture.regions]
     )
-    answer = torch.zeros(len(written), rows, dtype=torch.bool)
-    followed = torch.zeros(len(written), rows, dtype=torch.bool)
-    for row, tokens_of in enumerate(written):
-        answer[row, : len(tokens_of)] = task.answer_tokens(tokens_of)[:rows]
-        followed[row, : len(tokens_of)] = task.drift_tokens(tokens_of)[:rows]
+    answer = torch.zeros(len(written), steps, dtype=torch.bool)
+    followed = torch.zeros(len(written), steps, dtype=torch.bool)
+    for sample, own in enumerate(written):
+        answer[sample, : len(own)] = task.answer_tokens(own)[:steps]
+        followed[sample, : len(own)] = task.drift_tokens(own)[:steps]
     order = followed.int().argsort(
         dim=1, descending=True, stable=True
     )  # [B, T], followed ones first
@@ -216,7 +226,7 @@ def _aim(capture: Capture, written: list[Tensor], indices: range, task: Task) ->
     kept = selected[..., None] & followed[:, None, None]
     drift = _nanmean(ratio[..., first:], kept, (1, 2))  # [B, T]
     question = capture.select(slice(0, 1))
-    return Aim(
+    return ImageAttention(
         image_ratio=question.image_ratio[..., 0].numpy(),
         image_entropy=question.image_entropy[..., 0].numpy(),
         selected=selected.numpy(),
@@ -232,16 +242,16 @@ def _head_mean(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def _nanmean(values: Tensor, kept: Tensor, axes: int | tuple[int, ...]) -> np.ndarray:
-    """Mean of the kept values; NaN where none is kept."""
+    """Mean of the kept values; NaN without any."""
     return np.asarray(torch.where(kept, values, torch.nan).nanmean(axes))
 
 
-def _joined(aims: list[Aim]) -> Aim:
-    """The questions of several batches; answers of fewer tokens are filled up with NaN."""
-    longest = max(aim.drift.shape[1] for aim in aims)
+def _joined(attentions: list[ImageAttention]) -> ImageAttention:
+    """The questions of several batches; ``drift`` of shorter answers ends with NaN."""
+    longest = max(attention.drift.shape[1] for attention in attentions)
 
     def join(name: str) -> np.ndarray:
-        parts = [getattr(aim, name) for aim in aims]
+        parts = [getattr(attention, name) for attention in attentions]
         if name == "drift":
             parts = [
                 np.pad(part, ((0, 0), (0, longest - part.shape[1])), constant_values=np.nan)
@@ -249,5 +259,5 @@ def _joined(aims: list[Aim]) -> Aim:
             ]
         return np.concatenate(parts)
 
-    arrays = [field.name for field in fields(Aim) if field.name != "layers"]
-    return Aim(**{name: join(name) for name in arrays}, layers=aims[0].layers)
+    arrays = [field.name for field in fields(ImageAttention) if field.name != "layers"]
+    return ImageAttention(**{name: join(name) for name in arrays}, layers=attentions[0].layers)

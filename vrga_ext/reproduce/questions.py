@@ -65,7 +65,7 @@ class BoxedQuestion:
         Raises
         ------
         DemoError
-            It has gone since the questions were read.
+            Its file has been removed since the questions were read.
         """
         return _picture(self.source, self.text)
 
@@ -73,7 +73,7 @@ class BoxedQuestion:
 def load_questions(path: Path, count: int | None = None) -> list[BoxedQuestion]:
     """Read questions from a file, or from all such files of a folder in the order of their names.
 
-    Their pictures are read as well, so that none is found missing once a model is at work.
+    Their pictures are read as well, so that a missing one raises before the model starts.
 
     Parameters
     ----------
@@ -81,17 +81,17 @@ def load_questions(path: Path, count: int | None = None) -> list[BoxedQuestion]:
         ``.parquet`` (needs pyarrow), ``.jsonl`` (an object a line) or ``.json`` (a list of
         objects); or a folder that holds files of one of these kinds, itself or in ``data/``.
     count
-        Read at most so many.
+        Most questions to read; all without it.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file or folder, or nothing of that kind in it.
+        There is no such file or folder, or no file of these kinds in it.
     ImportError
-        A parquet file, and pyarrow is not installed.
+        The file is parquet and pyarrow is not installed.
     ValueError
-        A file is damaged; a row lacks a column or holds something else there, its picture cannot be
-        read, or its box is not in pixels of the picture; says which row.
+        A file is damaged; or a row lacks a column or has a wrong value there, its picture cannot be
+        read, or its box is not in pixels of the picture. The message names the row.
     """
     found: list[BoxedQuestion] = []
     for file in _files(path):
@@ -205,7 +205,7 @@ def _picture(source: Path | bytes, text: str) -> Image.Image:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is a string that says something, in Unicode: half a surrogate pair is none."""
+    """Whether it is a string with a visible character, without half of a surrogate pair."""
     if not isinstance(value, str) or not value.strip():
         return False
     try:

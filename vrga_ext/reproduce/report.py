@@ -1,4 +1,4 @@
-"""The findings as Markdown, and as tables on a terminal."""
+"""Report of the findings: Markdown, and tables on a terminal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _NOTES = (
 
 
 def print_report(studies: Sequence[Study], console: Console) -> None:
-    """Tables of everything."""
+    """Print every table."""
     for table in (*_claim_tables(studies), *tables(studies)):
         header, rows = table.header, table.rows
         title, note, *cells = (
@@ -114,7 +114,7 @@ def _summary(studies: Sequence[Study]) -> list[str]:
 
 
 def _claim_tables(studies: Sequence[Study]) -> list[Table]:
-    """For each finding its statements, a column per model."""
+    """A table for each finding: a line per statement, a column per model."""
     columns = [claims(study) for study in studies]
     found = []
     for index, title in enumerate(FINDINGS):
@@ -160,7 +160,7 @@ def _provenance() -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout that runs, if it is one."""
+    """The commit of this checkout; ``"commit unknown"`` if it is none."""
     root = Path(vrga_ext.__file__).parents[1]
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What is to be measured, looked at before anything slow is imported: torch, transformers."""
+"""Arguments of the study, checked before the slow imports: torch, transformers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_request(
     samples: int = 128,
     max_new_tokens: int = 256,
 ) -> Request:
-    """Read the questions and look at everything else.
+    """Read the questions and check the other arguments.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def check_request(
     OSError
         A model or the data is missing.
     ImportError
-        Figures are wanted and matplotlib is not installed, or parquet and pyarrow is not.
+        matplotlib is not installed for the figures, or pyarrow for parquet files.
     """
     if output is not None and find_spec("matplotlib") is None:
         raise ImportError("the report draws with matplotlib: pip install 'vrga_ext[viz]'")
@@ -93,7 +93,7 @@ def _check_model(where: str, asked_questions: bool) -> None:
 def _check_output(
     output: Path, models: Sequence[str], data: Path | None, questions: Sequence[BoxedQuestion]
 ) -> None:
-    """The report takes the place of nothing that is read."""
+    """The report must not replace a file or folder that is read."""
     folders = [("model", Path(where)) for where in models]
     files: list[tuple[str, Path]] = []
     if data is not None:

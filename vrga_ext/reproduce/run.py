@@ -36,13 +36,13 @@ def reproduce(
     Parameters
     ----------
     models
-        Without ``data`` folders of models saved by :mod:`vrga_ext.demo.train`; the shipped one
-        without them. With ``data`` checkpoints of the hub or folders, loaded from safetensors only
-        and never with code of their own.
+        Without ``data``: folders of models saved by :mod:`vrga_ext.demo.train`, by default the
+        shipped one. With ``data``: checkpoints of the hub or folders; only their safetensors are
+        loaded, and no code.
     data
         Questions with boxes: :func:`vrga_ext.reproduce.questions.load_questions`.
     output
-        Folder for the report (``README.md``) and its figures; none are written without it.
+        Folder for the report (``README.md``) and its figures; without it they are not written.
     samples
         Pictures of each of the ``SEEDS``; with ``data`` the number of questions, from the first.
     max_new_tokens
@@ -62,13 +62,13 @@ def reproduce(
     OSError
         A model or the data is missing.
     ImportError
-        Figures are wanted and matplotlib is not installed, or parquet and pyarrow is not.
+        matplotlib is not installed for the figures, or pyarrow for parquet files.
     """
     return carry_out(check_request(models, data, output, samples, max_new_tokens), console)
 
 
 def carry_out(request: Request, console: Console | None = None) -> list[Study]:
-    """What :func:`reproduce` does once its arguments have been looked at."""
+    """Do what :func:`reproduce` describes, with checked arguments."""
     console = console or terminal.console()
     names = _names(request.models)
     studies: list[Study] = []
@@ -100,7 +100,7 @@ def carry_out(request: Request, console: Console | None = None) -> list[Study]:
 
 
 def _names(models: Sequence[str]) -> dict[str, str]:
-    """What each model is called: the end of its path or id, made unique."""
+    """Name of each model: the end of its path or id, made unique; with its path or id."""
     names: dict[str, str] = {}
     for where in models or [str(MODEL_PATH)]:
         name = "shipped" if _is_shipped(where) else Path(where).name
@@ -146,7 +146,7 @@ def _commands(
 ) -> list[str]:
     """The command lines, with the names of folders instead of their paths.
 
-    The shipped model is what is measured where none is named, in a line of its own.
+    The shipped model has a line of its own, without ``--model``.
     """
     options = f"--samples {samples} --output FOLDER"
     if data is not None:

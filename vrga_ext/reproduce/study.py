@@ -15,7 +15,7 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.region import HeadIndex
 from vrga_ext.reproduce import interventions
 from vrga_ext.reproduce.interventions import Hook
-from vrga_ext.reproduce.measure import Aim, Run, measure
+from vrga_ext.reproduce.measure import ImageAttention, Run, measure
 from vrga_ext.reproduce.tasks import Task
 from vrga_ext.selection import RowStatistics
 
@@ -106,14 +106,22 @@ def study(
     ----------
     name
         What the model is called in tables and figures.
+    model, processor
+        The model and its processor.
+    task
+        The questions.
     step
-        Told what is being measured and how many questions were answered, batch by batch.
+        Called after each batch with the condition and its number of questions.
+
+    Returns
+    -------
+    Study
     """
     boost, short, long = task.config, task.modes[0], task.long
     nothing, hide = boost.replace(gamma=0.0), boost.replace(mode="mask")
 
     def run(
-        what: str, mode: str, config: VRGAConfig, hook: Hook | None = None, aim: bool = False
+        what: str, mode: str, config: VRGAConfig, hook: Hook | None = None, attention: bool = False
     ) -> Run:
         title = f"{name}: {mode}, {what}"
         step(title, 0)
@@ -124,20 +132,21 @@ def study(
             mode,
             config,
             hook=hook,
-            aim=aim,
+            attention=attention,
             advance=lambda count: step(title, count),
         )
 
-    plain = {m: run("without VRGA", m, nothing, aim=True) for m in task.modes}
+    plain = {m: run("without VRGA", m, nothing, attention=True) for m in task.modes}
     hidden_from = {mask: make() for mask, make in MASKS.items()}
     for mask, policy in LAYER_MASKS.items():
-        hidden_from[mask] = interventions.these_heads(_heads_of_layers(plain[short].aim, policy))
+        heads = _heads_of_layers(plain[short].attention, policy)
+        hidden_from[mask] = interventions.these_heads(heads)
     return Study(
         name,
         sum(parameter.numel() for parameter in model.parameters()),
         task,
         plain=plain,
-        guided={m: run("with VRGA", m, boost, aim=True) for m in task.modes},
+        guided={m: run("with VRGA", m, boost, attention=True) for m in task.modes},
         gammas={g: run(f"gamma {g:g}", long, boost.replace(gamma=g)) for g in task.gammas},
         controls={
             which: run(f"VRGA, {which}", long, boost, make(task))
@@ -150,10 +159,10 @@ def study(
     )
 
 
-def _heads_of_layers(aim: Aim, policy: Policy) -> tuple[HeadIndex, ...]:
+def _heads_of_layers(attention: ImageAttention, policy: Policy) -> tuple[HeadIndex, ...]:
     """The paper's choice, from each head's mean statistics over the questions."""
-    ratio = torch.from_numpy(np.nanmean(aim.image_ratio, 0)).double()
-    entropy = torch.from_numpy(np.nanmean(aim.image_entropy, 0)).double()
+    ratio = torch.from_numpy(np.nanmean(attention.image_ratio, 0)).double()
+    entropy = torch.from_numpy(np.nanmean(attention.image_entropy, 0)).double()
     efr = RowStatistics.from_ratio(ratio, entropy).efr
     count = max(1, int(LAYER_SHARE * ratio.shape[1]))
-    return heads_by_policy(ratio, efr, aim.layers, policy, count, seed=_HOOK_SEED)
+    return heads_by_policy(ratio, efr, attention.layers, policy, count, seed=_HOOK_SEED)

@@ -1,4 +1,4 @@
-"""What is asked: questions about pictures with a ground-truth region, and how answers count."""
+"""Questions about pictures with a ground-truth region, and scores of the answers."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Task(ABC):
 
     @abstractmethod
     def answer_tokens(self, written: Tensor) -> Tensor:
-        """Which written tokens ``[T]`` the aim of the answer is measured at, bool ``[T]``.
+        """Written tokens ``[T]`` at which the answer's RRAR is measured, bool ``[T]``.
 
-        That is while such a token is read, and the next one written.
+        It is measured while the model reads such a token and writes the next one.
         """
 
     @abstractmethod
     def drift_tokens(self, written: Tensor) -> Tensor:
-        """Which tokens the drift of the aim is followed over, bool ``[T]``."""
+        """Written tokens ``[T]`` over which the drift is followed, bool ``[T]``."""
 
 
 class DemoTask(Task):
@@ -69,11 +69,11 @@ class DemoTask(Task):
     processor
         The model's.
     samples
-        Questions about each seed's pictures.
-    seeds
-        Seeds of the pictures.
+        Questions about the pictures of each seed.
     lengths
-        Numbers of steps before the reply; 0 asks for the reply alone. ``LONG`` is among them.
+        Numbers of steps before the reply, ``LONG`` among them; 0 asks for the reply alone.
+    gammas
+        Further boosts to measure.
     """
 
     axis = "steps written before the answer"
@@ -122,9 +122,9 @@ class DemoTask(Task):
     def answer_tokens(self, written: Tensor) -> Tensor:
         """The last word of the target's name after the last ``so``: the colour comes next."""
         chosen = torch.zeros(len(written), dtype=torch.bool)
-        said = (written == token("so")).nonzero()
-        if len(said):
-            chosen[int(said[-1]) + 2 : int(said[-1]) + 3] = True
+        so = (written == token("so")).nonzero()
+        if len(so):
+            chosen[int(so[-1]) + 2 : int(so[-1]) + 3] = True
         return chosen
 
     def drift_tokens(self, written: Tensor) -> Tensor:

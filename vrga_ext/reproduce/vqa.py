@@ -40,8 +40,8 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_DIGITS)}
 def normalised(answer: str) -> str:
     """An answer as VQA compares it: lower case, no articles, no punctuation, numbers as digits.
 
-    Apostrophes are dropped, where VQA's own script restores those of contractions; both sides are
-    treated alike. Commas stay in no number, full stops in decimal ones.
+    Apostrophes are dropped on both sides; VQA's own script restores those of contractions. Commas
+    in numbers are dropped, decimal points stay.
 
     Examples
     --------
@@ -90,9 +90,9 @@ class BoxTask(Task):
     """Questions with boxes, asked one at a time.
 
     Direct answers, reasoning before the answer, and reasoning with the region named in the prompt:
-    the prompt styles that the paper compares. The aim is the mean over all tokens of an answer.
-    Where an image processor cuts out the centre of a picture, that is done beforehand, and
-    questions whose region is lost are left out.
+    the prompt styles that the paper compares. An answer's RRAR is the mean over all of its tokens.
+    If the image processor crops pictures to their centre, the task crops them first, and leaves
+    out questions whose region lies outside.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class BoxTask(Task):
     questions
         From :func:`vrga_ext.reproduce.questions.load_questions`.
     max_new_tokens
-        Longest answer that reasons.
+        Longest answer with reasoning (tokens).
     """
 
     modes = (DIRECT, REASON, GUIDED)
@@ -137,7 +137,7 @@ class BoxTask(Task):
                 boxes.append(box)
                 sizes.append((right - left, bottom - top))
         if not self._questions:
-            raise ValueError("data: wanted boxes inside their pictures, got none that is")
+            raise ValueError("data: wanted at least one box inside its picture, got none")
         self.boxes, self.sizes = boxes, sizes
         lost = len(questions) - len(self._questions)
         self.about = f"{len(self._questions)} questions with boxes"

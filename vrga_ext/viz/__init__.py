@@ -1,8 +1,8 @@
 """Pictures of where a model looks: maps, heads, layers and drift, and a page of one generation.
 
-The drawing functions take a matplotlib ``Axes`` and return it; they never show anything and never
-touch pyplot, so that ``matplotlib.figure.Figure().subplots()`` works as well as a notebook's axes.
-The page needs no matplotlib.
+The drawing functions draw on a matplotlib ``Axes`` and return it. They do not use pyplot and show
+nothing, so that both ``matplotlib.figure.Figure().subplots()`` and a notebook's axes work. The page
+needs no matplotlib.
 """
 
 from __future__ import annotations

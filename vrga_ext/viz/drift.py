@@ -1,4 +1,4 @@
-"""Drift: what becomes of the aim over an answer, token by token."""
+"""Drift: how attention on the image changes over an answer, token by token."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _INCHES_PER_LABEL = 0.11  # of the tokens' texts, which stand upright at 7 point
 _LONGEST = 14  # characters of a token's text
 
 
-def draw_drift(axes: style.Axes, rows: Mapping[str, Any], tokens: Sequence[str]) -> style.Axes:
-    """A strip with one cell per generated token, and the tokens' texts under it.
+def draw_drift(axes: style.Axes, values: Mapping[str, Any], tokens: Sequence[str]) -> style.Axes:
+    """A strip for each quantity with one cell per generated token, above the tokens' texts.
 
     Parameters
     ----------
     axes
         Where to draw; wide and low.
-    rows : name -> [T]
-        RRAR, R_img or H_img for example, at least 0; NaN where a token has none. Each row has its
-        own scale, from 0 to its largest value, which stands at its right end.
+    values : mapping of name to [T]
+        RRAR, R_img or H_img for example, at least 0; NaN where a token has no value. Each strip has
+        its own scale, from 0 to its largest value, which stands at its right end.
     tokens
-        T texts, of the tokens that are read: with :func:`vrga_ext.analysis.drift` those of its
-        ``token_ids``, which leave out the answer's last token. Where they are too many for the
-        axes' width, every k-th one is written.
+        Texts of the T tokens that the model read: with :func:`vrga_ext.analysis.drift` those of its
+        ``token_ids``, without the answer's last token. If the axes are too narrow for all of them,
+        every k-th one is written.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def draw_drift(axes: style.Axes, rows: Mapping[str, Any], tokens: Sequence[str])
     Raises
     ------
     ValueError
-        Nothing to draw, or a row does not have T values.
+        There is nothing to draw, or a strip does not have T values.
 
     Examples
     --------
@@ -48,11 +48,9 @@ def draw_drift(axes: style.Axes, rows: Mapping[str, Any], tokens: Sequence[str])
     >>> [label.get_text() for label in axes.get_xticklabels()]
     ['a', 'star']
     """
-    lines = _check(rows, tokens)
-    tops = [float(np.nanmax(values, initial=0)) for values in lines.values()]
-    strip = np.stack(
-        [values / (top or 1.0) for values, top in zip(lines.values(), tops, strict=True)]
-    )
+    lines = _check("values", values, tokens)
+    tops = [float(np.nanmax(line, initial=0)) for line in lines.values()]
+    strip = np.stack([line / (top or 1.0) for line, top in zip(lines.values(), tops, strict=True)])
     axes.imshow(
         strip, aspect="auto", cmap=style.MAP, vmin=0, vmax=1, interpolation="nearest",
         extent=(-0.5, len(tokens) - 0.5, len(lines) - 0.5, -0.5),
@@ -80,21 +78,22 @@ def compare_drift(
     label: str = "RRAR",
     even: float | None = 1.0,
 ) -> style.Axes:
-    """One quantity over the answer under several conditions: without and with VRGA, for example.
+    """One quantity over an answer under several conditions: without and with VRGA, for example.
 
     Parameters
     ----------
     axes
         Where to draw.
-    lines : name -> [T]
-        One value per token, NaN where there is none.
+    lines : mapping of name to [T]
+        One value per token of each condition; NaN where a token has no value.
     tokens
-        T texts, as in :func:`draw_drift`. The answers are to be of one wording, or drawn apart:
-        what stands at one place in two different answers cannot be compared.
+        T texts, as in :func:`draw_drift`. The conditions need answers of the same wording; draw
+        different answers apart, since their tokens cannot be compared by position.
     label
-        What is drawn, with its unit if it has one.
+        Name of the quantity, with its unit.
     even
-        Value of attention spread evenly over the image: 1 for RRAR; None draws no such line.
+        Its value for attention spread evenly over the image, drawn as a line: 1 for RRAR; None for
+        no line.
 
     Returns
     -------
@@ -114,7 +113,7 @@ def compare_drift(
     >>> axes.get_ylabel()
     'RRAR'
     """
-    checked = _check(lines, tokens)
+    checked = _check("lines", lines, tokens)
     for index, (name, values) in enumerate(checked.items()):
         color = style.LINES[index % len(style.LINES)]
         axes.plot(values, color=color, linewidth=1.4, marker="o", markersize=2.5, label=name)
@@ -128,22 +127,26 @@ def compare_drift(
     return axes
 
 
-def _check(rows: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, np.ndarray]:
-    if not rows or not tokens:
-        raise ValueError(f"wanted values and tokens, got {len(rows)} rows, {len(tokens)} tokens")
-    lines = {name: as_array(values).astype(float) for name, values in rows.items()}
-    for name, values in lines.items():
-        if values.shape != (len(tokens),):
-            never_read = values.shape == (len(tokens) - 1,)
+def _check(
+    argument: str, values: Mapping[str, Any], tokens: Sequence[str]
+) -> dict[str, np.ndarray]:
+    if not values:
+        raise ValueError(f"{argument}: wanted values under at least one name, got none")
+    if not tokens:
+        raise ValueError("tokens: wanted at least one text, got none")
+    lines = {name: as_array(line).astype(float) for name, line in values.items()}
+    for name, line in lines.items():
+        if line.shape != (len(tokens),):
+            never_read = line.shape == (len(tokens) - 1,)
             raise ValueError(
-                f"{name}: wanted one value for each of {len(tokens)} tokens, got {[*values.shape]}"
-                + "; the last token of an answer is never read and has none" * never_read
+                f"{name}: wanted one value for each of {len(tokens)} tokens, got {[*line.shape]}"
+                + "; the model never reads an answer's last token, which has no value" * never_read
             )
     return lines
 
 
 def _texts(axes: style.Axes, tokens: Sequence[str]) -> None:
-    """Write the tokens under the axes, upright, as many as have room."""
+    """Write the tokens under the axes, upright, as many as there is room for."""
     box, figure = axes.get_position(), axes.get_figure(root=True)
     assert figure is not None
     width = box.width * figure.get_size_inches()[0]

@@ -1,4 +1,4 @@
-"""From values over the image tokens to the cells of a picture; numpy only."""
+"""From values over the image tokens to the cells of a picture, with numpy alone."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from vrga_ext.selection import Span
 
 Picture = Image.Image | np.ndarray
-Box = tuple[float, float, float, float]  # left, upper, right, lower, in pixels
+Box = tuple[float, float, float, float]  # left, upper, right, lower (pixels)
 _BOX = "(left, upper, right, lower)"
 
 
 def cells(values: Any, span: Span) -> np.ndarray:
-    """Lay values over the image tokens out as the patches of one image.
+    """Arrange values over the image tokens as the patches of one image.
 
     Parameters
     ----------
@@ -58,7 +58,12 @@ def cells(values: Any, span: Span) -> np.ndarray:
 
 
 def boundary(marked: np.ndarray) -> np.ndarray:
-    """Border of a set of cells, bool [rows, columns], as segments.
+    """Border of a set of cells, as segments.
+
+    Parameters
+    ----------
+    marked : bool [rows, columns]
+        The cells.
 
     Returns
     -------
@@ -80,12 +85,17 @@ def boundary(marked: np.ndarray) -> np.ndarray:
 
 
 def as_picture(image: Any) -> Image.Image:
-    """An RGB image of a picture or of an array uint8 [height, width] or [height, width, 3].
+    """Convert a picture to RGB.
+
+    Parameters
+    ----------
+    image
+        A PIL image, or uint8 [height, width] or [height, width, 3].
 
     Raises
     ------
     TypeError
-        Anything else.
+        It is something else.
     ValueError
         As :func:`as_rgb`.
     """
@@ -103,15 +113,15 @@ def as_picture(image: Any) -> Image.Image:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture as RGB, greys of 16 bits scaled to 8: PIL itself makes those above 255 white.
+    """Convert a PIL image to RGB.
 
-    What is transparent shows the colour that is stored there, as in transformers' processors.
+    Greys of 16 bits are scaled to 8; PIL alone makes those above 255 white. A transparent pixel
+    shows its stored colour, as in transformers' processors.
 
     Raises
     ------
     ValueError
-        Its greys are floats, or integers that are not of 16 bits; or it is of another kind that
-        does not convert.
+        Its greys are floats, or integers outside 16 bits; or PIL cannot convert its mode.
 
     Examples
     --------
@@ -128,7 +138,7 @@ def as_rgb(picture: Image.Image) -> Image.Image:
             )
         if picture.mode != "I" or greys.max() > 255:  # "I" may hold 8 bits as well
             picture = Image.fromarray((greys // 257).astype(np.uint8))
-    if "transparency" in picture.info:  # of a palette: not all of its kinds convert to RGB at once
+    if "transparency" in picture.info:  # some palettes do not convert to RGB at once
         picture = picture.convert("RGBA")
     try:
         return picture.convert("RGB")
@@ -137,12 +147,12 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def covered(picture: Image.Image, box: Box | None) -> Box:
-    """The part of a picture that the grid covers: ``box``, and the whole of it without one.
+    """The part of a picture that the patch grid covers: ``box``, or all of it without a box.
 
     Raises
     ------
     ValueError
-        The box is none of finite numbers in pixels, is empty or leaves the picture.
+        The box is not four finite numbers in pixels, is empty, or leaves the picture.
     """
     width, height = picture.size
     if box is None:

@@ -1,4 +1,4 @@
-"""Heads and layers: which heads look at the picture with focus, and which layers are aimed."""
+"""Heads and layers: which heads look at the picture with focus, and RRAR by layer."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def draw_heads(
     layers: Sequence[int] | None = None,
     fit: bool = True,
 ) -> style.Axes:
-    """Every head by how spread its look at the image is (H_img) and how strong (R_img).
+    """Every head by the entropy (H_img) and the strength (R_img) of its attention on the image.
 
-    Paper section 3 reports ``R_img ≈ k H_img + b`` over heads; the line and Pearson's r are those
-    of all heads that are drawn.
+    Paper section 3 reports ``R_img ≈ k H_img + b`` over heads; the line and Pearson's r are fitted
+    to all heads in the drawing.
 
     Parameters
     ----------
     axes
         Where to draw.
     image_ratio, image_entropy : [L, H]
-        R_img, and H_img in nats; heads where one of them is not finite are left out.
+        R_img (no unit) and H_img (nats); a head needs both finite to be drawn.
     selected
         (layer, head) pairs to mark, ``region.visual_heads`` for example.
     layers
@@ -49,7 +49,7 @@ def draw_heads(
     Raises
     ------
     ValueError
-        The two do not have one shape [L, H], ``layers`` does not have L entries, a selected head
+        The shapes differ or are not [L, H], ``layers`` does not have L entries, a selected head
         does not exist, or no head is finite.
 
     Examples
@@ -114,11 +114,12 @@ def draw_layers(
     ----------
     axes
         Where to draw.
-    rrar : name -> [L]
-        Relevant-region attention ratio of each layer; 1 is attention spread evenly over the image.
+    rrar : mapping of name to [L]
+        Relevant-region attention ratio of each layer (no unit); 1 is attention spread evenly over
+        the image.
     layers
         The model's index of each of the L layers; 0 ... L - 1 without it.
-    errors : name -> [L], optional
+    errors : mapping of name to [L], optional
         Standard errors, drawn as a band.
 
     Returns
@@ -129,7 +130,7 @@ def draw_layers(
     Raises
     ------
     ValueError
-        Nothing to draw, or the lines or errors do not have L values each.
+        There is nothing to draw, or a line or its errors do not have L values.
 
     Examples
     --------

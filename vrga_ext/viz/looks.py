@@ -1,4 +1,4 @@
-"""From a capture to what is drawn of it: the heads' mean map at each row, and rows by token."""
+"""From a capture to values for drawings: mean maps of heads, and values by written token."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ def head_maps(
     heads: Sequence[HeadIndex] | None = None,
     reweighted: bool = True,
 ) -> np.ndarray:
-    """Attention of some heads on the image tokens, their mean, at every captured row.
+    """Mean attention of some heads on the image tokens, at every captured query.
 
     Parameters
     ----------
     capture
         Made with ``rows=True`` or ``rows="all"``.
     sample
-        Which of its S samples.
+        Index of one of its S samples.
     heads
         (layer, head) pairs; the sample's visual heads without it.
     reweighted
-        As the heads used it; False: as it would have been without the boost.
+        True: the attention as the heads used it. False: before reweighting.
 
     Returns
     -------
     float array [R, n]
-        Share of all attention on each image token; :func:`cells` lays a row out as a map.
+        Share of all attention on each image token; :func:`cells` makes a map of each query's.
 
     Raises
     ------
     ValueError
-        The capture holds statistics only, there is no such sample or head, or no head is named.
+        The capture holds statistics only, there is no such sample or head, or ``heads`` is empty.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def head_maps(
     >>> with vrga_ext.capture(model, processor=processor, rows=True) as recording:
     ...     answer = generate(model, inputs, steps=0)
     >>> capture = recording.last
-    >>> head_maps(capture).shape  # the question's row, and those of four tokens; 36 image tokens
+    >>> head_maps(capture).shape  # the question's last token, four generated ones; 36 image tokens
     (5, 36)
     """
     check_sample(capture, sample)
@@ -63,32 +63,33 @@ def head_maps(
         raise ValueError("heads: wanted at least one (layer, head), got none")
     mask = head_mask(named, capture.layers, capture.image_ratio.shape[2])
     there = as_array(capture.image_positions[sample]) >= 0
-    rows = select_heads(capture, mask, sample).image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
-    mean: np.ndarray = as_array(rows).mean(0)[:, there]
+    few = select_heads(capture, mask, sample)
+    maps = few.image_rows(reweighted=reweighted)[0, 0]  # [k, R, n]
+    mean: np.ndarray = as_array(maps).mean(0)[:, there]
     return mean
 
 
 def per_token(
     values: Any, capture: Capture, count: int, *, sample: int = 0, blank: float = np.nan
 ) -> np.ndarray:
-    """Values of a capture's rows, sorted to the tokens that were written from these rows.
+    """Values of a capture's queries, by the token that the model wrote at each of them.
 
-    A row shows the attention while a token is *read* and the next one written. The first token of
-    an answer is written while the prompt's last token is read: it has values if that row was
-    captured (``prompt_rows``), else ``blank``.
+    At a query the model *reads* a token and writes the next one. It writes the first token of an
+    answer while it reads the prompt's last token: the first entry is ``blank`` unless
+    ``prompt_rows`` captured that query.
 
     Parameters
     ----------
     values : [R, ...]
-        One entry per row of the capture.
+        One entry per query of the capture.
     capture
-        Whose rows they are.
+        The capture.
     count
-        Tokens of the answer, T.
+        T, tokens of the answer.
     sample
-        Which of the capture's samples.
+        Index of one of the capture's samples.
     blank
-        Stands where there is no row.
+        Value for a token without a query.
 
     Returns
     -------
@@ -97,7 +98,7 @@ def per_token(
     Raises
     ------
     ValueError
-        The values do not have R rows, or the answer has more tokens than were captured.
+        There are not R values, or the answer has more tokens than were captured.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Maps over the picture: attention, and the question-relevant tokens outlined."""
+"""Maps over the picture: attention, and outlines of the question-relevant tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw_map(
     top: float | None = None,
     box: Box | None = None,
 ) -> style.Axes:
-    """Lay a map over a faded picture.
+    """Draw a map over a faded picture.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def draw_map(
     region : bool [rows, columns], optional
         Patches to outline, T_q for example.
     top
-        Value of the strongest colour; the largest of ``values`` without it. Give maps that are to
-        be compared the same.
+        Value of the strongest colour; the largest of ``values`` without it. Use the same one for
+        maps to compare.
     box
         The part of the picture that the patches cover, (left, upper, right, lower) in pixels, for
         processors that crop; the whole picture without it.
@@ -50,8 +50,8 @@ def draw_map(
     Raises
     ------
     ValueError
-        ``values`` is not a grid of finite numbers of at least 0, or ``region`` or ``box`` does not
-        fit.
+        ``values`` is not [rows, columns] of finite numbers of at least 0, ``region`` has another
+        shape, or ``box`` does not fit the picture.
 
     Examples
     --------
@@ -93,7 +93,7 @@ def draw_map(
 def draw_picture(
     axes: style.Axes, image: Picture, *, region: Any = None, box: Box | None = None
 ) -> style.Axes:
-    """The picture as it is, with patches outlined.
+    """Draw the picture, with an outline around some of its patches.
 
     Parameters
     ----------
@@ -126,7 +126,23 @@ def draw_picture(
 
 
 def outline(axes: style.Axes, region: Any, box: Box, color: str = style.REGION) -> style.Axes:
-    """Draw the border of a set of patches, bool [rows, columns], that cover ``box``.
+    """Draw the border of a set of patches.
+
+    Parameters
+    ----------
+    axes
+        Where to draw.
+    region : bool [rows, columns]
+        The patches.
+    box
+        The part of the picture that the grid covers, (left, upper, right, lower) in pixels.
+    color
+        Of the line.
+
+    Returns
+    -------
+    Axes
+        ``axes``.
 
     Raises
     ------
@@ -167,7 +183,7 @@ def draw_region(
     index: int = 0,
     box: Box | None = None,
 ) -> style.Axes:
-    """The question-relevant tokens T_q outlined on the picture, over the refined map.
+    """Draw the refined map over the picture, with an outline around the question-relevant tokens.
 
     Parameters
     ----------
@@ -176,9 +192,9 @@ def draw_region(
     image
         The picture, PIL or uint8 [height, width(, 3)].
     region
-        What VRGA found: one of ``handle.regions``.
+        What VRGA selected: one of ``handle.regions``.
     index
-        Which image of the prompt the picture is.
+        Index of the picture among the prompt's images.
     box
         As in :func:`draw_map`.
 
@@ -236,7 +252,7 @@ def compare_maps(
     image, region, box
         As in :func:`draw_map`.
     before, after : [rows, columns]
-        Attention per image token. Below each title: its sum, and its sum over ``region``.
+        Attention on each image token. Its sum, and its sum over ``region``, stand below the title.
     titles
         Of the two maps.
 
@@ -248,7 +264,7 @@ def compare_maps(
     Raises
     ------
     ValueError
-        As :func:`draw_map`; or ``pair`` or ``titles`` are not two.
+        As :func:`draw_map`; or ``pair`` or ``titles`` do not have two entries.
 
     Examples
     --------

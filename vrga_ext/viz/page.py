@@ -1,6 +1,6 @@
 """One generation as a page: the picture, the answer, and where the model looked at each token.
 
-The page is one file that needs no network: picture, maps and script are inside. Its template is
+The page is one file with picture, maps and script inside, and needs no network. Its template is
 ``page.html``; jinja escapes every text in it.
 """
 
@@ -46,16 +46,17 @@ def html_page(
     region: Tensor | np.ndarray | None = None,
     box: Box | None = None,
 ) -> str:
-    """A page of one generation: whoever points at a token sees where its heads looked.
+    """A page of one generation: pointing at a token shows where the heads looked.
 
-    The page is self-contained HTML for light and dark screens: no network, no script from
-    elsewhere, every text escaped. ``#token=5`` at the end of its address opens it at that token.
+    The page is self-contained HTML for light and dark screens: it needs no network and no script
+    from elsewhere, and escapes every text. ``#token=5`` at the end of its address opens it at that
+    token.
 
     Parameters
     ----------
     capture
-        The generation, captured with ``rows=True`` or ``rows="all"``. For the first token's map,
-        capture the prompt's last row as well (``prompt_rows``).
+        The generation, captured with ``rows=True`` or ``rows="all"``. The first token has a map if
+        ``prompt_rows`` captured the prompt's last token.
     image
         The prompt's picture, or a list of all of them; PIL or uint8 [height, width(, 3)].
     tokens
@@ -63,13 +64,12 @@ def html_page(
     title
         Heading of the page: the question, for example.
     sample
-        Which of the capture's samples.
+        Index of one of the capture's samples.
     heads
         (layer, head) pairs whose mean is shown; the sample's visual heads without it.
     region : bool [n], optional
-        Image tokens to outline and to measure RRAR on: the sample's row of
-        :func:`vrga_ext.analysis.relevant_tokens`, for example. The question-relevant tokens T_q
-        without it.
+        Image tokens to outline and to measure RRAR on, for example one sample of
+        :func:`vrga_ext.analysis.relevant_tokens`. The question-relevant tokens T_q without it.
     box
         As in :func:`draw_map`, for all pictures.
 
@@ -84,7 +84,7 @@ def html_page(
         The capture holds statistics only; a sample, a head, a picture or the region does not fit
         it; an image's tokens form no rectangle; or there are no tokens, or more than were captured.
     TypeError
-        Something else than pictures or texts.
+        ``image`` has something else than pictures, or ``tokens`` something else than texts.
 
     Examples
     --------
@@ -109,11 +109,11 @@ def html_page(
     if len(pictures) != len(spans):
         raise ValueError(f"image: wanted {len(spans)} pictures, got {len(pictures)}")
     found = capture.region(sample)
-    columns = capture.image_positions[sample]
-    marked = as_array(torch.isin(columns, found.focus) if region is None else region)
-    if marked.shape != columns.shape or marked.dtype != bool:
+    positions = capture.image_positions[sample]
+    marked = as_array(torch.isin(positions, found.focus) if region is None else region)
+    if marked.shape != positions.shape or marked.dtype != bool:
         raise ValueError(
-            f"region: wanted bool {[*columns.shape]}, got {marked.dtype} {[*marked.shape]}"
+            f"region: wanted bool {[*positions.shape]}, got {marked.dtype} {[*marked.shape]}"
         )
     shown = found.visual_heads if named is None else named
     strips = _strips(capture, sample, shown, marked, len(tokens))
@@ -159,7 +159,7 @@ def write_html(
     Parameters
     ----------
     path
-        Where to; a file that is there is replaced, once the new one is whole.
+        Of the file; an existing one is replaced once the new one is whole.
     capture, image, tokens, **options
         As in :func:`html_page`.
 
@@ -170,10 +170,10 @@ def write_html(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         As :func:`html_page`; nothing is written then.
-    TypeError
-        As :func:`html_page`.
+    OSError
+        The file cannot be written.
 
     Examples
     --------
@@ -233,8 +233,8 @@ def _strips(
         _strip(f"H_img, image attention entropy{when} (nats)", mean(shown.image_entropy)),
     ]
     if marked.any():
-        aim = mean(rrar(shown, marked[None]))
-        strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", aim, even=1.0))
+        ratio = mean(rrar(shown, marked[None]))
+        strips.insert(0, _strip("RRAR, aim at the outlined region (dashed: even)", ratio, even=1.0))
     return strips
 
 
@@ -281,7 +281,7 @@ def _picture(picture: Image.Image, marked: np.ndarray, box: Box | None) -> dict[
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """As JSON takes them: four digits, null for NaN."""
+    """Values for JSON: four digits, null for NaN."""
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
 
 

@@ -1,4 +1,4 @@
-"""What all drawings have in common: colours, frames and titles. Imports matplotlib."""
+"""Colours, frames and titles of all drawings. Imports matplotlib."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INK, FAINT, FRAME = "#22272e", "#6b7280", "#d0d7de"
 REGION = "#d6007a"  # T_q, in every drawing
 RIGHT, WRONG = "#1a7f37", "#b42318"
 MAP = "YlOrRd"  # attention
-# Told apart by people who see few colours as well (Okabe and Ito).
+# Distinct for colour-blind readers as well (Okabe and Ito).
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 __all__ = [
@@ -72,15 +72,15 @@ Place = Literal["best", "upper right", "lower left"]
 
 
 def legend(axes: Axes, place: Place = "best") -> None:
-    """Names of what is drawn, by default where they cover least."""
+    """A legend without a frame, by default where it covers least."""
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc=place)
 
 
 def even_line(axes: Axes, at: float) -> None:
-    """Where attention that is spread evenly over the image is."""
+    """A line at the value of attention spread evenly over the image."""
     axes.axhline(at, color=FAINT, linewidth=1, linestyle=":", zorder=1, label="even attention")
 
 
 def plain(text: str) -> str:
-    """Text of a model as matplotlib is to show it: no formulas, no line breaks, no controls."""
+    """A model's text for matplotlib: without formulas, line breaks and control characters."""
     return escaped(text.replace("\n", "↵").replace("\t", "⇥")).replace("$", r"\$")

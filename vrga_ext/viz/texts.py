@@ -1,4 +1,4 @@
-"""Texts of models and people, as a reader can see them."""
+"""Make every character of a text visible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _JOINERS = "\u200c\u200d"  # within words of some scripts, and within emoji
 
 
 def visible(text: str) -> str:
-    """A token's text with signs for control characters, and for all there is if it were unseen.
+    """A token's text with signs for control characters, and for blanks if it has nothing else.
 
     Examples
     --------
@@ -24,9 +24,10 @@ def visible(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text in which everything that has no shape stands as Python writes it.
+    """A text with every character without a shape written as Python's escape.
 
-    That is what terminals act on, what breaks or turns lines, and what no font has.
+    These are characters that a terminal acts on, that break lines or change their direction, and
+    that no font has.
 
     Examples
     --------

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vrga_ext.analysis.ablation import Ablation, Policy, blinded, check_choice, choose_heads
-from vrga_ext.analysis.arguments import as_rows
+from vrga_ext.analysis.arguments import as_tuples
 from vrga_ext.analysis.heads import head_mask
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.api import enable, unwrapped
@@ -51,7 +51,7 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
     >>> with mask_heads(model, [(2, 0), (2, 1)], processor=processor):
     ...     tokens = model.generate(**inputs, max_new_tokens=4)
     """
-    pairs = as_rows("heads", heads, "(layer, head)", whole=True)
+    pairs = as_tuples("heads", heads, "(layer, head)", whole=True)
     wanted = tuple(dict.fromkeys((layer, head) for layer, head in pairs))
     if not wanted:
         raise ValueError("heads: wanted at least one (layer, head), got none")
