@@ -1,25 +1,20 @@
-"""``python -m bench report|join|compare``: pages from results, and regressions between two."""
+"""``python -m bench report|join``: pages from results, and one file of several."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from bench import compare as comparison
 from bench.plots import draw
 from bench.report import markdown
-from bench.results import Report
+from bench.results import Report, compact
 from bench.results import join as join_results
-from bench.rivals import is_ours
 from vrga_ext.demo.outputs import check_apart
-from vrga_ext.demo.terminal import encodable, never_fail
+from vrga_ext.demo.terminal import never_fail
 from vrga_ext.files import replacing
 
 app = typer.Typer(
@@ -66,42 +61,14 @@ def join(
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     note: Annotated[str, typer.Option(help="What the machine does not say of itself.")] = "",
 ) -> None:
-    """Join files of one machine: a suite that was run in parts. The file may be one of them."""
+    """Join files of one machine, a suite that was run in parts, into a compact one.
+
+    The file may be one of them.
+    """
     joined = join_results(parts, note)
     with replacing(out) as file:
-        file.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
+        file.write_text(compact(joined), encoding="utf-8")
     typer.echo(f"{len(joined['benchmarks'])} results in {out}")
-
-
-@app.command()
-@_one_line()
-def compare(
-    old: File,
-    new: File,
-    threshold: Annotated[float, typer.Option(min=0.0, help="Worse by this share.")] = 0.1,
-) -> None:
-    """Say what of ours got slower, takes more memory or is missing; exit with 1 if something is."""
-    before, after = Report.load(old), Report.load(new)
-    for difference in comparison.differences(before.machine, after.machine):
-        typer.echo(f"not the same machine or versions: {difference}")
-    found = comparison.changes(before, after)
-    regressed = [change for change in found if change.regressed(threshold)]
-    console = Console()
-    table = Table("operation", "case", "implementation", "old", "new", "new / old", "")
-    for change in found:
-        texts = (*change.texts, "REGRESSION" if change in regressed else "")
-        table.add_row(*(encodable(text, console) for text in texts))
-    console.print(table)
-    lost = comparison.missing(before, after)
-    for result in lost:
-        typer.echo(f"missing from the new file: {', '.join(result.key)}")
-    ours = sum(is_ours(result.rival) for result in lost)
-    typer.echo(
-        f"{len(regressed)} of {len(found)} figures of both files worse by more than "
-        f"{threshold:.0%}, {ours} of ours missing"
-    )
-    if regressed or ours:
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """``pytest bench --benchmark-only``: options, and how interleaved times reach pytest-benchmark.
 
-All rivals of a case are timed together by the first of its tests (``bench/timing.py``); each test
-then replays its own rounds on a clock that stands still otherwise, so that pytest-benchmark's
-statistics are those of the interleaved rounds.
+All implementations of a case are timed together by the first of its tests (``bench/timing.py``);
+each test then replays its own rounds on a clock that stands still otherwise, so that the statistics
+of pytest-benchmark are those of the interleaved rounds.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from rich.console import Console
 
+from bench.case import Measure, Outcome, PreparedCase, Settings, time_case
 from bench.machine import machine
-from bench.race import Compete, Contest, Race, Settings, run_race
-from bench.report import goals_table, summary_tables
+from bench.report import summary_tables
 from bench.results import Result
 
 _SETTINGS = pytest.StashKey[Settings]()
@@ -46,18 +46,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vrga")
     group.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     group.addoption("--threads", type=int, help="CPU threads; default: torch's own")
-    group.addoption("--rounds", type=int, default=40, help="rounds of a race; default: 40")
+    group.addoption("--rounds", type=int, default=40, help="rounds of a case; default: 40")
     group.addoption(
         "--max-seconds",
         type=float,
         default=60,
-        help="a race ends after so long, but not before three rounds; default: 60",
+        help="a case ends after so long, but not before three rounds; default: 60",
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "race(cases, rivals): cases and rivals, given the settings")
+    config.addinivalue_line(
+        "markers", "measured(cases, implementations): what a run with given settings measures"
+    )
     config.option.benchmark_quiet = True  # one table, ours
     if config.option.threads:
         torch.set_num_threads(config.option.threads)
@@ -75,17 +77,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marker = metafunc.definition.get_closest_marker("race")
+    marker = metafunc.definition.get_closest_marker("measured")
     if marker is None:
         return
     settings = metafunc.config.stash[_SETTINGS]
     metafunc.parametrize("case", marker.kwargs["cases"](settings), ids=str, scope="session")
-    metafunc.parametrize("rival", marker.kwargs["rivals"](settings))
+    metafunc.parametrize("implementation", marker.kwargs["implementations"](settings))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("race"):
+        if item.get_closest_marker("measured"):
             item.add_marker(pytest.mark.benchmark(timer=_CLOCK.read))
 
 
@@ -101,46 +103,46 @@ def no_grad() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def races() -> dict[Any, Race]:
-    """The last race only: inputs and graphs of others are gone."""
+def outcomes() -> dict[Any, Outcome]:
+    """Of the last case only: inputs and graphs of others are gone."""
     return {}
 
 
 @pytest.fixture
-def compete(
+def measure(
     request: pytest.FixtureRequest,
     benchmark: BenchmarkFixture,
     settings: Settings,
-    races: dict[Any, Race],
-) -> Compete:
-    """``compete(op, prepare)``: this test's rival in the race of its case."""
+    outcomes: dict[Any, Outcome],
+) -> Measure:
+    """``measure(op, prepare)``: the times of this test's implementation in its case."""
 
-    def run(op: str, prepare: Callable[[], Contest], rounds: int | None = None) -> None:
-        case, name = (request.node.callspec.params[key] for key in ("case", "rival"))
+    def run(op: str, prepare: Callable[[], PreparedCase], rounds: int | None = None) -> None:
+        case, name = (request.node.callspec.params[key] for key in ("case", "implementation"))
         mine = request.node.originalname
-        if (mine, case) not in races:
-            races.clear()
+        if (mine, case) not in outcomes:
+            outcomes.clear()
             names = [
-                str(item.callspec.params["rival"])
+                str(item.callspec.params["implementation"])
                 for item in request.session.items
                 if isinstance(item, pytest.Function)
                 and item.originalname == mine
                 and item.callspec.params["case"] == case
             ]
-            races[mine, case] = run_race(prepare, names, settings, rounds or settings.rounds)
-        race = races[mine, case]
-        if name in race.wrong:
-            raise race.wrong[name]
-        if name in race.absent:
-            request.config.stash[_ABSENT][f"{op}, {case}: {name}"] = race.absent[name]
-            pytest.skip(race.absent[name])
+            outcomes[mine, case] = time_case(prepare, names, settings, rounds or settings.rounds)
+        outcome = outcomes[mine, case]
+        if name in outcome.wrong:
+            raise outcome.wrong[name]
+        if name in outcome.absent:
+            request.config.stash[_ABSENT][f"{op}, {case}: {name}"] = outcome.absent[name]
+            pytest.skip(outcome.absent[name])
         if not settings.timed:
             benchmark.pedantic(lambda: None)
             return
-        times = race.times[name]
+        times = outcome.times[name]
         benchmark.group = f"{op}, {case}"
-        benchmark.extra_info |= {"op": op, "case": str(case), "rival": name}
-        benchmark.extra_info |= {"copy_gbs": race.copy_gbs} | race.extra[name]
+        benchmark.extra_info |= {"op": op, "case": str(case), "implementation": name}
+        benchmark.extra_info |= {"copy_gbs": outcome.copy_gbs} | outcome.extra[name]
         rounds_left = iter(times)
         benchmark.pedantic(lambda: _CLOCK.advance(next(rounds_left)), rounds=len(times))
         request.config.stash[_RESULTS].append(
@@ -177,5 +179,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     console = Console(width=None if terminalreporter.isatty else 120)
     for table in summary_tables(results):
         console.print(table)
-    if not config.stash[_SETTINGS].smoke:  # small shapes have no goals
-        console.print(goals_table(results))

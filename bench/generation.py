@@ -1,4 +1,4 @@
-"""The races of whole models: prefill, decode step, ``generate``, peak memory."""
+"""The cases of whole models: prefill, decode step, ``generate``, peak memory."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import vrga_ext
 from bench import models
+from bench.case import Settings, Unavailable
+from bench.implementations import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 from bench.models import ModelCase
-from bench.race import Settings, Unavailable
 from bench.released import ReleasedWay
-from bench.rivals import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 from bench.timing import WARM_UP, Sample, seconds_of
 from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument, returned_cache
 
@@ -34,7 +34,7 @@ _RELEASED_ERROR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}  # of the 
 
 
 def enabled_model(name: str, case: ModelCase, device: str) -> tuple[Any, Any]:
-    """A rival's model on the weights that all share, and its handle if it has one."""
+    """A implementation's model on the weights that all share, and its handle if it has one."""
     model = models.twin(models.build(case.model, case.dtype, device))
     if name == RELEASED:
         return model, ReleasedWay(model, case.question_end)
@@ -46,7 +46,7 @@ def enabled_model(name: str, case: ModelCase, device: str) -> tuple[Any, Any]:
 
 
 class Models:
-    """One case of a whole model: a model per rival, on shared weights."""
+    """One case of a whole model: a model per implementation, on shared weights."""
 
     def __init__(self, case: ModelCase, settings: Settings) -> None:
         self._case, self._device = case, settings.device
@@ -56,7 +56,7 @@ class Models:
         self._logits: Tensor | None = None  # of the model as it was
         self._token = torch.full((case.batch, 1), 99, device=settings.device)
 
-    def enter(self, name: str) -> dict[str, Any]:
+    def check(self, name: str) -> dict[str, Any]:
         """Read the prompt and check what comes out of it."""
         case = self._case
         kept = 2 * models.weights_kept_bytes(case)
@@ -98,7 +98,7 @@ class Prefill(Models):
 
 
 class DecodeStep(Models):
-    """One more token; the cache grows by one in every round, for every rival."""
+    """One more token; the cache grows by one in every round, for every implementation."""
 
     def sample(self, name: str) -> Sample:
         """Seconds of a decode step."""
@@ -117,11 +117,11 @@ class Generate(Models):
         self._first: dict[str, list[float]] = {}
         self._rate: dict[str, list[float]] = {}
 
-    def enter(self, name: str) -> dict[str, Any]:
-        """As the others; the rates are filled in when the race is over."""
+    def check(self, name: str) -> dict[str, Any]:
+        """As the others; the rates are filled in when the case has been timed."""
         if name == RELEASED and self._case.compiled:
             raise Unavailable("reads results on the host, which cannot be compiled")
-        self.extra[name] = super().enter(name)
+        self.extra[name] = super().check(name)
         del self._caches[name]
         return self.extra[name]
 
@@ -174,13 +174,13 @@ _RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 class PeakMemory:
-    """Peak memory of a prefill, each rival in a process of its own."""
+    """Peak memory of a prefill, each implementation in a process of its own."""
 
     def __init__(self, case: ModelCase, settings: Settings) -> None:
         self._case, self._settings = case, settings
         self._seconds: dict[str, float] = {}
 
-    def enter(self, name: str) -> dict[str, Any]:
+    def check(self, name: str) -> dict[str, Any]:
         """Run ``bench.memory`` once."""
         kept = 2 * models.weights_kept_bytes(self._case)
         device = self._settings.device

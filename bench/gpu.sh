@@ -50,7 +50,7 @@ keep() {
 }
 trap keep EXIT
 # Results are written at the end of a run: in parts, an interruption loses one of them. What was
-# measured is reported even where a rival was wrong.
+# measured is reported even where an implementation was wrong.
 for part in decode_attention row_statistics reweighted_softmax scaling generate capture; do
   check "bench/test_$part.py" python -m pytest "bench/test_$part.py" --device cuda \
     --benchmark-only -q --benchmark-json="$parts/$part.json"

@@ -1,13 +1,13 @@
-"""Results as one figure: cost against each swept quantity, and ratios to the peers."""
+"""Results as one figure: cost against each swept quantity, and ratios to the baselines."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from bench.implementations import is_ours
 from bench.report import base_of
 from bench.results import Report, Result, grouped
-from bench.rivals import is_ours
 from vrga_ext.files import replacing
 
 
@@ -52,10 +52,12 @@ def draw(report: Report, path: Path) -> bool:
 
 
 def _draw_sweep(axis: Any, sweep: str, results: list[Result]) -> None:
-    for rival in dict.fromkeys(r.rival for r in results):
-        points = sorted((r.extra["x"], r.seconds * 1e6) for r in results if r.rival == rival)
-        style = "o-" if is_ours(rival) else "s--"
-        axis.plot(*zip(*points, strict=True), style, markersize=3, label=rival)
+    for implementation in dict.fromkeys(r.implementation for r in results):
+        points = sorted(
+            (r.extra["x"], r.seconds * 1e6) for r in results if r.implementation == implementation
+        )
+        style = "o-" if is_ours(implementation) else "s--"
+        axis.plot(*zip(*points, strict=True), style, markersize=3, label=implementation)
     values = [r.extra["x"] for r in results]
     if min(values) > 0 and max(values) / min(values) >= 16:
         axis.set_xscale("log", base=2)
@@ -68,16 +70,20 @@ def _draw_sweep(axis: Any, sweep: str, results: list[Result]) -> None:
 
 
 def _draw_ratios(axis: Any, op: str, cases: dict[str, dict[str, Result]]) -> None:
-    names = list(dict.fromkeys(name for rivals in cases.values() for name in rivals))
+    names = list(
+        dict.fromkeys(name for implementations in cases.values() for name in implementations)
+    )
     height = 0.8 / len(cases)
-    for i, (case, rivals) in enumerate(cases.items()):
-        base = base_of(rivals.values()).seconds
-        at = [n + i * height for n, name in enumerate(names) if name in rivals]
-        ratios = [rivals[name].seconds / base for name in names if name in rivals]
+    for i, (case, implementations) in enumerate(cases.items()):
+        base = base_of(implementations.values()).seconds
+        at = [n + i * height for n, name in enumerate(names) if name in implementations]
+        ratios = [implementations[name].seconds / base for name in names if name in implementations]
         axis.barh(at, ratios, height, label=case)
     axis.set_yticks([n + 0.4 - height / 2 for n in range(len(names))], names, fontsize=7)
     axis.invert_yaxis()
     axis.set_xscale("log")
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_xlabel(f"{op}: time over that of {base_of(next(iter(cases.values())).values()).rival}")
+    axis.set_xlabel(
+        f"{op}: time over that of {base_of(next(iter(cases.values())).values()).implementation}"
+    )
     axis.legend(fontsize=6, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))

@@ -6,18 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
-from bench.goals import goals
+from bench.implementations import NOT_ENABLED, is_ours
 from bench.results import Report, Result, grouped
-from bench.rivals import NOT_ENABLED, is_ours
 
 Column = Callable[[Result, Result], str]  # result, base of its case -> cell; "" is nothing to say
 
 
-def base_of(rivals: Iterable[Result]) -> Result:
+def base_of(implementations: Iterable[Result]) -> Result:
     """What the others of a case are compared with: the model as it was, or our first one."""
-    rivals = list(rivals)
-    named = [r for r in rivals if r.rival == NOT_ENABLED] or [r for r in rivals if is_ours(r.rival)]
-    return (named or rivals)[0]
+    implementations = list(implementations)
+    named = [r for r in implementations if r.implementation == NOT_ENABLED] or [
+        r for r in implementations if is_ours(r.implementation)
+    ]
+    return (named or implementations)[0]
 
 
 def _microseconds(result: Result, base: Result) -> str:
@@ -60,16 +61,16 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def rows_of(rivals: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Column names and cells of the rivals of some cases; columns without a cell are left out."""
+def rows_of(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Column names and cells of results of some cases, without columns that are empty."""
     cases: dict[str, list[Result]] = {}
-    for result in rivals:
+    for result in results:
         cases.setdefault(result.case, []).append(result)
     cells = []
-    for case, results in cases.items():
-        base = base_of(results)
-        for result in results:
-            name = f"{result.rival} (base)" if result is base else result.rival
+    for case, of_case in cases.items():
+        base = base_of(of_case)
+        for result in of_case:
+            name = f"{result.implementation} (base)" if result is base else result.implementation
             cells.append([case, name, *(f(result, base) for f in COLUMNS.values())])
     names = ["case", "implementation", *COLUMNS]
     used = [i for i in range(len(names)) if any(row[i] for row in cells)]
@@ -90,22 +91,8 @@ def summary_tables(results: Sequence[Result]) -> Iterable[Table]:
         yield table
 
 
-GOAL_COLUMNS = ("case", "goal", "measured", "must", "stretch", "")
-
-
-def goals_table(results: Sequence[Result]) -> Table:
-    """What ought to be reached, and what is."""
-    table = Table(title="goals", title_justify="left")
-    for name in GOAL_COLUMNS:
-        table.add_column(name)
-    for goal in goals(grouped(results)):
-        style = "bold red" if goal.verdict == "missed" else None
-        table.add_row(*goal.texts, style=style)
-    return table
-
-
 def markdown(report: Report, picture: str | None = None) -> str:
-    """A page: machine, goals, every figure, and what was not measured."""
+    """A page: machine, every figure, and what was not measured."""
     lines = ["# Benchmark results", ""]
     lines += [f"- {name}: {value}" for name, value in report.machine.items()]
     if report.note:
@@ -114,9 +101,6 @@ def markdown(report: Report, picture: str | None = None) -> str:
     if picture:
         lines += [f"![scaling and ratios]({picture})", ""]
     groups = grouped(report.results)
-    found = [goal.texts for goal in goals(groups)]
-    if found:
-        lines += ["## Goals", "", *_markdown_table(GOAL_COLUMNS, found), ""]
     for op in groups:
         names, cells = rows_of([r for r in report.results if r.op == op])
         lines += [f"## {op}", "", *_markdown_table(names, cells), ""]

@@ -9,16 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# What a compact file keeps of a benchmark, and of its statistics.
+_KEPT = ("group", "name", "fullname", "param", "extra_info")
+_STATISTICS = (
+    *("min", "max", "mean", "stddev", "rounds", "median", "iqr", "iqr_outliers", "stddev_outliers"),
+    *("outliers", "ops", "iterations"),
+)
 _FIGURES = ("tokens_per_second", "first_token_s", "growth_bytes", "gated_layers", "error")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One rival in one case of one operation: median seconds per call, and what goes with it."""
+    """One implementation in one case of an operation: median seconds per call, other figures."""
 
     op: str
     case: str
-    rival: str
+    implementation: str
     seconds: float
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -31,14 +37,14 @@ class Result:
         KeyError
             What every result has is missing.
         ValueError
-            The device is none of ours; the time, or what goals divide by, is no number above 0;
-            something else that is shown is of another kind.
+            The device is neither cpu nor cuda; the time, or what a column divides by, is not above
+            0; another figure that a column shows is of another kind.
         """
         rest = dict(extra_info)
-        op, case, rival = (rest.pop(name) for name in ("op", "case", "rival"))
-        where = f"{op}, {case}, {rival}"
-        if not all(isinstance(name, str) for name in (op, case, rival)):
-            raise ValueError(f"{where}: wanted op, case and rival as texts")
+        op, case, implementation = (rest.pop(name) for name in ("op", "case", "implementation"))
+        where = f"{op}, {case}, {implementation}"
+        if not all(isinstance(name, str) for name in (op, case, implementation)):
+            raise ValueError(f"{where}: wanted op, case and implementation as texts")
         if rest["device"] not in ("cpu", "cuda"):
             raise ValueError(f"{where}: wanted device cpu or cuda, got {rest['device']}")
         numbers = {"median": seconds, "copy_gbs": rest["copy_gbs"]}
@@ -54,11 +60,11 @@ class Result:
             raise ValueError(f"{where}: wanted gated_layers whole, got {rest['gated_layers']!r}")
         if "sweep" in rest and not (isinstance(rest["sweep"], str) and _is_finite(rest["x"])):
             raise ValueError(f"{where}: wanted sweep as a text and x as a number")
-        return cls(op, case, rival, seconds, rest)
+        return cls(op, case, implementation, seconds, rest)
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.op, self.case, self.rival
+        return self.op, self.case, self.implementation
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Report:
 
     results: list[Result]
     machine: Mapping[str, str]
-    absent: Mapping[str, str]  # "op, case: rival" -> why it was not measured
+    absent: Mapping[str, str]  # "op, case: implementation" -> why it was not measured
     note: str = ""  # what the machine does not say of itself
 
     @classmethod
@@ -138,12 +144,29 @@ def join(paths: Iterable[Path], note: str = "") -> dict[str, Any]:
     return joined | {"note": "; ".join(kept)} if kept else joined
 
 
+def compact(content: Mapping[str, Any]) -> str:
+    """A results file as JSON with one line per benchmark, without what pytest-benchmark repeats.
+
+    Left out of each benchmark are its options and the parameters that its name holds; of its
+    statistics stay those that ``pytest-benchmark compare`` shows.
+    """
+    lines = []
+    for benchmark in content["benchmarks"]:
+        kept = {key: benchmark[key] for key in _KEPT if key in benchmark}
+        statistics = benchmark["stats"]
+        kept["stats"] = {key: statistics[key] for key in _STATISTICS if key in statistics}
+        lines.append(json.dumps(kept))
+    head = {key: value for key, value in content.items() if key != "benchmarks"}
+    listed = ",\n  ".join(lines)
+    return f'{json.dumps(head)[:-1]}, "benchmarks": [\n  {listed}\n]}}\n'
+
+
 Groups = dict[str, dict[str, dict[str, Result]]]
 
 
 def grouped(results: Iterable[Result]) -> Groups:
-    """op -> case -> rival -> result, in the order of the run."""
+    """op -> case -> implementation -> result, in the order of the run."""
     groups: Groups = {}
     for result in results:
-        groups.setdefault(result.op, {}).setdefault(result.case, {})[result.rival] = result
+        groups.setdefault(result.op, {}).setdefault(result.case, {})[result.implementation] = result
     return groups

@@ -9,9 +9,9 @@ import torch
 
 import vrga_ext
 from bench import models
+from bench.case import Measure, Settings
+from bench.implementations import NOT_ENABLED
 from bench.models import ModelCase
-from bench.race import Compete, Settings
-from bench.rivals import NOT_ENABLED
 from bench.test_generate import SMOKE
 from bench.timing import Sample, seconds_of
 
@@ -24,7 +24,7 @@ ROWS: dict[str, Any] = {
 
 
 class CapturedGenerate:
-    """``generate`` of a fixed length, on one model that all rivals share."""
+    """``generate`` of a fixed length, on one model that all implementations share."""
 
     def __init__(self, case: ModelCase, settings: Settings, new_tokens: int) -> None:
         self._case, self._device, self._new_tokens = case, settings.device, new_tokens
@@ -32,7 +32,7 @@ class CapturedGenerate:
         self._inputs = models.make_prompt(case, settings.device)
         self._tokens: torch.Tensor | None = None  # of the model as it was
 
-    def enter(self, name: str) -> dict[str, Any]:
+    def check(self, name: str) -> dict[str, Any]:
         """Generate once; the tokens are those of the model as it was."""
         tokens = self._generate(name)
         if self._tokens is None:
@@ -67,15 +67,15 @@ def cases(settings: Settings) -> list[ModelCase]:
     return [ModelCase(model, 1300, dtype=dtype)]
 
 
-def rivals(settings: Settings) -> list[str]:
+def implementations(settings: Settings) -> list[str]:
     return [NOT_ENABLED, *ROWS]
 
 
-@pytest.mark.race(cases=cases, rivals=rivals)
+@pytest.mark.measured(cases=cases, implementations=implementations)
 def test_generate_under_capture(
-    case: ModelCase, rival: str, compete: Compete, settings: Settings
+    case: ModelCase, implementation: str, measure: Measure, settings: Settings
 ) -> None:
     new_tokens = 4 if settings.smoke else 32
-    compete(
+    measure(
         "generate under capture", lambda: CapturedGenerate(case, settings, new_tokens), rounds=5
     )

@@ -1,15 +1,17 @@
-"""``decode_attention`` against its peers."""
+"""``decode_attention`` against its baselines."""
 
 from __future__ import annotations
 
 import pytest
 
+from bench.case import Measure, Settings
+from bench.implementations import DECODE
 from bench.inputs import Case
 from bench.operations import Operation, cases, on_device
-from bench.race import Compete, Settings
-from bench.rivals import DECODE
 
 
-@pytest.mark.race(cases=cases, rivals=on_device(DECODE))
-def test_decode_attention(case: Case, rival: str, compete: Compete, settings: Settings) -> None:
-    compete("decode_attention", lambda: Operation(case, DECODE, settings))
+@pytest.mark.measured(cases=cases, implementations=on_device(DECODE))
+def test_decode_attention(
+    case: Case, implementation: str, measure: Measure, settings: Settings
+) -> None:
+    measure("decode_attention", lambda: Operation(case, DECODE, settings))

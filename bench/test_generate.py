@@ -6,25 +6,25 @@ from dataclasses import replace
 
 import pytest
 
+from bench.case import Measure, Settings
 from bench.generation import DecodeStep, Generate, PeakMemory, Prefill
+from bench.implementations import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 from bench.models import ModelCase
-from bench.race import Compete, Settings
-from bench.rivals import ADAPTER, DYNAMIC, NOT_ENABLED, RELEASED, STATIC
 
 SMOKE = ModelCase("tiny", 120, side=8)
 
 
-def prompt_rivals(settings: Settings) -> list[str]:
+def prompt_implementations(settings: Settings) -> list[str]:
     """A prompt is read in the same way whichever gate is used afterwards."""
     return [NOT_ENABLED, STATIC, RELEASED]
 
 
-def step_rivals(settings: Settings) -> list[str]:
+def step_implementations(settings: Settings) -> list[str]:
     """With gamma 0 the hooks run, and the model's own attention: the adapter's cost alone."""
     return [NOT_ENABLED, ADAPTER, STATIC, DYNAMIC, RELEASED]
 
 
-def generate_rivals(settings: Settings) -> list[str]:
+def generate_implementations(settings: Settings) -> list[str]:
     return [NOT_ENABLED, STATIC, DYNAMIC, RELEASED]
 
 
@@ -65,27 +65,35 @@ def memory_cases(settings: Settings) -> list[ModelCase]:
     return [ModelCase(model, prompt, images=n, dtype=dtype) for prompt, n in sizes]
 
 
-def memory_rivals(settings: Settings) -> list[str]:
+def memory_implementations(settings: Settings) -> list[str]:
     """A process each, so that the smoke size starts one only."""
-    return [STATIC] if settings.smoke else prompt_rivals(settings)
+    return [STATIC] if settings.smoke else prompt_implementations(settings)
 
 
-@pytest.mark.race(cases=cases, rivals=prompt_rivals)
-def test_prefill(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
-    compete("prefill", lambda: Prefill(case, settings), rounds=12)
+@pytest.mark.measured(cases=cases, implementations=prompt_implementations)
+def test_prefill(
+    case: ModelCase, implementation: str, measure: Measure, settings: Settings
+) -> None:
+    measure("prefill", lambda: Prefill(case, settings), rounds=12)
 
 
-@pytest.mark.race(cases=cases, rivals=step_rivals)
-def test_decode_step(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
-    compete("decode step", lambda: DecodeStep(case, settings), rounds=60)
+@pytest.mark.measured(cases=cases, implementations=step_implementations)
+def test_decode_step(
+    case: ModelCase, implementation: str, measure: Measure, settings: Settings
+) -> None:
+    measure("decode step", lambda: DecodeStep(case, settings), rounds=60)
 
 
-@pytest.mark.race(cases=generate_cases, rivals=generate_rivals)
-def test_generate(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
+@pytest.mark.measured(cases=generate_cases, implementations=generate_implementations)
+def test_generate(
+    case: ModelCase, implementation: str, measure: Measure, settings: Settings
+) -> None:
     new_tokens = 4 if settings.smoke else 32
-    compete("generate", lambda: Generate(case, settings, new_tokens), rounds=5)
+    measure("generate", lambda: Generate(case, settings, new_tokens), rounds=5)
 
 
-@pytest.mark.race(cases=memory_cases, rivals=memory_rivals)
-def test_peak_memory(case: ModelCase, rival: str, compete: Compete, settings: Settings) -> None:
-    compete("peak memory", lambda: PeakMemory(case, settings), rounds=1)
+@pytest.mark.measured(cases=memory_cases, implementations=memory_implementations)
+def test_peak_memory(
+    case: ModelCase, implementation: str, measure: Measure, settings: Settings
+) -> None:
+    measure("peak memory", lambda: PeakMemory(case, settings), rounds=1)

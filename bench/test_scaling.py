@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from bench.case import Measure, Settings
+from bench.implementations import DECODE, DYNAMIC, OFF, PACKED, STATIC
 from bench.inputs import Case, Shape
 from bench.operations import Operation
-from bench.race import Compete, Settings
-from bench.rivals import DECODE, DYNAMIC, OFF, PACKED, STATIC
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def points(settings: Settings) -> list[Point]:
     return found
 
 
-def rivals(settings: Settings) -> list[str]:
+def implementations(settings: Settings) -> list[str]:
     """Ours, and plain attention as a measure; on a GPU also with a mask, which FLASH refuses."""
     on_gpu = ["SDPA FLASH packed", "SDPA EFFICIENT packed"]
     return [DYNAMIC, STATIC, OFF, *([PACKED] if settings.device == "cpu" else on_gpu)]
@@ -64,11 +64,11 @@ class ScalingOperation(Operation):
         super().__init__(point.case, DECODE, settings)
         self._place = {"sweep": point.sweep, "x": point.x}
 
-    def enter(self, name: str) -> dict[str, Any]:
+    def check(self, name: str) -> dict[str, Any]:
         """As any decode step."""
-        return super().enter(name) | self._place
+        return super().check(name) | self._place
 
 
-@pytest.mark.race(cases=points, rivals=rivals)
-def test_scaling(case: Point, rival: str, compete: Compete, settings: Settings) -> None:
-    compete("scaling", lambda: ScalingOperation(case, settings))
+@pytest.mark.measured(cases=points, implementations=implementations)
+def test_scaling(case: Point, implementation: str, measure: Measure, settings: Settings) -> None:
+    measure("scaling", lambda: ScalingOperation(case, settings))

@@ -1,10 +1,10 @@
-"""Interleaved timing: all rivals of a case take turns, so that each meets the same machine.
+"""Interleaved timing: all implementations of a case take turns on the same machine.
 
-A round times every rival once, in random order; what is reported are medians over rounds. Calls
-rotate through sets of inputs that together exceed the last cache, as the layers of a model do. On
-a CPU a rival's turn begins untimed: the one before has left its threads asleep and the caches full
-of its own, much of it still to be written to memory. On a GPU a round replays a CUDA graph with
-calls on all sets of inputs in turn.
+A round times every implementation once, in random order; reports show medians over rounds. Calls
+rotate through sets of inputs that together exceed the last cache, as the layers of a model do. On a
+CPU the turn of an implementation begins untimed: the one before has left its threads asleep and the
+caches full of its own data, much of it still to be written to memory. On a GPU a round replays a
+CUDA graph with calls on all sets of inputs in turn.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def sample_of(
 ) -> Sample:
     """Times calls of ``run``; one that reads results on the host cannot be in a CUDA graph.
 
-    The rivals of a race share ``inputs``, and every call on a CPU takes the next of them: no call
-    finds in the cache what the one before has read.
+    The implementations of a case share ``inputs``, and every call on a CPU takes the next of them,
+    so that no call finds in the cache what the one before has read.
     """
     if device == "cpu":
         return _cpu_sample(run, inputs)
@@ -130,7 +130,7 @@ def _cpu_sample(run: Callable[[T], Any], inputs: deque[T]) -> Sample:
 
 
 def _cuda_sample(run: Callable[[T], Any], inputs: list[T], graph: bool) -> Sample:
-    if not graph:  # slow; the other rivals' turns empty the cache between rounds
+    if not graph:  # slow; the other implementations' turns empty the cache between rounds
         inputs = inputs[:_GRAPH_CALLS]
     rotations = math.ceil(_GRAPH_CALLS / len(inputs)) if graph else 1
 

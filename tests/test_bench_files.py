@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bench.__main__ import RESULTS, app
-from bench.compare import changes
 from bench.report import markdown
 from bench.results import Report
 
@@ -55,13 +54,6 @@ def test_interrupted_writing_leaves_what_was_there(results, tmp_path, monkeypatc
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "joined.json"}
 
 
-@pytest.mark.parametrize("charset", ["ascii", "latin-1"])
-def test_figures_are_compared_on_a_terminal_without_unicode(results, charset):
-    found = run("compare", results, results, charset=charset)
-    assert found.exit_code == 0, found.exception
-    assert (" us" if charset == "ascii" else " µs") in found.stdout
-
-
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "5", "null", "[" * 100_000, '{"benchmarks": 5}', "\udcff", '"a"']
 )
@@ -91,7 +83,7 @@ def nodes(value, found):
     max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 def test_any_value_may_be_another(tmp_path, data):
-    """A file is named as a foreign one, or a page and a comparison can be made of it."""
+    """A file is named as a foreign one, or a page can be made of it."""
     changed = json.loads(json.dumps(SMALL | {"benchmarks": SMALL["benchmarks"][:3]}))
     holder, key = data.draw(st.sampled_from(nodes(changed, [])))
     other = st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3) | st.floats()
@@ -104,5 +96,3 @@ def test_any_value_may_be_another(tmp_path, data):
         assert str(path) in str(error)  # noqa: PT017
         return
     assert markdown(report, None)
-    if report.results:
-        assert changes(report, report)

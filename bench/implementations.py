@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import loop, peers
+from bench import baselines, loop
 from bench.inputs import ENTROPY_FACTOR, FOCUS_WEIGHT, MIN_RATIO, Case, Inputs
 from vrga_ext import ops, reference
 
@@ -17,7 +17,7 @@ Run = Callable[[Inputs], Tensor]
 
 
 @dataclass(frozen=True)
-class Rival:
+class Implementation:
     """One implementation.
 
     Parameters
@@ -47,7 +47,7 @@ NOT_ENABLED, ADAPTER, RELEASED = "not enabled", "adapter alone (gamma 0)", "rele
 
 
 def is_ours(name: str) -> bool:
-    """Whether a rival is this package: an error in it is no reason to leave it out."""
+    """Whether a implementation is this package: an error in it is no reason to leave it out."""
     return name.startswith("vrga") or name == ADAPTER
 
 
@@ -64,7 +64,7 @@ def _gate(name: str) -> dict[str, Any]:
     }
 
 
-def _vrga(gate: str) -> Rival:
+def _vrga(gate: str) -> Implementation:
     keywords = _gate(gate)
 
     def run(x: Inputs) -> Tensor:
@@ -72,7 +72,7 @@ def _vrga(gate: str) -> Rival:
             x.query, x.key, x.value, x.flags, attn_mask=x.mask, heads=x.heads, **keywords
         ).output
 
-    return Rival(_plain(run), gate)
+    return Implementation(_plain(run), gate)
 
 
 def _vrga_off(x: Inputs) -> Tensor:
@@ -84,9 +84,9 @@ def _rows(x: Inputs) -> Tensor:
     return ops.row_statistics(x.row, x.key, x.flags).image_attention
 
 
-def _softmax(gate: str) -> Rival:
+def _softmax(gate: str) -> Implementation:
     keywords = _gate(gate)
-    return Rival(
+    return Implementation(
         _plain(lambda x: ops.reweighted_softmax(x.scores, x.flags, **keywords).probabilities),
         "softmax" if gate == "dynamic" else "static softmax",
         moves="scores",
@@ -102,51 +102,57 @@ DYNAMIC, STATIC, OFF = "vrga dynamic", "vrga static", "vrga off"
 PACKED = "SDPA packed"
 ROWS = "vrga row_statistics"
 
-DECODE: dict[str, Rival] = {
+DECODE: dict[str, Implementation] = {
     DYNAMIC: _vrga("dynamic"),
     STATIC: _vrga("static"),
-    OFF: Rival(_plain(_vrga_off), "plain"),
-    PACKED: Rival(_plain(peers.sdpa_packed()), "plain", _CPU),
-    "SDPA gqa": Rival(_plain(peers.sdpa()), "plain", _CPU),
-    "SDPA packed, bias": Rival(_plain(peers.sdpa_packed(bias=True)), "static", _CPU),
-    "SDPA FLASH": Rival(_plain(peers.sdpa("FLASH")), "plain", _CUDA),
-    "SDPA FLASH packed": Rival(_plain(peers.sdpa_packed("FLASH")), "plain", _CUDA),
-    "SDPA cuDNN": Rival(_plain(peers.sdpa("CUDNN")), "plain", _CUDA),
-    "SDPA EFFICIENT packed": Rival(_plain(peers.sdpa_packed("EFFICIENT")), "plain", _CUDA),
-    "SDPA MATH packed": Rival(_plain(peers.sdpa_packed("MATH")), "plain", _CUDA),
-    "SDPA EFFICIENT packed, bias": Rival(
-        _plain(peers.sdpa_packed("EFFICIENT", bias=True)), "static", _CUDA
+    OFF: Implementation(_plain(_vrga_off), "plain"),
+    PACKED: Implementation(_plain(baselines.sdpa_packed()), "plain", _CPU),
+    "SDPA gqa": Implementation(_plain(baselines.sdpa()), "plain", _CPU),
+    "SDPA packed, bias": Implementation(_plain(baselines.sdpa_packed(bias=True)), "static", _CPU),
+    "SDPA FLASH": Implementation(_plain(baselines.sdpa("FLASH")), "plain", _CUDA),
+    "SDPA FLASH packed": Implementation(_plain(baselines.sdpa_packed("FLASH")), "plain", _CUDA),
+    "SDPA cuDNN": Implementation(_plain(baselines.sdpa("CUDNN")), "plain", _CUDA),
+    "SDPA EFFICIENT packed": Implementation(
+        _plain(baselines.sdpa_packed("EFFICIENT")), "plain", _CUDA
     ),
-    "FlexAttention, bias": Rival(peers.flex_attention, "static"),
-    "FlashInfer single": Rival(peers.flashinfer_single, "plain", _CUDA),
-    "FlashInfer paged": Rival(peers.flashinfer_paged(False), "plain", _CUDA),
-    "FlashInfer paged, tensor cores": Rival(peers.flashinfer_paged(True), "plain", _CUDA),
-    "FlashAttention-3": Rival(peers.flash_attention_3, "plain", _CUDA),
-    STORED: Rival(_plain(peers.stored_as_written), "dynamic"),
-    TUNED: Rival(_plain(peers.stored_tuned), "dynamic"),
-    LOOP: Rival(_plain(loop.decode_attention), "dynamic", host_reads=True),
-    READ: Rival(_plain(peers.read_only), "squares", _CPU),
+    "SDPA MATH packed": Implementation(_plain(baselines.sdpa_packed("MATH")), "plain", _CUDA),
+    "SDPA EFFICIENT packed, bias": Implementation(
+        _plain(baselines.sdpa_packed("EFFICIENT", bias=True)), "static", _CUDA
+    ),
+    "FlexAttention, bias": Implementation(baselines.flex_attention, "static"),
+    "FlashInfer single": Implementation(baselines.flashinfer_single, "plain", _CUDA),
+    "FlashInfer paged": Implementation(baselines.flashinfer_paged(False), "plain", _CUDA),
+    "FlashInfer paged, tensor cores": Implementation(
+        baselines.flashinfer_paged(True), "plain", _CUDA
+    ),
+    "FlashAttention-3": Implementation(baselines.flash_attention_3, "plain", _CUDA),
+    STORED: Implementation(_plain(baselines.stored_as_written), "dynamic"),
+    TUNED: Implementation(_plain(baselines.stored_tuned), "dynamic"),
+    LOOP: Implementation(_plain(loop.decode_attention), "dynamic", host_reads=True),
+    READ: Implementation(_plain(baselines.read_only), "squares", _CPU),
 }
-ROW_STATISTICS: dict[str, Rival] = {
-    ROWS: Rival(_plain(_rows), "rows", moves="K"),
+ROW_STATISTICS: dict[str, Implementation] = {
+    ROWS: Implementation(_plain(_rows), "rows", moves="K"),
     DYNAMIC: DECODE[DYNAMIC],
-    "PyTorch, weights stored": Rival(_plain(peers.stored_rows), "rows", moves="K"),
-    LOOP: Rival(_plain(loop.row_statistics), "rows", host_reads=True, moves="K"),
+    "PyTorch, weights stored": Implementation(_plain(baselines.stored_rows), "rows", moves="K"),
+    LOOP: Implementation(_plain(loop.row_statistics), "rows", host_reads=True, moves="K"),
 }
-REWEIGHTED_SOFTMAX: dict[str, Rival] = {
+REWEIGHTED_SOFTMAX: dict[str, Implementation] = {
     DYNAMIC: _softmax("dynamic"),
     STATIC: _softmax("static"),
-    "torch.softmax": Rival(
+    "torch.softmax": Implementation(
         _plain(lambda x: torch.softmax(x.scores, -1, dtype=torch.float32).to(x.scores.dtype)),
         "plain softmax",
         moves="scores",
     ),
-    TUNED: Rival(_plain(peers.stored_softmax), "softmax", moves="scores"),
-    LOOP: Rival(_plain(loop.reweighted_softmax), "softmax", host_reads=True, moves="scores"),
+    TUNED: Implementation(_plain(baselines.stored_softmax), "softmax", moves="scores"),
+    LOOP: Implementation(
+        _plain(loop.reweighted_softmax), "softmax", host_reads=True, moves="scores"
+    ),
 }
 
 
-def check(rival: Rival, x: Inputs, result: Tensor) -> float:
+def check(implementation: Implementation, x: Inputs, result: Tensor) -> float:
     """Error against the reference in fp64, relative to the largest value.
 
     Raises
@@ -155,11 +161,11 @@ def check(rival: Rival, x: Inputs, result: Tensor) -> float:
         Beyond eight times the dtype's precision, or 1e-5 (1e-4 of ``"squares"``): what is wrong
         is not timed.
     """
-    expected = _expected(rival.computes, x)
+    expected = _expected(implementation.computes, x)
     largest = expected.abs().max().item()
     error = (result.double() - expected).abs().max().item() / largest
     # A sum of millions of squares in fp32 keeps fewer digits than any attention does.
-    floor = 1e-4 if rival.computes == "squares" else 1e-5
+    floor = 1e-4 if implementation.computes == "squares" else 1e-5
     tolerance = max(8 * torch.finfo(x.query.dtype).eps, floor)
     assert error <= tolerance, f"error {error:.3g} against fp64, wanted at most {tolerance:.3g}"
     return error
