@@ -71,6 +71,6 @@ def difference() -> str | None:
     in_place = _folder_of("_ops") == Path(__file__).parent
     return (
         f"vrga_ext was compiled from other sources ({built or 'of an unknown state'}) than those "
-        f"in {folder / 'csrc'} ({here}), so that its Python code and its operations may not fit "
-        f"each other; run `pip install {'-e ' * in_place}.` in {folder} again"
+        f"in {folder / 'csrc'} ({here}); its Python code and its operations may not match; "
+        f"run `pip install {'-e ' * in_place}.` in {folder} again"
     )

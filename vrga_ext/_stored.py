@@ -111,5 +111,5 @@ def checked_spans(name: str, value: Any, count: int) -> tuple[Span, ...]:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError(f"a name that stands twice among {short([name for name, _ in pairs])}")
+        raise ValueError(f"duplicate names among {short([name for name, _ in pairs])}")
     return content

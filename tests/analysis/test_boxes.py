@@ -197,7 +197,7 @@ def test_tokens_of_a_capture_that_do_not_fit(capture):
         relevant_tokens(capture, boxes[:1], sizes)
     with pytest.raises(ValueError, match="image_sizes: wanted one for each prompt"):
         relevant_tokens(capture, boxes, sizes[:1])
-    with pytest.raises(ValueError, match="either the first two or masks"):
+    with pytest.raises(ValueError, match=r"wanted the first two, or masks, got boxes$"):
         relevant_tokens(capture, boxes)
     with pytest.raises(ValueError, match="image: wanted one of 1 of sample 0, got 1"):
         relevant_tokens(capture, boxes, sizes, image=1)

@@ -398,7 +398,7 @@ def test_inconsistent_requests_are_refused_before_anything_is_written(tmp_path):
 def test_image_without_a_rectangle_is_not_drawn():
     region = SimpleNamespace(grid=None, image_positions=torch.arange(7))
     runs = (None, SimpleNamespace(region=region))
-    with pytest.raises(DemoError, match="form a rectangle, to draw on, got 7 image tokens"):
+    with pytest.raises(DemoError, match="form a rectangle, got 7 image tokens"):
         run._figure(None, "What is it?", runs, None, None, 0, None)
 
 

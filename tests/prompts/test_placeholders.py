@@ -228,7 +228,9 @@ def test_what_processors_know(processor, ids):
 def test_processors_that_do_not_know_or_do_not_fit():
     model, _ = unlisted.build(blip("Blip2"))
     for processor in (knows(), knows(image_token="<picture>")):  # the unknown token is no image
-        with pytest.raises(ValueError, match="nor does SimpleNamespace; pass image_token_id="):
+        with pytest.raises(
+            ValueError, match="and SimpleNamespace names none; pass image_token_id="
+        ):
             vrga_ext.enable(model, processor=processor)
     with pytest.raises(ValueError, match=r"processor: wanted .* vocabulary of 128, got 200"):
         vrga_ext.enable(model, processor=knows(image_token_id=200))

@@ -173,7 +173,9 @@ def relevant_tokens(
     tensor(6)
     """
     if (boxes is None) == (masks is None) or (boxes is None) != (image_sizes is None):
-        raise ValueError("boxes, image_sizes, masks: wanted either the first two or masks")
+        arguments = {"boxes": boxes, "image_sizes": image_sizes, "masks": masks}
+        got = ", ".join(name for name, value in arguments.items() if value is not None) or "none"
+        raise ValueError(f"boxes, image_sizes, masks: wanted the first two, or masks, got {got}")
     count = len(capture.regions)
     for name, given in (("boxes", boxes), ("image_sizes", image_sizes), ("masks", masks)):
         if given is not None and len(given) != count:
@@ -196,7 +198,7 @@ def relevant_tokens(
         if span.grid is None:
             raise ValueError(
                 f"image: wanted one whose tokens form a rectangle, got image {image} of sample "
-                f"{sample}, of which only the number of tokens is known ({span.length})"
+                f"{sample}, whose {span.length} tokens have no known grid"
             )
         if image_sizes is None:
             cells = mask_tokens(per_prompt[prompt], span.grid, min_coverage=min_coverage)

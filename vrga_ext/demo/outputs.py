@@ -79,8 +79,8 @@ def check_apart(outputs: Named, inputs: Named = (), *, folders: bool = False) ->
             for inner, outer in ((path, taken), (taken, path)):
                 if not folders and _spelling(outer) in _spelling(inner).parents:
                     raise DemoError(
-                        f"{argument}: wanted a place beside {other}, got {path} and {taken}, of "
-                        "which one would be a folder for the other"
+                        f"{argument}: wanted a place beside {other}, got {path} and {taken}; "
+                        "one of them would have to be a folder with the other in it"
                     )
 
 

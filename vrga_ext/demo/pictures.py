@@ -74,7 +74,7 @@ def decode_picture(source: Path | BytesIO, name: str) -> Image.Image:
     except DemoError:
         raise
     except UnidentifiedImageError:
-        raise DemoError(f"image: {name} is not a picture in a format that is known here") from None
+        raise DemoError(f"image: {name} is not a picture of a known format") from None
     except Image.DecompressionBombError:
         raise DemoError(
             f"image: wanted at most {MAX_PIXELS:,} pixels, got more in {name}"
@@ -130,7 +130,7 @@ def check_question(question: str) -> str:
         raise DemoError(
             f"question: the demo model does not know {', '.join(map(repr, unknown))}. It knows "
             f"questions such as 'what color is the hollow star?', with {' or '.join(FILLS)}; "
-            f"{', '.join(SHAPES)}; pictures with colors {', '.join(COLORS)}; and all in all the "
+            f"{', '.join(SHAPES)}; pictures with colors {', '.join(COLORS)}; and only the "
             f"words {' '.join(word for word in WORDS if word.isalpha())}. For other questions use "
             "a real checkpoint: --model ID"
         )

@@ -287,7 +287,7 @@ def _figure(
     grid = region.grid
     if grid is None:
         raise DemoError(
-            "model: wanted one image whose tokens form a rectangle, to draw on, got "
+            "model: wanted one image whose tokens form a rectangle, got "
             f"{len(region.image_positions)} image tokens that do not"
         )
     focus = torch.isin(region.image_positions, region.focus).numpy().reshape(grid)

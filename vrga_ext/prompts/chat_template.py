@@ -179,7 +179,7 @@ class Setting:
                 turns = list(zip(roles, contents, strict=True))
                 texts.append(self._template.render(turns, prompted, self._switches))
             if len(set(texts)) < len(PROBES):
-                raise ValueError(f"a text of the role {roles[turn]!r} is left out")
+                raise ValueError(f"it leaves out a text of the role {roles[turn]!r}")
             self._rendered[key] = [self._template.run(text) for text in texts], texts
         return self._rendered[key]
 

@@ -96,11 +96,11 @@ def find_placeholders(
     if known.ids and not _replaces_tokens(model):
         raise ValueError(
             f"model: wanted one that replaces placeholder tokens by image features, got "
-            f"{type(model).__name__}, of which that is not known (it has no get_placeholder_mask); "
-            f"if it does, pass image_token_id={known.ids[0]}"
+            f"{type(model).__name__}, which has no get_placeholder_mask; if it replaces them in "
+            f"another way, pass image_token_id={known.ids[0]}"
         )
     if not known.ids:
-        given_by = "" if processor is None else f", nor does {type(processor).__name__}"
+        given_by = "" if processor is None else f", and {type(processor).__name__} names none"
         remedy = "image_token_id="
         if processor is None:
             remedy = f"the model's processor= or {remedy}"

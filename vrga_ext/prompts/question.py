@@ -338,7 +338,7 @@ def normalise_question_end(question_end: Any) -> str | int | list[int]:
 
 def _index(value: Any) -> int:
     if isinstance(value, bool):
-        raise TypeError("a bool is no index")
+        raise TypeError("wanted an index, got a bool")
     return operator.index(value)
 
 

@@ -51,8 +51,8 @@ def cells(values: Any, span: Span) -> np.ndarray:
         raise ValueError(f"values: wanted [..., n] with n at least {end}, got {[*array.shape]}")
     if span.grid is None:
         raise ValueError(
-            f"span: wanted an image whose tokens form a rectangle, got one of {span.length} "
-            "tokens that do not"
+            "span: wanted an image whose tokens form a rectangle, got one whose "
+            f"{span.length} tokens do not"
         )
     return array[..., span.start + span.lead : end].reshape(*array.shape[:-1], *span.grid)
 
