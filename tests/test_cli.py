@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_said_before_torch_is_imported(tmp_path):
 
 def test_training_is_refused_before_torch_is_imported(tmp_path):
     code = (
-        "import sys; from vrga_ext.demo import train\n"
+        "import sys; from tools.demo_model import __main__ as train\n"
         "for sys.argv in (['t', '--help'], ['t', '--threads', '0'], ['t', '--start', 'none'],\n"
         "                 ['t', '--output', 'a', '--first', 'b/../a']):\n"
         "    try: train.main()\n"

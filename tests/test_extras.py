@@ -12,9 +12,12 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-OWN = {"bench", "build_backend", "cuda_toolkit", "tests", "vrga_ext", "vrga_build"}
+OWN = {"bench", "build_backend", "cuda_toolkit", "tests", "tools", "vrga_ext", "vrga_build"}
 # What is collected with an extra: files are imported, and with them what they import.
-COLLECTED = {"test": ("tests", "bench", "vrga_ext"), "bench": ("bench", "vrga_ext")}
+COLLECTED = {
+    "test": ("tests", "bench", "vrga_ext", "tools/demo_model"),
+    "bench": ("bench", "vrga_ext"),
+}
 # Not at import: what else these modules are for.
 USED = {"viz": ("vrga_ext",)}
 # What is used where somebody has it, and said to be missing where not.

@@ -106,7 +106,8 @@ def reproduce(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A folder saved by vrga_ext.demo.train, or with --data a checkpoint. Repeatable."
+            help="A folder saved by `python -m tools.demo_model`, or with --data a checkpoint. "
+            "Repeatable."
         ),
     ] = None,
     data: Annotated[

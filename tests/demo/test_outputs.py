@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tools.demo_model import __main__ as train
+from tools.demo_model import training
 from vrga_ext.demo import figure as drawing
-from vrga_ext.demo import run, train, training
+from vrga_ext.demo import run
 from vrga_ext.demo.outputs import check_apart, check_file, check_folder
 from vrga_ext.demo.pictures import DemoError
 from vrga_ext.reproduce import run as reproduction

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vrga_ext.demo import answers, batches, language, scenes
+from tools.demo_model import batches
+from vrga_ext.demo import answers, language, scenes
 from vrga_ext.demo.build import load_processor, normalise, token
 from vrga_ext.demo.pictures import DemoError, check_question
 

@@ -374,4 +374,4 @@ def test_requests_that_do_not_fit_end_with_a_message(folder):
     assert "wanted a folder of a saved model" in message("--model", "somebody/something")
     tiny("qwen2_5_vl", "chatml")[0].save_pretrained(folder / "other")
     make_processor("chatml").save_pretrained(folder / "other")
-    assert "wanted one of vrga_ext.demo.train" in message("--model", folder / "other")
+    assert "wanted one trained by tools.demo_model" in message("--model", folder / "other")

@@ -36,7 +36,7 @@ def reproduce(
     Parameters
     ----------
     models
-        Without ``data``: folders of models saved by :mod:`vrga_ext.demo.train`, by default the
+        Without ``data``: folders of models saved by :mod:`tools.demo_model`, by default the
         shipped one. With ``data``: checkpoints of the hub or folders; only their safetensors are
         loaded, and no code.
     data

@@ -62,7 +62,7 @@ class Task(ABC):
 
 
 class DemoTask(Task):
-    """Held-out pictures for a model of :mod:`vrga_ext.demo.train`; a mode is a number of steps.
+    """Held-out pictures for a model of :mod:`tools.demo_model`; a mode is a number of steps.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ def check_demo_processor(processor: Any, where: str) -> None:
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.convert_tokens_to_ids(list(VOCABULARY)) != list(range(len(VOCABULARY))):
         raise ValueError(
-            "model: wanted one of vrga_ext.demo.train, or questions for another one (--data), got "
-            f"{where}"
+            "model: wanted one trained by tools.demo_model, or questions for another one (--data), "
+            f"got {where}"
         )
 
 

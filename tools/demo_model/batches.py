@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tools.demo_model.recipe import LooseColors
 from vrga_ext.demo.build import normalise, token
 from vrga_ext.demo.language import chain, question_words, reply
-from vrga_ext.demo.recipe import LooseColors
 from vrga_ext.demo.scenes import (
     CELL,
     COLORS,

@@ -1,4 +1,4 @@
-"""The training of the demo model, in two stages: see :mod:`vrga_ext.demo.train`, its command."""
+"""The training of the demo model, in two stages: see :mod:`tools.demo_model`, its command."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from vrga_ext.demo import head_drop
-from vrga_ext.demo.batches import IGNORE, IMAGE_SLICE, Batch, CellBank, sample_batch
+from tools.demo_model import head_drop
+from tools.demo_model.batches import IGNORE, IMAGE_SLICE, Batch, CellBank, sample_batch
+from tools.demo_model.recipe import Recipe, check_folders
 from vrga_ext.demo.build import build_model, save, token
-from vrga_ext.demo.recipe import Recipe, check_folders
 from vrga_ext.demo.scenes import COLORS, FILLS, GRID, KINDS, SHAPES
 
 

@@ -1,4 +1,4 @@
-"""Train the demo model from scratch: ``python -m vrga_ext.demo.train --output FOLDER``.
+"""Train the demo model from scratch: ``python -m tools.demo_model --output FOLDER``.
 
 Two stages on one CPU thread. The first teaches to read a picture: answers of at most a few steps,
 about pictures with more and more objects. The second mixes in long answers in which any colour word
@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from tools.demo_model.recipe import Recipe, check_folders
 from vrga_ext.demo.pictures import DemoError
-from vrga_ext.demo.recipe import Recipe, check_folders
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -50,7 +50,7 @@ def main() -> None:
     )
     import torch
 
-    from vrga_ext.demo.training import train
+    from tools.demo_model.training import train
 
     torch.set_num_threads(options.threads)
     train(recipe, options.output, options.start, options.first)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from vrga_ext.demo.batches import IMAGE_SLICE
+from tools.demo_model.batches import IMAGE_SLICE
 
 NAME = "demo_head_drop"
 
