@@ -326,10 +326,10 @@ def test_errors_leave_the_model_as_it_was(family):
     with pytest.raises(ValueError, match="the prompt has no image token"):
         recording.last  # noqa: B018
     for rows, what in [
-        (columns, rf"wanted indices in \[0, {columns}\) of the prompt, got {columns} \(row 0\)"),
+        (columns, rf"wanted indices in \[0, {columns}\) of the prompt, got {columns} \(sample 0\)"),
         (-1, "got -1"),
-        (0, "wanted tokens of row 0, got 0, which is padding"),
-        ([[20], [20]], r"wanted one list for each row of the prompt \(3\), got 2"),
+        (0, "wanted tokens of sample 0, got 0, which is padding"),
+        ([[20], [20]], r"wanted one list for each sample of the prompt \(3\), got 2"),
     ]:
         with pytest.raises(ValueError, match=what), vrga_ext.capture(model, prompt_rows=rows):
             greedy(model, inputs)

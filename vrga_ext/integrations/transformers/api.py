@@ -48,7 +48,7 @@ def enable(
         the last prompt token where no processor is given, the prompt has no turn as its chat
         template writes them, or the image follows the question. An integer: absolute index in the
         prompt, left padding and what is in the cache already included. A sequence, array or tensor
-        of integers: one per row of the prompt.
+        of integers: one per sample of the prompt.
         ``handle.question_end`` changes it for later prompts.
     image_token_id
         Id, or ids, of the tokens that the model replaces by image features. For models whose

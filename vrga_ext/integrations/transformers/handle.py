@@ -147,7 +147,7 @@ class VRGAHandle:
         Parameters
         ----------
         mask : bool [B, S]
-            Image tokens of the prompt: one row per sample, one value per embedding.
+            Image tokens of the prompt: one sequence per sample, one value per embedding.
 
         Raises
         ------

@@ -26,7 +26,7 @@ from vrga_ext.steering import LayerPlan
 # "flash" in them are treated specially by transformers.
 IMPLEMENTATIONS = {"sdpa": "vrga", "eager": "vrga_eager"}
 
-# Arguments with which the keys are not the prompt's columns, or the scores not the plain ones.
+# Arguments with which the keys are not the prompt's positions, or the scores not the plain ones.
 _UNSUPPORTED = {
     "sliding_window": SLIDING_WINDOW,
     "position_bias": "a position bias",
@@ -45,8 +45,8 @@ Attention = Callable[..., tuple[Tensor, Tensor | None]]
 def as_under_sdpa(kwargs: dict[str, Any], cache: Any) -> dict[str, Any]:
     """The decoder's arguments with which it does what it would do under the name ``sdpa``.
 
-    Some decoders compute the last ``logits_to_keep`` rows only in layers that add nothing to the
-    cache, unless a mask is left to sdpa's causality, which cropped rows have lost. They know
+    Some decoders compute the last ``logits_to_keep`` queries only in layers that add nothing to the
+    cache, unless a mask is left to sdpa's causality, which cropped queries have lost. They know
     sdpa by its name.
     """
     keep, masks = kwargs.get("logits_to_keep"), kwargs.get("attention_mask")

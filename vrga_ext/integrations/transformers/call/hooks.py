@@ -248,7 +248,7 @@ class ForwardHooks:
                 facts.merge_size,
                 batch,
                 past,
-                past + tokens if prompt.columns is None else prompt.columns,
+                past + tokens if prompt.length is None else prompt.length,
                 question_end,
                 facts.finder,
                 before,
@@ -318,7 +318,7 @@ class ForwardHooks:
         if reading.missed:
             runtime.notice(notices.missed_rows(reading.missed))
         if reading.end >= state.image.shape[1]:
-            if not state.rows:
+            if not state.question:
                 runtime.notice(notices.NOT_APPLIED + notices.NO_LAYER)
             regions = state.finish(self._facts.fixed_grid, runtime.region_hook)
             for region in regions:

@@ -200,9 +200,9 @@ class QuestionRows:
         if device not in self._here_on:
             self._here_on[device] = torch.tensor(self._here, device=device)
         here = self._here_on[device]
-        if layer not in state.rows:
-            state.rows[layer] = QuestionStatistics(*map(torch.zeros_like, recorded))
-        for kept, new in zip(state.rows[layer], recorded, strict=True):
+        if layer not in state.question:
+            state.question[layer] = QuestionStatistics(*map(torch.zeros_like, recorded))
+        for kept, new in zip(state.question[layer], recorded, strict=True):
             kept[here] = new[here]
 
     def skip(self, layer: int, why: str) -> None:

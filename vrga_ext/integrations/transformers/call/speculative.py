@@ -129,7 +129,7 @@ def _cut_mask(
         return mask[:, : mask.shape[1] - unseen], mask
     if mask.shape[2] != tokens:
         raise CannotCutError("attention_mask")
-    if cache is not None:  # a static one has columns for what has not been seen
+    if cache is not None:  # a static one has room for what has not been seen
         unseen = cache.get_mask_sizes(tokens, layer)[0] - cache.get_mask_sizes(count, layer)[0]
     return mask[:, :, :count, : mask.shape[3] - unseen], mask[:, :, count:]
 
@@ -139,7 +139,7 @@ def fit_masks(
 ) -> None:
     """Make the cache's windows and the masks that are made for kinds of layers fit each other.
 
-    ``tokens`` is the number of drafts. A sliding window has lost columns meanwhile. None in such a
+    ``tokens`` is the number of drafts. A sliding window has lost keys meanwhile. None in such a
     dictionary says "causal" to a call without a past; the drafts have one.
     """
     for layer in getattr(cache, "layers", ()):
@@ -157,15 +157,15 @@ def fit_masks(
             continue
         keys, first = cache.get_mask_sizes(tokens, layer_types.index(name))
         if mask is None:
-            rows = torch.arange(past, past + tokens, device=device)
-            columns = torch.arange(first, first + keys, device=device)
-            mask = (columns <= rows[:, None])[None, None]
+            queries = torch.arange(past, past + tokens, device=device)
+            keys_at = torch.arange(first, first + keys, device=device)
+            mask = (keys_at <= queries[:, None])[None, None]
         fitted[name] = mask[:, :, -tokens:, -keys:]
     rest["attention_mask"] = masks | fitted
 
 
 def _cut_visual(embeds: Any, positions: Any, count: int) -> tuple[Any, Any]:
-    """Features [N, D] of each layer, one per True of ``positions`` [B, S], row by row."""
+    """Features [N, D] of each layer, one per True of ``positions`` [B, S], sample by sample."""
     if embeds is None:
         return None, None
     if not isinstance(positions, Tensor) or positions.dim() != 2:

@@ -74,7 +74,7 @@ def capture(
         A multimodal model of transformers, in which VRGA is enabled or not.
     prompt_rows
         Rows of the prompt: ``"question"``, the question's last token; an index, or several, the
-        same for every row of the prompt; or a list of them for each. Indices are absolute: left
+        same for every sample of the prompt; or a list of them for each. Indices are absolute: left
         padding and what is in the cache count. An empty list asks for none.
     rows
         Also keep the attention row: ``True`` on the image tokens, ``"all"`` on every key.

@@ -56,7 +56,7 @@ class StoredRow:
         R_img, H_img and H_joint.
     gate : bool [L, B, H]
         The reweighted heads.
-    boosted : bool [B, columns]
+    boosted : bool [B, N]
         The boosted tokens of the prompt.
     attention : fp32 [L, B, H, keys], optional
         On the image tokens, or on every key.
@@ -94,7 +94,7 @@ class StoredRow:
         return replace(self, **merged)
 
     def repeated(self, batch: int) -> StoredRow:
-        """The row after the cache's rows were repeated."""
+        """The row after the cache's sequences were repeated."""
         times = batch // len(self.positions)
         if times == 1:
             return self
@@ -139,10 +139,10 @@ class Session:
         state = call.state
         self.state, self.prompt, self.config = state, state.prompt, state.config
         self._every_key = every_key
-        # Row of the prompt - P, which is negative, or column of a generated token -> what it showed
+        # Row of the prompt - P (negative), or position of a generated token -> what it showed
         self.rows: dict[int, StoredRow] = {}
         self._prompt_batch = len(state.ends) // state.copies
-        self._prompt_columns = state.image.shape[1]
+        self._prompt_length = state.image.shape[1]
         self._image_mask = state.image_mask
         self._regions: list[Region] = []
         self._indices: dict[tuple[torch.device, int], Tensor] = {}
@@ -158,31 +158,31 @@ class Session:
     def _checked(
         self, prompt_rows: str | list[int] | list[list[int]], past: int
     ) -> list[list[int]]:
-        """Columns of each of the B rows of the cache."""
+        """Wanted positions of each of the B sequences."""
         state = self.state
-        batch, columns = state.image.shape
+        batch, length = state.image.shape
         if isinstance(prompt_rows, str):
             return [[end.position] for end in state.ends]
         nested = [rows for rows in prompt_rows if isinstance(rows, list)]
         if nested and len(nested) != self._prompt_batch:
             raise ValueError(
-                f"prompt_rows: wanted one list for each row of the prompt ({self._prompt_batch}), "
-                f"got {len(nested)}"
+                f"prompt_rows: wanted one list for each sample of the prompt "
+                f"({self._prompt_batch}), got {len(nested)}"
             )
-        mask = self.prompt.padding_mask(batch, columns)
+        mask = self.prompt.padding_mask(batch, length)
         per_sample: list[list[int]] = []
-        for row in range(batch):
-            own: Any = nested[row // state.copies] if nested else prompt_rows
+        for sequence in range(batch):
+            own: Any = nested[sequence // state.copies] if nested else prompt_rows
             for index in own:
-                if not past <= index < columns:
+                if not past <= index < length:
                     raise ValueError(
-                        f"prompt_rows: wanted indices in [{past}, {columns}) of the prompt, got "
-                        f"{index} (row {row // state.copies})"
+                        f"prompt_rows: wanted indices in [{past}, {length}) of the prompt, got "
+                        f"{index} (sample {sequence // state.copies})"
                     )
-                if not mask[row, index]:
+                if not mask[sequence, index]:
                     raise ValueError(
-                        f"prompt_rows: wanted tokens of row {row // state.copies}, got {index}, "
-                        "which is padding"
+                        f"prompt_rows: wanted tokens of sample {sequence // state.copies}, got "
+                        f"{index}, which is padding"
                     )
             per_sample.append(own)
         return per_sample
@@ -201,18 +201,18 @@ class Session:
                 slots.append(index - len(self._wanted))
                 positions.append(wanted)
         batch = call.state.image.shape[0]
-        for position in range(max(call.past, self._prompt_columns), end):
+        for position in range(max(call.past, self._prompt_length), end):
             slots.append(position)
             positions.append([position] * batch)
         return slots, positions
 
     def drop_from(self, past: int) -> None:
         """Drop generated tokens that were taken back: rejected drafts, or a cropped cache."""
-        for column in [column for column in self.rows if column >= past]:
-            del self.rows[column]
+        for position in [position for position in self.rows if position >= past]:
+            del self.rows[position]
 
     def store(self, slot: int, row: StoredRow, call: Call) -> None:
-        """Keep a row; samples whose column is not in the call keep what they have."""
+        """Keep a row; sequences whose position is not in the call keep what they have."""
         here = (row.positions >= call.past) & (row.positions < call.past + call.tokens)
         self.rows[slot] = row if here.all() else row.merged(here, self.rows.get(slot))
         self._built = None
@@ -240,7 +240,7 @@ class Session:
     def _image_positions(self, batch: int) -> Tensor:
         """Columns of V, int64 [batch, n], -1 after the last one."""
         keys = self._image_mask.repeat_interleave(batch // self._image_mask.shape[0], 0)
-        found = [row.nonzero().flatten() for row in keys]
+        found = [mask.nonzero().flatten() for mask in keys]
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-1)
 
     def build(self) -> Capture:
@@ -257,7 +257,7 @@ class Session:
         layers = rows[0].layers
         image_positions = self._image_positions(batch)
         copies = batch // self._prompt_batch
-        boosted = torch.stack([row.boosted for row in rows], dim=1)  # [S, R, prompt columns]
+        boosted = torch.stack([row.boosted for row in rows], dim=1)  # [S, R, N]
         index = image_positions.clamp(min=0)[:, None].expand(-1, len(rows), -1)
         statistics = torch.stack([row.statistics for row in rows], dim=-1)  # [L, 3, S, H, R]
         image_keys = torch.stack([row.image_keys for row in rows], dim=1)  # [S, R]
@@ -269,7 +269,7 @@ class Session:
         if kept:
             width = max(tensor.shape[-1] for tensor in kept)
             if self._every_key:  # rows of the prompt may all end before its image does
-                width = max(width, self._prompt_columns)
+                width = max(width, self._prompt_length)
             by_sample = [_widened(tensor, width).transpose(0, 1) for tensor in kept]
             attention = torch.stack(by_sample, dim=3)  # [S, L, H, R, C]
             views = attention.transpose(0, 1).unbind(3)  # so that nothing is kept twice
@@ -293,7 +293,7 @@ class Session:
             joint_entropy=joint,
             gate=torch.stack([row.gate for row in rows], dim=-1).transpose(0, 1).contiguous(),
             image_positions=image_positions,
-            images=tuple(self._regions[row // copies].images for row in range(batch)),
+            images=tuple(self._regions[i // copies].images for i in range(batch)),
             boosted=boosted.gather(2, index) & (image_positions >= 0)[:, None],
             regions=tuple(self._regions),
             rows=attention,
@@ -323,8 +323,8 @@ def check_prompt_rows(prompt_rows: Any) -> str | list[int] | list[list[int]]:
         return [operator.index(item) for item in value]
     except TypeError:
         raise TypeError(
-            "prompt_rows: wanted 'question', an index, several, or a list of them for each row of "
-            f"the prompt, got {prompt_rows!r}"
+            "prompt_rows: wanted 'question', an index, several, or a list of them for each "
+            f"sample of the prompt, got {prompt_rows!r}"
         ) from None
 
 

@@ -60,7 +60,7 @@ class CacheArgument:
         return others | {self.name: cache}
 
     def check(self, given: Mapping[str, Any]) -> None:
-        """Refuse a call with a cache whose columns are not the prompt's.
+        """Refuse a call with a cache whose positions are not the prompt's.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class CacheArgument:
             if got == "PagedAttentionCache":
                 got += ": end continuous batching before VRGA is enabled"
             raise TypeError(
-                f"{self.name}: wanted the cache of a decoder whose columns are the prompt's "
+                f"{self.name}: wanted the cache of a decoder whose positions are the prompt's "
                 f"(DynamicCache, StaticCache, ...), got {got}"
             )
 
@@ -116,14 +116,14 @@ def state_of(cache: Any) -> SequenceState | None:
 
 
 def attach_state(cache: Any, state: SequenceState) -> None:
-    """Keep a state on a KV cache; it follows the cache's rows."""
+    """Keep a state on a KV cache; it follows the cache's sequences."""
     cache._vrga_state = state
 
 
 def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> Callable[..., None]:
-    """A method that moves the rows of a cache, and those of its state with them.
+    """A method that moves the sequences of a cache, and those of its state with them.
 
-    ``taken`` tells from their number and the method's argument which rows become the new ones.
+    ``taken`` tells from their number and the method's argument which sequences become the new ones.
     """
 
     @functools.wraps(stock)
@@ -133,7 +133,7 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
         if state is not None:
             take(state, *args, *kwargs.values())
 
-    @torch.compiler.disable  # reads the rows
+    @torch.compiler.disable  # reads the index
     def take(state: SequenceState, argument: Any) -> None:
         given = argument.cpu() if isinstance(argument, torch.Tensor) else argument
         if state.batch:  # else the cache was not followed
@@ -147,8 +147,8 @@ def _followed(stock: Callable[..., None], taken: Callable[[int, Any], Any]) -> C
 # changes. A method of the instance would refer to it, and keys and values would stay in memory
 # until the garbage collector comes by.
 for _name, _taken in {
-    "reorder_cache": lambda batch, rows: rows,
-    "batch_select_indices": lambda batch, rows: rows,
+    "reorder_cache": lambda batch, index: index,
+    "batch_select_indices": lambda batch, index: index,
     "batch_repeat_interleave": lambda batch, times: np.arange(batch).repeat(times),
 }.items():
     _stock = getattr(Cache, _name)

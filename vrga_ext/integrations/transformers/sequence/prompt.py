@@ -37,7 +37,7 @@ class Prompt:
     given
         Arguments of that call. ``input_ids`` [B, S] are the prompt's tokens, or the last S of them
         if the rest is in the cache already; so are ``inputs_embeds`` [B, S, D] and the processor's
-        ``mm_token_type_ids`` [B, S], 0 for text. ``attention_mask`` [B, columns] is 0 for padding.
+        ``mm_token_type_ids`` [B, S], 0 for text. ``attention_mask`` [B, N] is 0 for padding.
     outer
         The prompt of another call that this one interrupts.
     managed
@@ -57,11 +57,11 @@ class Prompt:
         ``mm_token_type_ids``.
     grids : dict from type to int64 [images, 3]
         Frames, rows and columns of patches of each image.
-    mask : bool [B, columns], optional
+    mask : bool [B, N], optional
         False is padding.
     pixels : bool
         Whether the call came with pictures, their features, or embeddings.
-    columns : int, optional
+    length : int, optional
         Positions of the cache at its end, if known beforehand.
     returned : int
         Tokens of the prompt that ``generate`` returns before those of the answer.
@@ -100,12 +100,12 @@ class Prompt:
         self.mask: Tensor | None = None
         self.set_mask(given.get("attention_mask"))
         self.image: Tensor | None = None
-        self.columns: int | None = None
+        self.length: int | None = None
         tokens = embeds if embeds is not None else self.ids
         if tokens is not None:
             self._declare(given, tuple(tokens.shape[:2]))
             if managed:
-                self.columns = (tokens if self.mask is None else self.mask).shape[1]
+                self.length = (tokens if self.mask is None else self.mask).shape[1]
 
     @property
     def nested(self) -> bool:
@@ -133,10 +133,10 @@ class Prompt:
         return self  # a copy of a cache belongs to the same run
 
     def set_mask(self, mask: Any) -> None:
-        """Take the padding of an attention mask, [B, columns] or [B, H, S, columns].
+        """Take the padding of an attention mask, [B, N] or [B, H, S, N].
 
-        A four-dimensional one tells it in a manual loop, where the call is the prompt: what no row
-        attends to is padding.
+        A four-dimensional one tells it in a manual loop, where the call is the prompt: what
+        no query attends to is padding.
         """
         if self.mask is not None or not isinstance(mask, Tensor):
             return
@@ -147,11 +147,11 @@ class Prompt:
             attended = mask > torch.finfo(mask.dtype).min if additive else mask.bool()
             self.mask = attended.detach().any(dim=2).any(dim=1).cpu()
 
-    def padding_mask(self, batch: int, columns: int) -> Tensor:
-        """Tokens of the prompt as bool [B, columns]; what no mask covers is no padding."""
-        mask = torch.ones(batch, columns, dtype=torch.bool, device="cpu")
+    def padding_mask(self, batch: int, length: int) -> Tensor:
+        """Tokens of the prompt as bool [B, N]; what no mask covers is no padding."""
+        mask = torch.ones(batch, length, dtype=torch.bool, device="cpu")
         if self.mask is not None:
-            given = self.mask[:, :columns]
+            given = self.mask[:, :length]
             mask[:, : given.shape[1]] = given.repeat_interleave(batch // given.shape[0], 0)
         return mask
 

@@ -49,8 +49,8 @@ class SequenceState:
         B: the prompt's samples, or a multiple of them (beams, or returned sequences).
     past
         Positions of the cache before the prompt.
-    columns
-        Positions of the cache once it has been read.
+    length
+        N, positions of the cache once it has been read.
     question_end, finder
         Where the question ends: see :func:`vrga_ext.prompts.question.question_ends`.
     before
@@ -62,11 +62,11 @@ class SequenceState:
         The prompt.
     latest : Prompt
         What the latest calls came with: the prompt, or more of its answer.
-    image : bool [B, columns]
+    image : bool [B, N]
         Image tokens.
-    image_mask : bool [B, columns]
+    image_mask : bool [B, N]
         V: image tokens and, if so configured, the token before each image.
-    axes : int64 [3, B, columns], optional
+    axes : int64 [3, B, N], optional
         Frame or time, grid row and grid column of image tokens.
     ends : list of QuestionEnd
         Of each sequence.
@@ -85,13 +85,13 @@ class SequenceState:
         Whether the sequences are the prompt's, or each of them repeated equally often.
     decoding : bool
         Whether the prompt has been read to its end.
-    rows : dict from layer to QuestionStatistics
-        What the question rows showed, while the prompt is read.
+    question : dict from layer to QuestionStatistics
+        Attention of the questions' last tokens, while the prompt is read.
     num_heads : int, optional
-        H, the query heads of the layers in ``rows``; None before the first one.
+        H, the query heads of the layers in ``question``; None before the first one.
     regions : list of Region
         One per sample, once it has been read.
-    boosted : bool [B, columns]
+    boosted : bool [B, N]
         The boosted tokens of ``regions``.
     plan : Plan, optional
         Of decode steps, where anything is reweighted.
@@ -114,30 +114,30 @@ class SequenceState:
         merge_size: int,
         batch: int,
         past: int,
-        columns: int,
+        length: int,
         question_end: str | int | Sequence[int],
         finder: QuestionFinder,
         before: SequenceState | None = None,
     ) -> None:
         assert prompt.ids is not None
-        if columns <= past:
+        if length <= past:
             raise ValueError(
                 f"attention_mask: wanted one over the {past} cached and the new tokens, since "
-                f"input_ids are {columns} tokens"
+                f"input_ids are {length} tokens"
             )
         if before is not None and (not past or before.batch != batch):
             before = None
         copies = max(batch // prompt.ids.shape[0], 1)
         ids = prompt.ids.repeat_interleave(copies, 0)
-        known = min(ids.shape[1], columns)  # tokens of the prompt that are known, the last ones
-        mask = prompt.padding_mask(batch, columns)
+        known = min(ids.shape[1], length)  # tokens of the prompt that are known, the last ones
+        mask = prompt.padding_mask(batch, length)
 
-        image = torch.zeros(batch, columns, dtype=torch.bool)
+        image = torch.zeros(batch, length, dtype=torch.bool)
         if prompt.image is None:
             given = images.image_mask(ids, placeholders.ids)
         else:
             given = prompt.image.repeat_interleave(copies, 0)
-        image[:, columns - known :] = given[:, -known:]
+        image[:, length - known :] = given[:, -known:]
         if before is not None:
             kept = min(past, before.image.shape[1])
             image[:, :past] = False  # what was generated since is never an image token
@@ -158,7 +158,7 @@ class SequenceState:
         self.image_mask = images.image_span_mask(image, config.image_span) & mask
         self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
-        self.rows: dict[int, QuestionStatistics] = {}
+        self.question: dict[int, QuestionStatistics] = {}
         self.num_heads: int | None = None
         self.regions: list[Region] = []
         self.boosted = torch.zeros_like(image)
@@ -170,7 +170,7 @@ class SequenceState:
             self.axes = before.axes.clone()
         self._counted = torch.zeros_like(image)  # axes that the processor counted
         self.told = ids[:, :0] if before is None else before.told
-        self.tell(prompt.ids, columns - prompt.ids.shape[1])
+        self.tell(prompt.ids, length - prompt.ids.shape[1])
         if prompt.grids:
             self._add_grids(placeholders.video_ids, merge_size)
 
@@ -189,59 +189,59 @@ class SequenceState:
 
     def _add_grids(self, video_ids: tuple[int, ...], merge_size: int) -> None:
         """Take the grids that the prompt was given with, where they count its image tokens."""
-        prompt, columns = self.prompt, self.image.shape[1]
+        prompt, length = self.prompt, self.image.shape[1]
         assert prompt.ids is not None
-        known = min(prompt.ids.shape[1], columns)
+        known = min(prompt.ids.shape[1], length)
         image = prompt.image
         if image is None:
-            image = self.image[:: self.copies, columns - known :]
+            image = self.image[:: self.copies, length - known :]
         kinds = images.token_kinds(
             image[:, -known:], prompt.ids[:, -known:], prompt.token_types, video_ids
         )
         axes, counted = images.grid_axes(kinds, prompt.grids, merge_size)
         counted = counted.repeat_interleave(self.copies, 0)
-        self._store_axes(axes.repeat_interleave(self.copies, 1), columns - known, counted)
-        self._counted[:, columns - known :] = counted
+        self._store_axes(axes.repeat_interleave(self.copies, 1), length - known, counted)
+        self._counted[:, length - known :] = counted
 
     def add_positions(self, position_ids: Any, past: int) -> None:
         """Take the multi-axis positions of a prefill forward call, [3 or 4, B, q], as axes."""
         if not isinstance(position_ids, Tensor) or position_ids.dim() != 3:
             return
-        batch, columns = self.image.shape
+        batch, length = self.image.shape
         if position_ids.shape[0] < 3 or position_ids.shape[1] != batch:
             return
-        axes = position_ids[-3:, :, : columns - past].detach().cpu()  # drafts are no prompt
+        axes = position_ids[-3:, :, : length - past].detach().cpu()  # drafts are no prompt
         end = past + axes.shape[2]
         self._store_axes(axes, past, ~self._counted[:, past:end])
 
     def _store_axes(self, axes: Tensor, first: int, where: Tensor) -> None:
-        """Keep axes [3, B, n] from a column on, where bool [B, n] says so."""
-        batch, columns = self.image.shape
+        """Keep axes [3, B, n] from a position on, where bool [B, n] says so."""
+        batch, length = self.image.shape
         if self.axes is None:
-            self.axes = torch.zeros(3, batch, columns, dtype=torch.long)
-        elif self.axes.shape[2] < columns:
-            self.axes = torch.nn.functional.pad(self.axes, (0, columns - self.axes.shape[2]))
+            self.axes = torch.zeros(3, batch, length, dtype=torch.long)
+        elif self.axes.shape[2] < length:
+            self.axes = torch.nn.functional.pad(self.axes, (0, length - self.axes.shape[2]))
         kept = self.axes[:, :, first : first + axes.shape[2]]
         kept.copy_(torch.where(where, axes, kept))
 
     def finish(self, fixed_grid: tuple[int, int] | None, hook: RegionHook | None) -> list[Region]:
-        """Select heads and tokens for every sample, once all question rows have been recorded."""
-        if not self.rows:
+        """Select heads and tokens for every sample, after the call with the prompt's end."""
+        if not self.question:
             return self.finish_plain()
         with torch.device("cpu"):  # not the default device, if that is another
-            layers = tuple(sorted(self.rows))
-            rows = [self.rows[layer] for layer in layers]
+            layers = tuple(sorted(self.question))
+            statistics = [self.question[layer] for layer in layers]
             regions = []
             for sample, index in enumerate(range(0, len(self.ends), self.copies)):
-                found = self._select(index, layers, rows, fixed_grid)
+                found = self._select(index, layers, statistics, fixed_grid)
                 if hook is not None and len(found.image_positions):
                     found = checked_region(hook(sample, found), found, self.image.shape[1])
                 regions.append(found)
-            samples, columns = self.samples.tolist(), self.image.shape[1]
-            flags = key_flags(regions, samples, columns)
+            samples, length = self.samples.tolist(), self.image.shape[1]
+            flags = key_flags(regions, samples, length)
             self.boosted = (flags & FOCUS_FLAG) != 0
-            devices = [self.rows[layer].image_ratio.device for layer in layers]
-            heads, gate = rows[0].image_ratio.shape[1], self.config.head_gate
+            devices = [self.question[layer].image_ratio.device for layer in layers]
+            heads, gate = statistics[0].image_ratio.shape[1], self.config.head_gate
             self.plan = build_plan(flags, regions, samples, layers, devices, heads, gate)
         return self._finished(regions)
 
@@ -249,7 +249,7 @@ class SequenceState:
         self,
         index: int,
         layers: tuple[int, ...],
-        rows: list[QuestionStatistics],
+        found: list[QuestionStatistics],
         fixed_grid: tuple[int, int] | None,
     ) -> Region:
         """Heads and tokens of the sample whose first sequence is ``index``."""
@@ -258,10 +258,10 @@ class SequenceState:
             self.image[index], self.image_mask[index], axes, fixed_grid
         )
         if not spans:
-            return empty_region(self.ends[index], layers, rows[0].image_ratio.shape[1])
+            return empty_region(self.ends[index], layers, found[0].image_ratio.shape[1])
         over = self.attended if self.config.ratio_keys == "attended" else self.lengths
         return select_region(
-            rows,
+            found,
             index,
             layers,
             positions,
@@ -279,7 +279,7 @@ class SequenceState:
         return self._finished(regions)
 
     def _finished(self, regions: list[Region]) -> list[Region]:
-        self.rows, self.regions = {}, regions
+        self.question, self.regions = {}, regions
         self.decoding, self.prompt.stage = True, Stage.ANSWERING
         return regions
 
@@ -316,7 +316,7 @@ class SequenceState:
             self.plan = None if self.plan is None else self.plan.reindexed(index)
 
     def image_flags_on(self, device: torch.device) -> Tensor:
-        """Flags of V alone, uint8 [B, columns], on a layer's device."""
+        """Flags of V alone, uint8 [B, N], on a layer's device."""
         if device not in self._image_flags:
             self._image_flags[device] = self.image_mask.to(device, torch.uint8) * IMAGE_FLAG
         return self._image_flags[device]

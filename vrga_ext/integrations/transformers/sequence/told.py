@@ -29,9 +29,9 @@ def goes_on(state: SequenceState, prompt: Prompt, past: int, tokens: int) -> boo
     prompt
         What the call came with.
     past, tokens
-        Columns of the cache before the call, and tokens of the call.
+        Positions of the cache before the call, and tokens of the call.
     """
-    ids, end = prompt.ids, past + tokens if prompt.columns is None else prompt.columns
+    ids, end = prompt.ids, past + tokens if prompt.length is None else prompt.length
     if ids is None or not state.batch or state.batch % ids.shape[0]:
         return False
     if not state.image.shape[1] <= past < end <= state.told.shape[1]:
@@ -41,7 +41,7 @@ def goes_on(state: SequenceState, prompt: Prompt, past: int, tokens: int) -> boo
 
 
 def may_be_answered(state: SequenceState | None, past: int) -> bool:
-    """Whether the tokens after ``past`` columns of a cache may be more of an answer."""
+    """Whether the tokens after ``past`` positions of a cache may be more of an answer."""
     if state is None:  # the cache was filled without VRGA
         return past > 0
     return 0 < state.image.shape[1] < max(past, state.told.shape[1])
@@ -53,9 +53,9 @@ def tell_answer(prompt: Prompt, kwargs: Mapping[str, Any], output: Any) -> None:
     ``kwargs`` are those of ``generate``: they or the output hold the cache.
     """
     sequences = getattr(output, "sequences", output)
-    if not isinstance(sequences, Tensor) or sequences.dim() != 2 or prompt.columns is None:
+    if not isinstance(sequences, Tensor) or sequences.dim() != 2 or prompt.length is None:
         return
     for cache in caches_in(kwargs) + caches_in(output if isinstance(output, dict) else {}):
         state = state_of(cache)
         if state is not None and state.latest is prompt and sequences.shape[0] == state.batch:
-            state.tell(sequences, prompt.columns - prompt.returned)
+            state.tell(sequences, prompt.length - prompt.returned)
