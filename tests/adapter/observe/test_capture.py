@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +11,16 @@ import torch
 import vrga_ext
 from tests.adapter.checks import skip_unless_stock_equals_its_loop
 from tests.adapter.families import CORE, IMAGE, LOOSE, ROWS, build, greedy, logits
+from tests.adapter.observe.stored_weights import (
+    STEPS,
+    assert_all_close,
+    assert_rows,
+    assert_same,
+    attentions,
+    question_end,
+)
 from vrga_ext import Capture, ops
 from vrga_ext.region import Region
-
-STEPS = 5
-
 
 QUESTION = 20  # a column of the prompt that is a token of every row, after every image
 
@@ -27,58 +31,10 @@ def pair(request):
     return build(request.param), build(request.param, attn_implementation="eager")
 
 
-@pytest.fixture(scope="module")
-def family():
-    return build("qwen2_5_vl")
-
-
-@pytest.fixture(scope="module")
-def eager():
-    return build("qwen2_5_vl", attn_implementation="eager")
-
-
-def question_end(inputs) -> int:
-    """The last column, a token of every row of ``ROWS``."""
-    return inputs["input_ids"].shape[1] - 1
-
-
-def attentions(family, inputs, new_tokens=STEPS, **kwargs):
-    return greedy(family.model, inputs, new_tokens, output_attentions=True, **kwargs)
-
-
 def capture_of(family, inputs, new_tokens=STEPS, **kwargs) -> Capture:
     with vrga_ext.capture(family.model, **kwargs) as recording:
         greedy(family.model, inputs, new_tokens)
     return recording.last
-
-
-def assert_rows(capture: Capture, weights: list[torch.Tensor], image: torch.Tensor) -> None:
-    """A capture against rows [S, L, H, keys] as stored by an eager model, before reweighting."""
-    assert len(weights) == capture.positions.shape[1]
-    rows = capture.image_rows(reweighted=False)
-    for index, full in enumerate(weights):
-        for sample in range(full.shape[0]):
-            columns = image[sample].nonzero().flatten()
-            a = full[sample, :, :, columns].double()
-            attended = int(capture.attended[sample, index])
-            assert attended == int((full[sample].amax((0, 1)) > 0).sum())
-            share = a.sum(-1)
-            inside = a / share[..., None]
-            close: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5, "check_dtype": False}
-            at = (sample, slice(None), slice(None), index)
-            n = len(columns)
-            seen = int((a.amax((0, 1)) > 0).sum())  # of a row within an image only a part
-            assert seen == int(capture.image_keys[sample, index])
-            torch.testing.assert_close(rows[at][..., :n], a, **close)
-            assert not rows[at][..., n:].any()
-            torch.testing.assert_close(capture.image_ratio[at], share * attended / seen, **close)
-            torch.testing.assert_close(capture.image_share[at], share, **close)
-            entropy = torch.special.entr(inside).sum(-1)
-            torch.testing.assert_close(capture.image_entropy[at], entropy, **close)
-            joint = torch.special.entr(a).sum(-1)
-            torch.testing.assert_close(capture.joint_entropy[at], joint, **close)
-            efr = entropy / (share * attended / seen)
-            torch.testing.assert_close(capture.efr[at], efr, **(close | {"rtol": 1e-4}))
 
 
 def stored(output, prompt_rows: list[int], layers: tuple[int, ...]) -> list[torch.Tensor]:
@@ -156,13 +112,6 @@ def test_reweighted_rows_are_those_of_an_eager_model(eager, attn_implementation,
         torch.testing.assert_close(
             on_image.image_rows(reweighted=reweighted), capture.image_rows(reweighted=reweighted)
         )
-
-
-def assert_all_close(ours, theirs) -> None:
-    assert len(ours) == len(theirs)
-    for step, other in zip(ours, theirs, strict=True):
-        for layer, weights in zip(step, other, strict=True):
-            torch.testing.assert_close(layer, weights, atol=1e-5, rtol=1e-5)
 
 
 def test_as_attentions(family, eager):
@@ -282,16 +231,6 @@ def test_save_and_load(family, rows, tmp_path):
     with pytest.raises(OSError, match=r"path: wanted a file to write to, got .*nowhere/new"):
         capture.save(tmp_path / "nowhere" / "new")
     assert capture not in [loaded]
-
-
-def assert_same(ours, theirs, kind) -> None:
-    for field in fields(kind):
-        value, other = getattr(ours, field.name), getattr(theirs, field.name)
-        if isinstance(other, torch.Tensor):
-            assert value.dtype == other.dtype
-            assert torch.equal(value, other)
-        elif field.name != "regions":
-            assert value == other
 
 
 def test_dataframe(family, monkeypatch):
