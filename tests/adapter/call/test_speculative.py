@@ -320,3 +320,19 @@ def test_assisted_decoding_equals_the_greedy_loop(family):
         loop = greedy(family.model, inputs, NEW)
         assisted = greedy(family.model, inputs, NEW, assistant_model=assistant)
     assert torch.equal(assisted.sequences, loop.sequences)
+
+
+@pytest.mark.parametrize(
+    ("args", "has_head", "cache", "what"),
+    [
+        ((torch.zeros(1, 1),), False, object(), "a positional argument"),
+        ((), True, object(), "an output of logits"),
+        ((), False, None, "a call without a KV cache"),
+    ],
+)
+def test_calls_that_cannot_be_cut(args, has_head, cache, what):
+    decoder = torch.nn.Module()
+    if has_head:
+        decoder.lm_head = torch.nn.Linear(1, 1)
+    with pytest.raises(drafts.CannotCutError, match=what):
+        drafts.check_can_cut(decoder, args, cache)

@@ -25,7 +25,7 @@ from vrga_ext.integrations.transformers.call.phase import (
 from vrga_ext.integrations.transformers.call.query_row import QuestionRows
 from vrga_ext.integrations.transformers.model import layers
 from vrga_ext.integrations.transformers.model.facts import ModelFacts
-from vrga_ext.integrations.transformers.observe.recorder import CapturedCall
+from vrga_ext.integrations.transformers.observe.recorder import CapturedCall, CaptureRecorder
 from vrga_ext.integrations.transformers.runtime import Runtime
 from vrga_ext.integrations.transformers.sequence import told
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
@@ -171,21 +171,22 @@ class ForwardHooks:
             return None
         captured = None
         if runtime.capture is not None:
-            captured = self._capture(state, int(cache.get_seq_length()), tokens)
+            past = int(cache.get_seq_length())
+            captured = self._capture(runtime.capture, state, past, tokens)
         return captured or state.plan
 
     @torch.compiler.disable
-    def _capture(self, state: SequenceState, past: int, tokens: int) -> CapturedCall | None:
+    def _capture(
+        self, recorder: CaptureRecorder, state: SequenceState, past: int, tokens: int
+    ) -> CapturedCall | None:
         """What ``capture`` records of a forward call, if anything."""
-        if self._runtime.capture is None:
-            return None
         if state.decoding and not state.in_order:
             self._runtime.notice(
                 "capture leaves out what follows: sequences of the KV cache were dropped, or moved "
                 "to other samples"
             )
             return None
-        return self._runtime.capture.call(state, past, tokens)
+        return recorder.call(state, past, tokens)
 
     @torch.compiler.disable
     def _read(
@@ -228,7 +229,9 @@ class ForwardHooks:
             parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
             if parted is not None:
                 return parted
-        captured = None if runtime.capture is None else self._capture(state, past, tokens)
+        captured = None
+        if runtime.capture is not None:
+            captured = self._capture(runtime.capture, state, past, tokens)
         return args, kwargs | {"vrga": QuestionRows(state, past, tokens, captured)}
 
     def _new_state(
