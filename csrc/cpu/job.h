@@ -1,12 +1,12 @@
-// What one CPU task is given. Plain data: shared between the driver (baseline instructions) and the
-// kernels (compiled once per instruction set).
+// What one CPU task is given. Plain data: shared between the scheduler (baseline instructions) and
+// the kernels (compiled once per instruction set).
 #pragma once
 
 #include <cstdint>
 
-#include "vrga/params.h"
-#include "vrga/softmax_state.h"
-#include "vrga/split_policy.h"
+#include "core/params.h"
+#include "core/softmax_state.h"
+#include "core/split_policy.h"
 
 namespace vrga::cpu {
 

@@ -1,13 +1,13 @@
-#include "launch.h"
+#include "cuda/launch.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "vrga/merge_splits.cuh"
-#include "vrga/plain_split.cuh"
-#include "vrga/softmax_rows.cuh"
-#include "vrga/split_policy.h"
+#include "core/split_policy.h"
+#include "cuda/kernels/merge_splits.cuh"
+#include "cuda/kernels/plain_split.cuh"
+#include "cuda/kernels/softmax_rows.cuh"
 
 namespace vrga::gpu {
 

@@ -2,7 +2,7 @@
 // fails, std::invalid_argument for what `unsupported` names.
 #pragma once
 
-#include "plan.h"
+#include "cuda/plan.h"
 
 namespace vrga::gpu {
 

@@ -1,9 +1,9 @@
-#include "plan.h"
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "vrga/split_policy.h"
+#include "core/split_policy.h"
 
 namespace vrga::gpu {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "vrga/params.h"
-#include "vrga/split_params.h"
+#include "core/params.h"
+#include "cuda/kernels/split_params.h"
 
 namespace vrga::gpu {
 

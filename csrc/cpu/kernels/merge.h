@@ -1,9 +1,9 @@
 // Splits of one item -> statistics, gate and output of its rows.
 #pragma once
 
+#include "core/gate.h"
 #include "cpu/kernels/keys.h"
 #include "cpu/kernels/math.h"
-#include "vrga/head_gate.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
