@@ -31,23 +31,29 @@ struct MaskView {
 struct GateParams {
   GateKind kind = GateKind::kDynamic;
   float focus_weight = 1.0f;  // w of a key with the focus bit
-  float image_weight =
-      1.0f;  // w of a key with the image bit and without the focus bit; every other key has w = 1
+  // w of a key with the image bit and without the focus bit; every other key has w = 1
+  float image_weight = 1.0f;
   float min_ratio = 0.0f;       // dynamic: R_img must exceed it
   float entropy_factor = 0.0f;  // dynamic: R_img must exceed it times H_joint
 };
 
-struct DecodeParams {
+// decode_attention; without V and an output (has_values = false): row_statistics, whose query has
+// Sq = 1. A flag, not a null V: a V without keys has no memory either.
+struct AttentionParams {
   const void* q = nullptr;  // [B, Hq, Sq, D], last dim contiguous
   const void* k = nullptr;  // [B, Hkv, Skv, D], last dim contiguous
   const void* v = nullptr;  // [B, Hkv, Skv, Dv], last dim contiguous
-  const uint8_t* key_flags =
-      nullptr;                  // [B, N], last dim contiguous, N <= Skv; keys beyond N have flags 0
-  const bool* heads = nullptr;  // [B, Hq] contiguous, or null: every head may be gated
-  void* out = nullptr;          // [B, Hq, Sq, Dv] contiguous, dtype of q
-  float* statistics = nullptr;  // [B, Hq, Sq, kDecodeStatistics] contiguous
+  // [B, N], last dim contiguous, N <= Skv; keys beyond N have flags 0
+  const uint8_t* key_flags = nullptr;
+  // [B, Hq] contiguous, or null: every head may be gated
+  const bool* heads = nullptr;
+  void* out = nullptr;               // [B, Hq, Sq, Dv] contiguous, dtype of q
+  float* image_attention = nullptr;  // [B, Hq, N] contiguous; without values only
+  // [B, Hq, Sq, kDecodeStatistics] contiguous; without values [B, Hq, kRowStatistics]
+  float* statistics = nullptr;
   MaskView mask;
 
+  bool has_values = true;
   DType dtype = DType::kFloat32;  // of q, k, v and out
   int64_t b = 0, h_q = 0, h_kv = 0, s_q = 0, s_kv = 0, d = 0, d_v = 0, n_flags = 0;
   int64_t stride_q_b = 0, stride_q_h = 0, stride_q_s = 0;
@@ -57,25 +63,7 @@ struct DecodeParams {
 
   float scale = 1.0f;
   float softcap = 0.0f;  // 0 = off; else s = softcap * tanh(scale * q.k / softcap), before the mask
-  GateParams gate;
-};
-
-struct RowStatisticsParams {
-  const void* q = nullptr;             // [B, Hq, D], last dim contiguous: one row per sample
-  const void* k = nullptr;             // [B, Hkv, Skv, D], last dim contiguous
-  const uint8_t* key_flags = nullptr;  // [B, N], last dim contiguous
-  float* image_attention = nullptr;    // [B, Hq, N] contiguous
-  float* statistics = nullptr;         // [B, Hq, kRowStatistics] contiguous
-  MaskView mask;
-
-  DType dtype = DType::kFloat32;  // of q and k
-  int64_t b = 0, h_q = 0, h_kv = 0, s_kv = 0, d = 0, n_flags = 0;
-  int64_t stride_q_b = 0, stride_q_h = 0;
-  int64_t stride_k_b = 0, stride_k_h = 0, stride_k_s = 0;
-  int64_t stride_flags_b = 0;
-
-  float scale = 1.0f;
-  float softcap = 0.0f;
+  GateParams gate;       // with values only
 };
 
 struct SoftmaxParams {

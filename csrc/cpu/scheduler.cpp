@@ -85,8 +85,12 @@ int64_t table_index(DType dtype) {
   return static_cast<int64_t>(dtype);
 }
 
-void run_attention(AttentionJob job, const Executor& run) {
-  const DecodeParams& p = job.p;
+}  // namespace
+
+void attention(const AttentionParams& params, const Executor& run) {
+  AttentionJob job;
+  job.p = params;
+  const AttentionParams& p = job.p;
   job.rows = p.h_q / p.h_kv * p.s_q;
   if (job.rows == 0) {
     return;
@@ -96,12 +100,12 @@ void run_attention(AttentionJob job, const Executor& run) {
   job.items = p.b * p.h_kv * job.chunks;
   job.plan = plan_splits(job.items, p.s_kv, kBlockKeys, kMinKeysPerSplit, kTargetTasks);
   job.classes = classes_of(p.gate);
-  job.stride_sums = job.has_values ? ceil_div(p.d_v, kSumsColumns) * kSumsColumns : 0;
+  job.stride_sums = p.has_values ? ceil_div(p.d_v, kSumsColumns) * kSumsColumns : 0;
 
   const int64_t tasks = job.items * job.plan.splits;
   const int64_t sums = tasks * job.classes.count * job.rows_per_chunk * job.stride_sums;
   const int64_t states = tasks * job.rows_per_chunk;
-  job.image_blocks = job.has_values ? 0 : padded(ceil_div(p.n_flags, kBlockKeys));
+  job.image_blocks = p.has_values ? 0 : padded(ceil_div(p.n_flags, kBlockKeys));
   const int64_t references = p.b * p.h_q * job.image_blocks;
   Scratch& partials = partial_results();
   job.sums =
@@ -123,44 +127,6 @@ void run_attention(AttentionJob job, const Executor& run) {
     }
   });
   partials.keep_at_most(kRetainedBytes);
-}
-
-}  // namespace
-
-void decode_attention(const DecodeParams& params, const Executor& run) {
-  AttentionJob job;
-  job.p = params;
-  run_attention(job, run);
-}
-
-void row_statistics(const RowStatisticsParams& params, const Executor& run) {
-  AttentionJob job;
-  DecodeParams& p = job.p;
-  p.q = params.q;
-  p.k = params.k;
-  p.key_flags = params.key_flags;
-  p.statistics = params.statistics;
-  p.mask = params.mask;
-  p.dtype = params.dtype;
-  p.b = params.b;
-  p.h_q = params.h_q;
-  p.h_kv = params.h_kv;
-  p.s_q = 1;
-  p.s_kv = params.s_kv;
-  p.d = params.d;
-  p.n_flags = params.n_flags;
-  p.stride_q_b = params.stride_q_b;
-  p.stride_q_h = params.stride_q_h;
-  p.stride_k_b = params.stride_k_b;
-  p.stride_k_h = params.stride_k_h;
-  p.stride_k_s = params.stride_k_s;
-  p.stride_flags_b = params.stride_flags_b;
-  p.scale = params.scale;
-  p.softcap = params.softcap;
-  job.has_values = false;
-  job.image_attention = params.image_attention;
-  job.stride_statistics = kRowStatistics;
-  run_attention(job, run);
 }
 
 void reweighted_softmax(const SoftmaxParams& params, const Executor& run) {

@@ -11,8 +11,7 @@ namespace vrga::cpu {
 // Calls task(0) ... task(count - 1), in any order and from any number of threads.
 using Executor = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
-void decode_attention(const DecodeParams& params, const Executor& run);
-void row_statistics(const RowStatisticsParams& params, const Executor& run);
+void attention(const AttentionParams& params, const Executor& run);
 void reweighted_softmax(const SoftmaxParams& params, const Executor& run);
 
 }  // namespace vrga::cpu

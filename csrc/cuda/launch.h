@@ -18,10 +18,8 @@ struct Workspace {
 // the driver compiled them from older PTX, which does not wait. Asks the current device.
 bool overlaps_launches();
 
-void launch_decode(const DecodeParams& params, const CallPlan& plan, const Workspace& workspace,
-                   const Device& device, StreamHandle stream);
-void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
-                 const Workspace& workspace, const Device& device, StreamHandle stream);
+void launch_attention(const AttentionParams& params, const CallPlan& plan,
+                      const Workspace& workspace, const Device& device, StreamHandle stream);
 void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle stream);
 
 }  // namespace vrga::gpu

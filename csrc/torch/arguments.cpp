@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <cctype>
+#include <charconv>
 #include <cmath>
 #include <limits>
 
@@ -19,26 +21,69 @@ std::string shape_of(const Tensor& t) {
   return text + "]";
 }
 
-std::string shape_of(std::initializer_list<int64_t> sizes) {
+std::string shape_of(std::initializer_list<Size> sizes) {
   std::string text = "[";
-  for (int64_t size : sizes) {
-    text += (text.size() > 1 ? ", " : "") + std::to_string(size);
+  for (const Size& size : sizes) {
+    text += (text.size() > 1 ? ", " : "") + (size.free ? size.free : std::to_string(size.value));
   }
   return text + "]";
 }
 
+// As torch prints it in Python.
 std::string dtype_of(const Tensor& t) {
-  return torch::headeronly::toString(t.scalar_type());
+  switch (t.scalar_type()) {
+    case ScalarType::Byte:
+      return "torch.uint8";
+    case ScalarType::Char:
+      return "torch.int8";
+    case ScalarType::Short:
+      return "torch.int16";
+    case ScalarType::Int:
+      return "torch.int32";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::ComplexFloat:
+      return "torch.complex64";
+    case ScalarType::ComplexDouble:
+      return "torch.complex128";
+    default: {  // Bool, BFloat16, Float8_e4m3fn, ...
+      std::string name = torch::headeronly::toString(t.scalar_type());
+      for (char& letter : name) {
+        letter = static_cast<char>(std::tolower(static_cast<unsigned char>(letter)));
+      }
+      return "torch." + name;
+    }
+  }
+}
+
+// As Python prints it: the shortest text that reads back as the same number, and -1.0, not -1.
+std::string number_of(double value) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, value).ptr;
+  std::string number(text, end);
+  return number.find_first_not_of("-0123456789") == std::string::npos ? number + ".0" : number;
+}
+
+std::string device_of(const Tensor& t) {
+  const auto device = t.device();
+  std::string name = t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda" : "another kind of device";
+  return t.is_cuda() ? name + ":" + std::to_string(device.index()) : name;
 }
 
 void check_device(const char* name, const Tensor& t, const Tensor& first) {
-  STD_TORCH_CHECK(t.device() == first.device(), name,
-                  ": wanted on the device of the first argument, got on another one");
+  STD_TORCH_CHECK(t.device() == first.device(), name, ": wanted on ", device_of(first), ", got ",
+                  device_of(t));
 }
 
 float checked_weight(const char* name, double weight) {
   STD_TORCH_CHECK(weight >= 0 && weight <= std::numeric_limits<float>::max(), name,
-                  ": wanted >= 0 and finite as float32, got ", weight);
+                  ": wanted >= 0 and finite as float32, got ", number_of(weight));
   return static_cast<float>(weight);
 }
 
@@ -48,17 +93,18 @@ void check_dims(const char* name, const Tensor& t, int64_t dims, const char* wan
   STD_TORCH_CHECK(t.dim() == dims, name, ": wanted ", wanted, ", got ", shape_of(t));
 }
 
-void check_shape(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes) {
+void check_shape(const char* name, const Tensor& t, std::initializer_list<Size> sizes) {
   bool same = t.dim() == static_cast<int64_t>(sizes.size());
   for (int64_t i = 0; same && i < t.dim(); ++i) {
-    same = t.size(i) == sizes.begin()[i];
+    const Size& size = sizes.begin()[i];
+    same = size.free != nullptr || t.size(i) == size.value;
   }
   STD_TORCH_CHECK(same, name, ": wanted ", shape_of(sizes), ", got ", shape_of(t));
 }
 
 void check_like(const char* name, const Tensor& t, const Tensor& query) {
   STD_TORCH_CHECK(t.scalar_type() == query.scalar_type(), name, ": wanted ", dtype_of(query),
-                  " as the query, got ", dtype_of(t));
+                  ", got ", dtype_of(t));
   check_device(name, t, query);
 }
 
@@ -71,7 +117,8 @@ DType kernel_dtype(const char* name, const Tensor& t) {
     case ScalarType::Half:
       return DType::kFloat16;
     default:
-      STD_TORCH_CHECK(false, name, ": wanted Float, BFloat16 or Half, got ", dtype_of(t));
+      STD_TORCH_CHECK(false, name, ": wanted torch.float32, torch.bfloat16 or torch.float16, got ",
+                      dtype_of(t));
   }
 }
 
@@ -97,8 +144,8 @@ GateParams gate_params(const GateArguments& arguments) {
 }
 
 Tensor check_flags(const Tensor& key_flags, const Tensor& first, int64_t b, int64_t s_kv) {
-  STD_TORCH_CHECK(key_flags.scalar_type() == ScalarType::Byte, "key_flags: wanted Byte, got ",
-                  dtype_of(key_flags));
+  STD_TORCH_CHECK(key_flags.scalar_type() == ScalarType::Byte,
+                  "key_flags: wanted torch.uint8, got ", dtype_of(key_flags));
   STD_TORCH_CHECK(key_flags.dim() == 2 && key_flags.size(0) == b && key_flags.size(1) <= s_kv,
                   "key_flags: wanted [", b, ", at most ", s_kv, "], got ", shape_of(key_flags));
   check_device("key_flags", key_flags, first);
@@ -110,7 +157,7 @@ std::optional<Tensor> check_heads(const std::optional<Tensor>& heads, const Tens
   if (!heads) {
     return std::nullopt;
   }
-  STD_TORCH_CHECK(heads->scalar_type() == ScalarType::Bool, "heads: wanted Bool, got ",
+  STD_TORCH_CHECK(heads->scalar_type() == ScalarType::Bool, "heads: wanted torch.bool, got ",
                   dtype_of(*heads));
   check_shape("heads", *heads, {b, h_q});
   check_device("heads", *heads, first);
@@ -142,7 +189,8 @@ std::optional<Tensor> check_mask(const std::optional<Tensor>& attn_mask, const T
       view.kind = MaskKind::kFloat16;
       break;
     default:
-      STD_TORCH_CHECK(false, "attn_mask: wanted Bool, Float, BFloat16, Half or Double, got ",
+      STD_TORCH_CHECK(false,
+                      "attn_mask: wanted one of bool, float32, bfloat16, float16, float64, got ",
                       dtype_of(mask));
   }
   bool fits = mask.dim() >= 1 && mask.dim() <= 4 && mask.size(mask.dim() - 1) == shape[3];
@@ -197,7 +245,7 @@ float scale_or_default(std::optional<double> scale, int64_t d) {
 }
 
 float checked_softcap(double softcap) {
-  STD_TORCH_CHECK(softcap >= 0, "softcap: wanted >= 0, got ", softcap);
+  STD_TORCH_CHECK(softcap >= 0, "softcap: wanted >= 0, got ", number_of(softcap));
   return static_cast<float>(softcap);
 }
 

@@ -15,7 +15,15 @@
 namespace vrga::binding {
 
 void check_dims(const char* name, const Tensor& t, int64_t dims, const char* wanted);
-void check_shape(const char* name, const Tensor& t, std::initializer_list<int64_t> sizes);
+// A size that is given, or the name of one that is free.
+struct Size {
+  int64_t value = -1;
+  const char* free = nullptr;
+
+  Size(int64_t value) : value(value) {}
+  Size(const char* free) : free(free) {}
+};
+void check_shape(const char* name, const Tensor& t, std::initializer_list<Size> sizes);
 
 // Same dtype and device as the query.
 void check_like(const char* name, const Tensor& t, const Tensor& query);

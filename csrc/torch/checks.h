@@ -20,17 +20,11 @@ struct GateArguments {
 
 // A checked call: the arguments (some of them copies with a contiguous last dimension), the results
 // to return, and the parameters, which point into both.
-struct DecodeCall {
-  Tensor query, key, value, key_flags;
-  std::optional<Tensor> heads, mask;
-  Tensor output, statistics;
-  DecodeParams params;
-};
-struct RowStatisticsCall {
+struct AttentionCall {
   Tensor query, key, key_flags;
-  std::optional<Tensor> mask;
-  Tensor image_attention, statistics;
-  RowStatisticsParams params;
+  std::optional<Tensor> value, heads, mask;
+  Tensor result, statistics;  // the output; without a value the image attention
+  AttentionParams params;
 };
 struct SoftmaxCall {
   Tensor scores, key_flags;
@@ -39,15 +33,13 @@ struct SoftmaxCall {
   SoftmaxParams params;
 };
 
-DecodeCall check_decode(const Tensor& query, const Tensor& key, const Tensor& value,
-                        const Tensor& key_flags, const std::optional<Tensor>& attn_mask,
-                        const std::optional<Tensor>& heads, std::optional<double> scale,
-                        double softcap, const GateArguments& gate);
-
-RowStatisticsCall check_row_statistics(const Tensor& query, const Tensor& key,
-                                       const Tensor& key_flags,
-                                       const std::optional<Tensor>& attn_mask,
-                                       std::optional<double> scale, double softcap);
+// With a value and a gate: decode_attention, query [B, Hq, Sq, D]. Without: row_statistics, query
+// [B, Hq, D].
+AttentionCall check_attention(const Tensor& query, const Tensor& key,
+                              const std::optional<Tensor>& value, const Tensor& key_flags,
+                              const std::optional<Tensor>& attn_mask,
+                              const std::optional<Tensor>& heads, std::optional<double> scale,
+                              double softcap, const GateArguments* gate);
 
 SoftmaxCall check_softmax(const Tensor& scores, const Tensor& key_flags,
                           const std::optional<Tensor>& heads, const GateArguments& gate);

@@ -38,18 +38,20 @@ std::tuple<Tensor, Tensor> decode_attention(
     Tensor query, Tensor key, Tensor value, Tensor key_flags, std::optional<Tensor> attn_mask,
     std::optional<Tensor> heads, std::optional<double> scale, double softcap, std::string gate,
     double focus_weight, double image_weight, double min_ratio, double entropy_factor) {
-  DecodeCall call = check_decode(query, key, value, key_flags, attn_mask, heads, scale, softcap,
-                                 {gate, focus_weight, image_weight, min_ratio, entropy_factor});
-  cpu::decode_attention(call.params, run_in_parallel);
-  return {call.output, call.statistics};
+  const GateArguments settings{gate, focus_weight, image_weight, min_ratio, entropy_factor};
+  const AttentionCall call =
+      check_attention(query, key, value, key_flags, attn_mask, heads, scale, softcap, &settings);
+  cpu::attention(call.params, run_in_parallel);
+  return {call.result, call.statistics};
 }
 
 std::tuple<Tensor, Tensor> row_statistics(Tensor query, Tensor key, Tensor key_flags,
                                           std::optional<Tensor> attn_mask,
                                           std::optional<double> scale, double softcap) {
-  RowStatisticsCall call = check_row_statistics(query, key, key_flags, attn_mask, scale, softcap);
-  cpu::row_statistics(call.params, run_in_parallel);
-  return {call.image_attention, call.statistics};
+  const AttentionCall call = check_attention(query, key, std::nullopt, key_flags, attn_mask,
+                                             std::nullopt, scale, softcap, nullptr);
+  cpu::attention(call.params, run_in_parallel);
+  return {call.result, call.statistics};
 }
 
 std::tuple<Tensor, Tensor> reweighted_softmax(Tensor scores, Tensor key_flags,

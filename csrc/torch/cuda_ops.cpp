@@ -30,28 +30,32 @@ struct Scratch {
   }
 };
 
+void launch_attention(const AttentionCall& call, const CudaScope& scope) {
+  const gpu::CallPlan plan = gpu::plan_attention(call.params, scope.device());
+  const Scratch scratch(call.query, plan);
+  gpu::launch_attention(call.params, plan, scratch.workspace(), scope.device(), scope.stream());
+}
+
 std::tuple<Tensor, Tensor> decode_attention(
     Tensor query, Tensor key, Tensor value, Tensor key_flags, std::optional<Tensor> attn_mask,
     std::optional<Tensor> heads, std::optional<double> scale, double softcap, std::string gate,
     double focus_weight, double image_weight, double min_ratio, double entropy_factor) {
   const CudaScope scope(query);
-  DecodeCall call = check_decode(query, key, value, key_flags, attn_mask, heads, scale, softcap,
-                                 {gate, focus_weight, image_weight, min_ratio, entropy_factor});
-  const gpu::CallPlan plan = gpu::plan_decode(call.params, scope.device());
-  const Scratch scratch(call.query, plan);
-  gpu::launch_decode(call.params, plan, scratch.workspace(), scope.device(), scope.stream());
-  return {call.output, call.statistics};
+  const GateArguments settings{gate, focus_weight, image_weight, min_ratio, entropy_factor};
+  const AttentionCall call =
+      check_attention(query, key, value, key_flags, attn_mask, heads, scale, softcap, &settings);
+  launch_attention(call, scope);
+  return {call.result, call.statistics};
 }
 
 std::tuple<Tensor, Tensor> row_statistics(Tensor query, Tensor key, Tensor key_flags,
                                           std::optional<Tensor> attn_mask,
                                           std::optional<double> scale, double softcap) {
   const CudaScope scope(query);
-  RowStatisticsCall call = check_row_statistics(query, key, key_flags, attn_mask, scale, softcap);
-  const gpu::CallPlan plan = gpu::plan_rows(call.params, scope.device());
-  const Scratch scratch(call.query, plan);
-  gpu::launch_rows(call.params, plan, scratch.workspace(), scope.device(), scope.stream());
-  return {call.image_attention, call.statistics};
+  const AttentionCall call = check_attention(query, key, std::nullopt, key_flags, attn_mask,
+                                             std::nullopt, scale, softcap, nullptr);
+  launch_attention(call, scope);
+  return {call.result, call.statistics};
 }
 
 std::tuple<Tensor, Tensor> reweighted_softmax(Tensor scores, Tensor key_flags,

@@ -67,7 +67,7 @@ void run(const Case& c) {
   }
 
   std::vector<float> statistics(rows * 4, NAN);
-  vrga::DecodeParams p;
+  vrga::AttentionParams p;
   p.q = q.data.get();
   p.k = k.data.get();
   p.v = v.data.get();
@@ -100,11 +100,11 @@ void run(const Case& c) {
   p.softcap = c.softcap;
   p.gate = {c.gate, c.focus_weight, c.image_weight, 0.9f, 0.2f};
 
-  const auto plan = vrga::gpu::plan_decode(p, device);
+  const auto plan = vrga::gpu::plan_attention(p, device);
   Values sums(kF, plan.partial_sums);
   std::unique_ptr<char[]> states(new char[plan.partial_states * 32]);
-  vrga::gpu::launch_decode(p, plan, {static_cast<float*>(sums.data.get()), states.get()}, device,
-                           nullptr);
+  vrga::gpu::launch_attention(p, plan, {static_cast<float*>(sums.data.get()), states.get()}, device,
+                              nullptr);
 
   const double tolerance = c.dtype == kF ? 2e-5 : c.dtype == kB ? 2.5e-2 : 3e-3;
   std::vector<Row> wanted(rows);
@@ -138,31 +138,18 @@ void run(const Case& c) {
   // Statistics of the first query position of every head.
   std::vector<float> row_statistics(c.b * c.h_q * 3, NAN);
   std::unique_ptr<float[]> image(new float[c.b * c.h_q * c.n_flags]);
-  vrga::RowStatisticsParams rp;
-  rp.q = p.q;
-  rp.k = p.k;
-  rp.key_flags = p.key_flags;
+  vrga::AttentionParams rp = p;
+  rp.has_values = false;
+  rp.v = rp.out = nullptr;
+  rp.heads = nullptr;
   rp.image_attention = image.get();
   rp.statistics = row_statistics.data();
-  rp.mask = p.mask;
-  rp.dtype = p.dtype;
-  rp.b = p.b;
-  rp.h_q = p.h_q;
-  rp.h_kv = p.h_kv;
-  rp.s_kv = p.s_kv;
-  rp.d = p.d;
-  rp.n_flags = p.n_flags;
-  rp.stride_q_b = p.stride_q_b;
-  rp.stride_q_h = p.stride_q_h;
-  rp.stride_k_b = p.stride_k_b;
-  rp.stride_k_h = p.stride_k_h;
-  rp.stride_k_s = p.stride_k_s;
-  rp.stride_flags_b = p.stride_flags_b;
-  rp.scale = p.scale;
-  rp.softcap = p.softcap;
-  const auto row_plan = vrga::gpu::plan_rows(rp, device);
+  rp.s_q = 1;
+  rp.d_v = 0;
+  rp.gate = {};
+  const auto row_plan = vrga::gpu::plan_attention(rp, device);
   states.reset(new char[row_plan.partial_states * 32]);
-  vrga::gpu::launch_rows(rp, row_plan, {nullptr, states.get()}, device, nullptr);
+  vrga::gpu::launch_attention(rp, row_plan, {nullptr, states.get()}, device, nullptr);
   for (int64_t h = 0; h < c.b * c.h_q; ++h) {
     const Row& row = wanted[h * c.s_q];
     compare_statistics(c, row, &row_statistics[h * 3], h, false);

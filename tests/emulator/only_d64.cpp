@@ -4,11 +4,10 @@
 
 namespace vrga::gpu {
 
-#define VRGA_ABSENT(T, D)                                                                  \
-  template <>                                                                              \
-  void launch_tensor_split<T, D>(const SplitParams&, const CallPlan&, bool, const Device&, \
-                                 Stream) {                                                 \
-    simt::fail("this build of check_kernels has D = 64 only");                             \
+#define VRGA_ABSENT(T, D)                                                                      \
+  template <>                                                                                  \
+  void launch_tensor_split<T, D>(const SplitParams&, const CallPlan&, const Device&, Stream) { \
+    simt::fail("this build of check_kernels has D = 64 only");                                 \
   }
 
 VRGA_ABSENT(BFloat16, 80)

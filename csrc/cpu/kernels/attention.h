@@ -93,7 +93,7 @@ class AttentionTask {
     const T* k = key_row(first);
     const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, p_.stride_k_s};
     Ahead ahead =
-        job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
+        p_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
     const bool tiled = tiles_.serve(n);
     // The softmax gets the share of the lines that it has of the time, one evenly spaced stream:
     // a third, as timed with AVX2 in fp32. Matrix tiles are done with the scores sooner.
@@ -118,7 +118,7 @@ class AttentionTask {
         scale_sums(r, factor);
       }
     }
-    if (job_.has_values) {
+    if (p_.has_values) {
       accumulate_values(first, n);
     }
   }
@@ -169,15 +169,15 @@ class AttentionTask {
 
   // Where row_statistics keeps the p_j of row r in a block; their reference point is kept beside.
   ImageRow image_row(int r, int64_t first, int n) const {
-    if (job_.has_values || first >= p_.n_flags) {
+    if (p_.has_values || first >= p_.n_flags) {
       return {};
     }
     const int64_t left = p_.n_flags - first, row = b_ * p_.h_q + head_of(r);
-    return {job_.image_attention + row * p_.n_flags + first, static_cast<int>(left < n ? left : n)};
+    return {p_.image_attention + row * p_.n_flags + first, static_cast<int>(left < n ? left : n)};
   }
 
   void keep_reference(int r, int64_t first) {
-    if (!job_.has_values && first < p_.n_flags) {
+    if (!p_.has_values && first < p_.n_flags) {
       job_.references[(b_ * p_.h_q + head_of(r)) * job_.image_blocks + first / kBlockKeys] =
           states_[r].m;
     }
@@ -235,7 +235,7 @@ class AttentionTask {
   }
 
   const AttentionJob& job_;
-  const DecodeParams& p_;
+  const AttentionParams& p_;
   Tiles<T> tiles_;
   int64_t split_, b_, h_kv_, first_row_;
   int rows_;

@@ -8,14 +8,14 @@
 namespace vrga::gpu {
 
 template <class T, int kDim>
-void launch_tensor_split(const SplitParams& params, const CallPlan& plan, bool decode,
-                         const Device& device, Stream stream) {
+void launch_tensor_split(const SplitParams& params, const CallPlan& plan, const Device& device,
+                         Stream stream) {
   using Narrow = TensorShape<kDim, 1>;
   const auto run = [&](auto kernel, const char* name, int shared_bytes) {
     launch(kernel, name, plan.blocks, kTensorThreads, shared_bytes, device.overlaps_launches,
            stream, params);
   };
-  if (!decode) {
+  if (!params.attention.has_values) {
     run(tensor_split<T, kDim, 1, false>, "row_statistics", Narrow::kSharedBytes);
     return;
   }

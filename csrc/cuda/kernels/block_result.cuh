@@ -47,7 +47,8 @@ VRGA_DEVICE void find_enabled(const SplitParams& p, const BlockPlace& place, boo
   const int r = thread_index();
   if (r < kRows) {
     const RowPlace row = row_of(p, place, place.row_block * kRows + r);
-    enabled[r] = head_enabled(p.decode.heads, place.b * static_cast<int32_t>(p.decode.h_q) + row.h);
+    enabled[r] =
+        head_enabled(p.attention.heads, place.b * static_cast<int32_t>(p.attention.h_q) + row.h);
   }
 }
 
@@ -78,10 +79,10 @@ VRGA_DEVICE void finish_states(const SplitParams& p, const BlockPlace& place, co
     if (writes_result(p)) {
       const HeadStatistics statistics = head_statistics<Bits>(merged.row);
       const GateDecision decision =
-          resolve<Bits>(p.decode.gate, enabled[r], merged.row, merged.row.z_output, statistics);
+          resolve<Bits>(p.attention.gate, enabled[r], merged.row, merged.row.z_output, statistics);
       scratch.results[r] = {decision.normaliser,
                             decision.open && p.planes != Planes::kPlain ? 1 : 0};
-      write_statistics(p.decode.statistics + int64_t{row.row} * kDecodeStatistics, statistics,
+      write_statistics(p.attention.statistics + int64_t{row.row} * kDecodeStatistics, statistics,
                        decision.open);
     } else {
       p.partial_states[row.row * p.splits + place.split] = merged;
@@ -131,7 +132,8 @@ VRGA_DEVICE void store_sums(const SplitParams& p, const BlockPlace& place, const
             sum;
         continue;
       }
-      auto* out = static_cast<T*>(p.decode.out) + int64_t{row.row} * static_cast<int>(p.decode.d_v);
+      auto* out =
+          static_cast<T*>(p.attention.out) + int64_t{row.row} * static_cast<int>(p.attention.d_v);
       VRGA_UNROLL
       for (int c = 0; c < kWidth; ++c) {
         if (column + c < columns) {

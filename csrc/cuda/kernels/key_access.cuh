@@ -11,7 +11,7 @@ VRGA_DEVICE int64_t mask_offset(const MaskView& mask, int64_t b, const RowPlace&
 }
 
 // All rows of a sample have the same mask.
-VRGA_DEVICE bool one_mask_row(const DecodeParams& p) {
+VRGA_DEVICE bool one_mask_row(const AttentionParams& p) {
   return p.mask.stride_h == 0 && (p.mask.stride_s == 0 || p.s_q == 1);
 }
 
@@ -42,7 +42,7 @@ VRGA_DEVICE KeyMask read_mask(const MaskView& mask, int64_t offset, int64_t key)
   }
 }
 
-VRGA_DEVICE uint8_t read_flags(const DecodeParams& p, int64_t b, int64_t key) {
+VRGA_DEVICE uint8_t read_flags(const AttentionParams& p, int64_t b, int64_t key) {
   return key < p.n_flags ? p.key_flags[b * p.stride_flags_b + key] : 0;
 }
 
@@ -60,10 +60,10 @@ struct TileList {
   VRGA_DEVICE_MEMBER TileList(const SplitParams& p, const BlockPlace& place, int32_t tile_keys,
                               uint8_t* shared_marks)
       : marks(shared_marks),
-        marked(p.decode.mask.kind != MaskKind::kNone),
+        marked(p.attention.mask.kind != MaskKind::kNone),
         first(place.split),
         step(p.splits) {
-    const auto tiles = static_cast<int32_t>((p.decode.s_kv + tile_keys - 1) / tile_keys);
+    const auto tiles = static_cast<int32_t>((p.attention.s_kv + tile_keys - 1) / tile_keys);
     count = tiles > first ? p.by_splits.quotient(tiles - first + step - 1) : 0;
   }
 
@@ -103,16 +103,16 @@ VRGA_DEVICE void mark_tiles(const SplitParams& p, const BlockPlace& place, const
   if (!list.marked) {
     return;
   }
-  const MaskView& mask = p.decode.mask;
+  const MaskView& mask = p.attention.mask;
   const int32_t end = list.count < TileList::kMarked ? list.count : TileList::kMarked;
-  const int rows = one_mask_row(p.decode) ? 1 : kRows;
+  const int rows = one_mask_row(p.attention) ? 1 : kRows;
   const auto row_at = [&](int r) { return row_of(p, place, place.row_block * kRows + r); };
   if (mask.kind == MaskKind::kBool && mask.stride_k == 1) {
     // A tile per lane: all of a warp's loads are under way together.
     for (int32_t i = thread_index(); i < end; i += kWarps * kWarpSize) {
       const int64_t key = int64_t{list.tile(i)} * kTileKeys;
       // Marked unread where what attends_near reads may not be the row's.
-      bool attended = key == 0 || key + kTileKeys + 16 > p.decode.s_kv;
+      bool attended = key == 0 || key + kTileKeys + 16 > p.attention.s_kv;
       for (int r = 0; r < rows && !attended; ++r) {
         const RowPlace row = row_at(r);
         attended = row.valid && attends_near<kTileKeys>(static_cast<const uint8_t*>(mask.data) +
@@ -125,7 +125,7 @@ VRGA_DEVICE void mark_tiles(const SplitParams& p, const BlockPlace& place, const
       bool attended = false;
       for (int part = lane_index(); part < kTileKeys; part += kWarpSize) {
         const int64_t key = int64_t{list.tile(i)} * kTileKeys + part;
-        for (int r = 0; r < rows && key < p.decode.s_kv && !attended; ++r) {
+        for (int r = 0; r < rows && key < p.attention.s_kv && !attended; ++r) {
           const RowPlace row = row_at(r);
           attended = row.valid && read_mask(mask, mask_offset(mask, place.b, row), key).attended;
         }

@@ -156,7 +156,7 @@ template <class T, int kParts>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
     merge_decode(const VRGA_GRID_CONSTANT SplitParams p) {
   const int row = block_index(), warp = warp_index();
-  const DecodeParams& decode = p.decode;
+  const AttentionParams& attention = p.attention;
 
   VRGA_SHARED(shared);
   auto* warp_sums = reinterpret_cast<float*>(shared);
@@ -171,14 +171,14 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
   if (warp == kSumWarps) {
     StateMerge splits{p.partial_states + row * p.splits, p.splits, {}};
     splits.load();
-    const bool enabled = head_enabled(decode.heads, p.by_s_q.quotient(row));  // of b * Hq + h
+    const bool enabled = head_enabled(attention.heads, p.by_s_q.quotient(row));  // of b * Hq + h
     const RowState state = splits.merged();
     const HeadStatistics statistics = head_statistics<Bits>(state);
     const GateDecision decision =
-        resolve<Bits>(decode.gate, enabled, state, state.z_output, statistics);
+        resolve<Bits>(attention.gate, enabled, state, state.z_output, statistics);
     if (lane_index() == 0) {
       result = {decision.normaliser, p.planes == Planes::kBoth && decision.open ? 1 : 0};
-      write_statistics(decode.statistics + int64_t{row} * kDecodeStatistics, statistics,
+      write_statistics(attention.statistics + int64_t{row} * kDecodeStatistics, statistics,
                        decision.open);
     }
   } else {
@@ -194,7 +194,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
     }
   }
   sync_block();
-  const int columns = static_cast<int>(decode.d_v);
+  const int columns = static_cast<int>(attention.d_v);
   VRGA_NO_UNROLL
   for (int column = thread_index(); column < columns; column += kMergeThreads) {
     float sum = 0.0f;
@@ -202,7 +202,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
     for (int w = 0; w < kSumWarps; ++w) {
       sum += warp_sums[(w * 2 + result.plane) * p.pitch + column];
     }
-    static_cast<T*>(decode.out)[int64_t{row} * columns + column] =
+    static_cast<T*>(attention.out)[int64_t{row} * columns + column] =
         narrow<T>(sum * result.normaliser);
   }
 }
@@ -211,11 +211,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kMergeThreads, 3)
 // chunk of kRowChunk image keys; the first of a row writes its statistics.
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
     merge_row_statistics(const VRGA_GRID_CONSTANT SplitParams p) {
-  const DecodeParams& decode = p.decode;
+  const AttentionParams& attention = p.attention;
   const int row = p.by_chunks.quotient(block_index());
   const int b = p.by_h_q.quotient(row);
   const int first = p.by_chunks.remainder(block_index(), row) * kRowChunk + thread_index();
-  const int flagged = static_cast<int>(decode.n_flags);
+  const int flagged = static_cast<int>(attention.n_flags);
 
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -224,13 +224,13 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
   StateMerge splits{p.partial_states + row * p.splits, p.splits, {}};
   splits.load();
   const RowPlace place{p.by_h_q.remainder(row, b), 0, row, true};
-  const MaskView& mask = decode.mask;
+  const MaskView& mask = attention.mask;
   const int64_t masked = mask_offset(mask, b, place) + first * mask.stride_k;
   const auto* boolean =
       mask.kind == MaskKind::kBool ? static_cast<const uint8_t*>(mask.data) + masked : nullptr;
   const bool additive = mask.kind != MaskKind::kNone && mask.kind != MaskKind::kBool;
-  const uint8_t* flags = decode.key_flags + b * decode.stride_flags_b + first;
-  float* attention = p.image_attention + int64_t{row} * flagged + first;
+  const uint8_t* flags = attention.key_flags + b * attention.stride_flags_b + first;
+  float* image_attention = p.attention.image_attention + int64_t{row} * flagged + first;
   uint8_t bytes[kRowKeys];
   uint32_t image = 0;  // bit i: key first + i * kRowThreads, attended as far as `boolean` tells
   VRGA_UNROLL
@@ -254,17 +254,17 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
   float value[kRowKeys];
   VRGA_UNROLL
   for (int i = 0; i < kRowKeys; ++i) {
-    value[i] = (image >> i & 1u) != 0 && !additive ? attention[i * kRowThreads] : 0.0f;
+    value[i] = (image >> i & 1u) != 0 && !additive ? image_attention[i * kRowThreads] : 0.0f;
   }
   sync_warp();  // no load moves down across it, to where its result is used
   const RowState state = splits.merged();
-  const float multiplier = score_scale(decode).multiplier, normaliser = 1.0f / state.z;
+  const float multiplier = score_scale(attention).multiplier, normaliser = 1.0f / state.z;
   if (!additive) {
     VRGA_UNROLL
     for (int i = 0; i < kRowKeys; ++i) {
       if (first + i * kRowThreads < flagged) {
         const float probability = exp2_fast(fmaf(value[i], multiplier, -state.m)) * normaliser;
-        attention[i * kRowThreads] = (image >> i & 1u) != 0 ? probability : 0.0f;
+        image_attention[i * kRowThreads] = (image >> i & 1u) != 0 ? probability : 0.0f;
       }
     }
   } else {
@@ -273,13 +273,13 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kRowThreads, 8)
       const KeyMask own = read_mask(mask, masked, i * kRowThreads);
       // Of other keys the split kernel wrote nothing.
       const bool attended = (image >> i & 1u) != 0 && own.attended;
-      const float dot = attended ? attention[i * kRowThreads] : 0.0f;
+      const float dot = attended ? image_attention[i * kRowThreads] : 0.0f;
       const float difference = fmaf(dot, multiplier, own.bias_bits - state.m);
-      attention[i * kRowThreads] = attended ? exp2_fast(difference) * normaliser : 0.0f;
+      image_attention[i * kRowThreads] = attended ? exp2_fast(difference) * normaliser : 0.0f;
     }
   }
   if (first == 0) {
-    write_statistics(decode.statistics + int64_t{row} * kRowStatistics,
+    write_statistics(attention.statistics + int64_t{row} * kRowStatistics,
                      head_statistics<Bits>(state), -1);
   }
 }

@@ -55,10 +55,10 @@ template <class T, bool kDecode>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     plain_split(const VRGA_GRID_CONSTANT SplitParams p) {
   constexpr int kColumns = kPlainMaxDim / kWarpSize;  // of V per lane
-  const DecodeParams& decode = p.decode;
+  const AttentionParams& attention = p.attention;
   const BlockPlace place = place_of(p, block_index());
   const int lane = lane_index(), warp = warp_index();
-  const int dim = static_cast<int>(decode.d), columns = static_cast<int>(decode.d_v);
+  const int dim = static_cast<int>(attention.d), columns = static_cast<int>(attention.d_v);
 
   VRGA_SHARED(memory);
   auto& shared = *reinterpret_cast<PlainShared*>(memory);
@@ -69,8 +69,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   for (int i = thread_index(); i < kPlainRows * kPlainMaxDim; i += kPlainThreads) {
     const int r = i / kPlainMaxDim, d = i % kPlainMaxDim;
     const RowPlace row = row_of(p, place, place.row_block * kPlainRows + r);
-    const auto* source = static_cast<const T*>(decode.q) + place.b * decode.stride_q_b +
-                         row.h * decode.stride_q_h + row.s * decode.stride_q_s;
+    const auto* source = static_cast<const T*>(attention.q) + place.b * attention.stride_q_b +
+                         row.h * attention.stride_q_h + row.s * attention.stride_q_s;
     shared.query[r][d] = row.valid && d < dim ? widen(source[d]) : 0.0f;
   }
   RowPlace rows[kPlainRows];
@@ -83,11 +83,11 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   mark_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, list);
   sync_block();
 
-  const auto* k = static_cast<const T*>(decode.k) + place.b * decode.stride_k_b +
-                  place.h_kv * decode.stride_k_h;
-  const auto* v = static_cast<const T*>(decode.v) + place.b * decode.stride_v_b +
-                  place.h_kv * decode.stride_v_h;
-  const ScoreScale scale = score_scale(decode);
+  const auto* k = static_cast<const T*>(attention.k) + place.b * attention.stride_k_b +
+                  place.h_kv * attention.stride_k_h;
+  const auto* v = static_cast<const T*>(attention.v) + place.b * attention.stride_v_b +
+                  place.h_kv * attention.stride_v_h;
+  const ScoreScale scale = score_scale(attention);
   RowState state[kPlainRows];
   float sums[2][kPlainRows][kColumns] = {};
 
@@ -98,26 +98,26 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     bool own_used = false;
     VRGA_UNROLL
     for (int r = 0; r < kPlainRows; ++r) {
-      keys[r].attended[0] = rows[r].valid && key < decode.s_kv;
+      keys[r].attended[0] = rows[r].valid && key < attention.s_kv;
       keys[r].bias[0] = 0.0f;
       if (keys[r].attended[0]) {
         const KeyMask mask =
-            read_mask(decode.mask, mask_offset(decode.mask, place.b, rows[r]), key);
+            read_mask(attention.mask, mask_offset(attention.mask, place.b, rows[r]), key);
         keys[r].attended[0] = mask.attended;
         keys[r].bias[0] = mask.bias_bits;
       }
       own_used = own_used || keys[r].attended[0];
     }
     const uint32_t used = ballot(own_used);
-    const uint8_t flags = key < decode.s_kv ? read_flags(decode, place.b, key) : 0;
+    const uint8_t flags = key < attention.s_kv ? read_flags(attention, place.b, key) : 0;
     const bool image[1] = {(flags & kFlagImage) != 0};
     const bool has_image = any_in_warp(image[0]);
     const bool weighted = any_in_warp(p.planes != Planes::kPlain && flags != 0);
-    const float weights[1] = {weighted ? key_weight(decode.gate, flags) : 1.0f};
+    const float weights[1] = {weighted ? key_weight(attention.gate, flags) : 1.0f};
 
     float dots[kPlainRows] = {};
     if (own_used) {
-      dot_rows(dots, shared.query, k + key * decode.stride_k_s, dim);
+      dot_rows(dots, shared.query, k + key * attention.stride_k_s, dim);
     }
     VRGA_UNROLL
     for (int r = 0; r < kPlainRows; ++r) {
@@ -133,7 +133,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
       }
       if constexpr (!kDecode) {
         if (keys[r].attended[0] && image[0]) {
-          p.image_attention[int64_t{rows[r].row} * decode.n_flags + key] = keys[r].x[0];
+          p.attention.image_attention[int64_t{rows[r].row} * attention.n_flags + key] =
+              keys[r].x[0];
         }
       }
       add_keys<Bits>(state[r], keys[r], scale, image, has_image);
@@ -151,7 +152,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
         if ((used >> j & 1u) == 0) {
           continue;
         }
-        const T* values = v + (key_0 + j) * decode.stride_v_s;
+        const T* values = v + (key_0 + j) * attention.stride_v_s;
         VRGA_UNROLL
         for (int c = 0; c < kColumns; ++c) {
           const int column = lane + c * kWarpSize;

@@ -20,7 +20,7 @@ struct ScoreScale {
   }
 };
 
-VRGA_DEVICE ScoreScale score_scale(const DecodeParams& p) {
+VRGA_DEVICE ScoreScale score_scale(const AttentionParams& p) {
   return {(p.softcap > 0.0f ? p.softcap : p.scale) * kLog2e, p.scale, p.softcap};
 }
 

@@ -65,12 +65,11 @@ enum class Planes : int32_t {
 // splits, split + 2 splits, ...: with a key range that is masked beyond the length of a growing
 // cache, every split still gets its share.
 struct SplitParams {
-  DecodeParams decode;  // row statistics: s_q = 1, and v and out are null
+  AttentionParams attention;
 
   // Row r of [B, Hq, Sq] is (b * Hq + h) * Sq + s.
   float* partial_sums = nullptr;           // [B * Hq * Sq, splits, stored_planes, pitch]
   PartialState* partial_states = nullptr;  // [B * Hq * Sq, splits]
-  float* image_attention = nullptr;  // [B * Hq, N]; row statistics: dot products, then attention
 
   int32_t splits = 1;         // 1: a decode kernel writes the result itself
   int32_t group = 1;          // query heads per kv head
@@ -121,9 +120,9 @@ VRGA_HOST_DEVICE RowPlace row_of(const SplitParams& p, const BlockPlace& place, 
   row.valid = head < p.group;
   row.h = place.h_kv * p.group + (row.valid ? head : 0);
   row.s = row.valid ? p.by_s_q.remainder(index, head) : 0;
-  row.row =
-      (place.b * static_cast<int32_t>(p.decode.h_q) + row.h) * static_cast<int32_t>(p.decode.s_q) +
-      row.s;
+  row.row = (place.b * static_cast<int32_t>(p.attention.h_q) + row.h) *
+                static_cast<int32_t>(p.attention.s_q) +
+            row.s;
   return row;
 }
 

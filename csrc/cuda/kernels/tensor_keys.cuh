@@ -46,7 +46,7 @@ struct KeyReader {
   int32_t flagged, end;
   bool mask_per_row;
 
-  VRGA_DEVICE_MEMBER KeyReader(const DecodeParams& p, int64_t b)
+  VRGA_DEVICE_MEMBER KeyReader(const AttentionParams& p, int64_t b)
       : flags(p.key_flags + b * p.stride_flags_b),
         stride_mask(p.mask.stride_k),
         flagged(static_cast<int32_t>(p.n_flags)),

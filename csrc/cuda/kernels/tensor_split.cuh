@@ -26,24 +26,24 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     tensor_split(const VRGA_GRID_CONSTANT SplitParams p) {
   using Shape = TensorShape<kDim, kRowSlots>;
   constexpr int kTiles = kRowSlots;  // accumulator tiles: p and w p share one if eight rows suffice
-  const DecodeParams& decode = p.decode;
+  const AttentionParams& attention = p.attention;
   const BlockPlace place = place_of(p, block_index());
   const int lane = lane_index(), warp = warp_index();
 
   VRGA_SHARED(shared);
   const int ring = Shape::kRingOffset + warp * Shape::kSlots * Shape::kSlotBytes;
   auto* mask_rows = reinterpret_cast<int64_t*>(shared + Shape::kRowsOffset);
-  const auto* k = static_cast<const uint16_t*>(decode.k) + place.b * decode.stride_k_b +
-                  place.h_kv * decode.stride_k_h;
-  const auto* v = static_cast<const uint16_t*>(decode.v) + place.b * decode.stride_v_b +
-                  place.h_kv * decode.stride_v_h;
-  const auto s_kv = static_cast<int>(decode.s_kv);
+  const auto* k = static_cast<const uint16_t*>(attention.k) + place.b * attention.stride_k_b +
+                  place.h_kv * attention.stride_k_h;
+  const auto* v = static_cast<const uint16_t*>(attention.v) + place.b * attention.stride_v_b +
+                  place.h_kv * attention.stride_v_h;
+  const auto s_kv = static_cast<int>(attention.s_kv);
   const CopyLane<kDim> copy;
   const TileList list(p, place, kTensorTile, shared + Shape::kMarksOffset);
-  const KeyReader reader(decode, place.b);
+  const KeyReader reader(attention, place.b);
   if (reader.mask_per_row && thread_index() < Shape::kRows) {
     const RowPlace row = row_of(p, place, place.row_block * Shape::kRows + thread_index());
-    mask_rows[thread_index()] = mask_offset(decode.mask, place.b, row);
+    mask_rows[thread_index()] = mask_offset(attention.mask, place.b, row);
   }
   wait_for_previous_kernel();
   allow_next_kernel();
@@ -56,9 +56,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     if (load_tile < list.count) {
       unsigned char* target = shared + ring + slot * Shape::kSlotBytes;
       if (load_value) {
-        copy.start(target, v, decode.stride_v_s, first_key(load_tile), s_kv);
+        copy.start(target, v, attention.stride_v_s, first_key(load_tile), s_kv);
       } else {
-        copy.start(target, k, decode.stride_k_s, first_key(load_tile), s_kv);
+        copy.start(target, k, attention.stride_k_s, first_key(load_tile), s_kv);
       }
       load_tile = !kDecode || load_value ? list.skip(load_tile + 1) : load_tile;
       load_value = kDecode && !load_value;
@@ -91,7 +91,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
 
   QueryFragments<kDim, kRowSlots> query;
   query.load(p, place, shared);
-  const ScoreScale scale = score_scale(decode);
+  const ScoreScale scale = score_scale(attention);
   int result_row[kRowSlots];
   bool row_valid[kRowSlots];
   VRGA_UNROLL
@@ -147,7 +147,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     VRGA_UNROLL
     for (int e = 0; e < 4; ++e) {
       image[e] = (bits.image >> own_key(e) & 1u) != 0;
-      weights[e] = kWeighted ? bits.weight(decode.gate, own_key(e)) : 1.0f;
+      weights[e] = kWeighted ? bits.weight(attention.gate, own_key(e)) : 1.0f;
     }
     VRGA_UNROLL
     for (int s = 0; s < kRowSlots; ++s) {
@@ -155,7 +155,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
         VRGA_UNROLL
         for (int e = 0; e < 4; ++e) {
           if (row_valid[s] && keys[s].attended[e] && image[e]) {
-            p.image_attention[int64_t{result_row[s]} * decode.n_flags + key_0 + own_key(e)] =
+            p.attention
+                .image_attention[int64_t{result_row[s]} * attention.n_flags + key_0 + own_key(e)] =
                 keys[s].x[e];
           }
         }
@@ -204,7 +205,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
           keys[s].bias[e] = 0.0f;
           if (reader.mask_per_row && keys[s].attended[e]) {
             const KeyMask mask =
-                read_mask(decode.mask, mask_rows[lane / 4 + 8 * s], key_0 + own_key(e));
+                read_mask(attention.mask, mask_rows[lane / 4 + 8 * s], key_0 + own_key(e));
             keys[s].attended[e] = row_valid[s] && mask.attended;
             keys[s].bias[e] = mask.bias_bits;
           }
@@ -229,7 +230,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
         keys[s].x[e] = scale.prepare(dots[e / 2][2 * s + e % 2]);
       }
     }
-    const bool weighted = kDecode && p.planes != Planes::kPlain && bits.weighted(decode.gate) != 0;
+    const bool weighted =
+        kDecode && p.planes != Planes::kPlain && bits.weighted(attention.gate) != 0;
     if (!full) {
       update(std::false_type{}, std::bool_constant<kDecode>{}, bits, key_0);
     } else if (weighted) {

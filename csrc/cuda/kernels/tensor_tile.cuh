@@ -103,9 +103,10 @@ struct QueryFragments {
       const int index = place.row_block * 8 * kRowSlots + lane_index() / 4 + 8 * slot;
       const RowPlace row = row_of(p, place, index);
       valid[slot] = row.valid;
-      source[slot] = reinterpret_cast<const uint32_t*>(
-                         static_cast<const uint16_t*>(p.decode.q) + place.b * p.decode.stride_q_b +
-                         row.h * p.decode.stride_q_h + row.s * p.decode.stride_q_s) +
+      source[slot] = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(p.attention.q) +
+                                                       place.b * p.attention.stride_q_b +
+                                                       row.h * p.attention.stride_q_h +
+                                                       row.s * p.attention.stride_q_s) +
                      lane_index() % 4;
     }
     VRGA_UNROLL
