@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "core/gate.h"
+#include "core/key_rows.h"
 #include "core/params.h"
 #include "core/softmax_state.h"
 #include "core/split_policy.h"

@@ -5,6 +5,7 @@
 // dot products of its key with four query rows. For the sums over V a lane owns every 32nd column.
 #pragma once
 
+#include "core/key_rows.h"
 #include "cuda/kernels/block_result.cuh"
 #include "cuda/kernels/key_access.cuh"
 #include "cuda/kernels/row_update.cuh"
@@ -83,10 +84,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
   mark_tiles<kPlainTile, kPlainWarps, kPlainRows>(p, place, list);
   sync_block();
 
-  const auto* k = static_cast<const T*>(attention.k) + place.b * attention.stride_k_b +
-                  place.h_kv * attention.stride_k_h;
-  const auto* v = static_cast<const T*>(attention.v) + place.b * attention.stride_v_b +
-                  place.h_kv * attention.stride_v_h;
+  const auto k = key_rows<T>(attention, place.b, place.h_kv);
+  const auto v = value_rows<T>(attention, place.b, place.h_kv);
   const ScoreScale scale = score_scale(attention);
   RowState state[kPlainRows];
   float sums[2][kPlainRows][kColumns] = {};
@@ -117,7 +116,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
 
     float dots[kPlainRows] = {};
     if (own_used) {
-      dot_rows(dots, shared.query, k + key * attention.stride_k_s, dim);
+      dot_rows(dots, shared.query, k.row(key), dim);
     }
     VRGA_UNROLL
     for (int r = 0; r < kPlainRows; ++r) {
@@ -152,7 +151,7 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
         if ((used >> j & 1u) == 0) {
           continue;
         }
-        const T* values = v + (key_0 + j) * attention.stride_v_s;
+        const T* values = v.row(key_0 + j);
         VRGA_UNROLL
         for (int c = 0; c < kColumns; ++c) {
           const int column = lane + c * kWarpSize;

@@ -33,10 +33,8 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
   VRGA_SHARED(shared);
   const int ring = Shape::kRingOffset + warp * Shape::kSlots * Shape::kSlotBytes;
   auto* mask_rows = reinterpret_cast<int64_t*>(shared + Shape::kRowsOffset);
-  const auto* k = static_cast<const uint16_t*>(attention.k) + place.b * attention.stride_k_b +
-                  place.h_kv * attention.stride_k_h;
-  const auto* v = static_cast<const uint16_t*>(attention.v) + place.b * attention.stride_v_b +
-                  place.h_kv * attention.stride_v_h;
+  const auto k = key_rows<uint16_t>(attention, place.b, place.h_kv);
+  const auto v = value_rows<uint16_t>(attention, place.b, place.h_kv);
   const auto s_kv = static_cast<int>(attention.s_kv);
   const CopyLane<kDim> copy;
   const TileList list(p, place, kTensorTile, shared + Shape::kMarksOffset);
@@ -56,9 +54,9 @@ VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     if (load_tile < list.count) {
       unsigned char* target = shared + ring + slot * Shape::kSlotBytes;
       if (load_value) {
-        copy.start(target, v, attention.stride_v_s, first_key(load_tile), s_kv);
+        copy.start(target, v, first_key(load_tile), s_kv);
       } else {
-        copy.start(target, k, attention.stride_k_s, first_key(load_tile), s_kv);
+        copy.start(target, k, first_key(load_tile), s_kv);
       }
       load_tile = !kDecode || load_value ? list.skip(load_tile + 1) : load_tile;
       load_value = kDecode && !load_value;

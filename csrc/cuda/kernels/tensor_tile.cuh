@@ -2,6 +2,7 @@
 // query rows.
 #pragma once
 
+#include "core/key_rows.h"
 #include "cuda/kernels/block_result.cuh"
 #include "cuda/kernels/key_access.cuh"
 #include "cuda/kernels/row_update.cuh"
@@ -54,14 +55,15 @@ struct CopyLane {
         chunk(lane_index() % kLanes),
         target(Layout::offset(row, chunk)) {}
 
-  // Starts the copy of the keys from `first` on, of which `base` holds `end`; others become zeros.
-  VRGA_DEVICE_MEMBER void start(unsigned char* slot, const uint16_t* base, int64_t stride,
-                                int first, int end) const {
-    const uint16_t* source = base + int64_t{first + row} * stride + chunk * 8;
+  // Starts the copy of the 16 keys from `first` on, one run of `rows`; those from `end` on become
+  // zeros.
+  template <class Rows>
+  VRGA_DEVICE_MEMBER void start(unsigned char* slot, const Rows& rows, int first, int end) const {
+    const uint16_t* source = rows.row(first + row) + chunk * 8;
     if (end - first >= kWarpKeys) {
-      copy_rows(slot, [&](int) { return true; }, source, stride);
+      copy_rows(slot, [&](int) { return true; }, source, rows.stride);
     } else {
-      copy_rows(slot, [&](int below) { return first + row + below < end; }, source, stride);
+      copy_rows(slot, [&](int below) { return first + row + below < end; }, source, rows.stride);
     }
   }
 
