@@ -3,8 +3,10 @@
 // With p_j = exp(s_j - m) over the attended keys M, the attended image keys V, and the weight w_j
 // of a key:
 //
-//     z = sum p_j        z_weighted = sum w_j p_j        z_image = sum_V p_j        s_image = sum_V
-//     p_j (s_j - m)
+//     z          = sum_M p_j
+//     z_weighted = sum_M w_j p_j
+//     z_image    = sum_V p_j
+//     s_image    = sum_V p_j (s_j - m)
 //
 // z_weighted is Z + Z_delta of the method. It is kept as a sum of its own because every term is >=
 // 0: when w removes almost all of the mass, Z - (a little less than Z) would be rounding noise, and
@@ -49,8 +51,8 @@ struct SoftmaxState {
 };
 
 struct MergeFactors {
-  float left,
-      right;  // multiply the unnormalised output sums of either side by these before adding them
+  // Multiply the unnormalised output sums of either side by these before adding them.
+  float left, right;
 };
 
 // exp(m_old - m_new) for m_old <= m_new. m_new = -inf means that neither side saw a finite score:

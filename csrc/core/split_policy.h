@@ -8,8 +8,9 @@
 namespace vrga {
 
 struct SplitPlan {
-  int64_t splits;          // >= 1; split i covers keys [i * keys_per_split, min(s_kv, (i + 1) *
-                           // keys_per_split)), never empty
+  // At least 1. Split i covers keys [i * keys_per_split, min(s_kv, (i + 1) * keys_per_split)),
+  // never empty.
+  int64_t splits;
   int64_t keys_per_split;  // a multiple of the tile
 };
 

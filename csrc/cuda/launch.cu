@@ -5,7 +5,8 @@
 #include <string>
 
 #include "core/split_policy.h"
-#include "cuda/kernels/merge_splits.cuh"
+#include "cuda/kernels/merge_decode.cuh"
+#include "cuda/kernels/merge_row_statistics.cuh"
 #include "cuda/kernels/plain_split.cuh"
 #include "cuda/kernels/softmax_rows.cuh"
 

@@ -14,7 +14,7 @@ from tests.emulator import build
 
 TENSOR, TILE = "tensor_split.cuh", "tensor_tile.cuh"
 KEYS, ACCESS = "tensor_keys.cuh", "key_access.cuh"
-RESULT, MERGE = "block_result.cuh", "merge_splits.cuh"
+RESULT, MERGE = "block_result.cuh", "merge_decode.cuh"
 
 # The build notices a fault where the program exits with an error: wrong numbers, NaN from poisoned
 # memory, a bank conflict, a check of the machine, or a report of the sanitizer.

@@ -52,6 +52,8 @@ VRGA_DEVICE void dot_rows(float (&dots)[kPlainRows], const float (&query)[kPlain
   }
 }
 
+// Grid: B * Hkv * splits * row blocks. Block: kPlainThreads. Dynamic shared memory:
+// plain_shared_bytes(pitch).
 template <class T, bool kDecode>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kPlainThreads, 2)
     plain_split(const VRGA_GRID_CONSTANT SplitParams p) {

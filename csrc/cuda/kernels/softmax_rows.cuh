@@ -57,7 +57,7 @@ struct ScoreVector {
   }
 };
 
-// Shared memory: [kSoftmaxWarps] SoftmaxState.
+// Grid: B * Hq * Sq. Block: kSoftmaxThreads. Dynamic shared memory: [kSoftmaxWarps] SoftmaxState.
 template <class T>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kSoftmaxThreads, 4)
     softmax_rows(const VRGA_GRID_CONSTANT SoftmaxParams p) {

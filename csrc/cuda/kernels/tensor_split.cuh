@@ -21,6 +21,8 @@ constexpr float kPeakSlack = 8.0f;
 
 // kDecode: output and statistics. Otherwise row statistics: no V, and the dot products of image
 // keys.
+// Grid: B * Hkv * splits * row blocks. Block: kTensorThreads. Dynamic shared memory:
+// TensorShape<kDim, kRowSlots>::kSharedBytes.
 template <class T, int kDim, int kRowSlots, bool kDecode>
 VRGA_KERNEL VRGA_LAUNCH_BOUNDS(kTensorThreads, kDim <= 128 ? 2 : 1)
     tensor_split(const VRGA_GRID_CONSTANT SplitParams p) {
