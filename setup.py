@@ -40,8 +40,8 @@ def _sources(*patterns: str) -> list[str]:
 
 
 def _operation_sources(with_cuda: bool) -> list[str]:
-    cuda = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/host/cuda_*.cpp")
-    cpu = _sources("csrc/ops.cpp", "csrc/host/*.cpp", "csrc/cpu/**/*.cpp")
+    cuda = _sources("csrc/cuda/**/*.cu", "csrc/cuda/*.cpp", "csrc/torch/cuda_*.cpp")
+    cpu = _sources("csrc/torch/*.cpp", "csrc/cpu/**/*.cpp")
     return [path for path in cpu if path not in cuda] + (cuda if with_cuda else [])
 
 
@@ -100,7 +100,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     _check_compiler()
     toolkit = _cuda_toolkit()
     with_cuda = not isinstance(toolkit, str)
-    include_dirs = [str(Path("csrc").resolve()), str(Path("csrc/include").resolve())]
+    include_dirs = [str(Path("csrc").resolve())]
     library_dirs: list[str] = []
     defines = [("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)]
     if isinstance(toolkit, str):

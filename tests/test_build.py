@@ -137,7 +137,7 @@ def files(pattern: str) -> list[str]:
 
 def test_cuda_sources_only_with_cuda(script):
     without, with_cuda = script._operation_sources(False), script._operation_sources(True)
-    assert "csrc/ops.cpp" in without
+    assert "csrc/torch/binding.cpp" in without
     assert "csrc/cpu/isa/amx_bf16.cpp" in without
     assert not [path for path in without if "cuda" in path]
     assert with_cuda[: len(without)] == without
@@ -236,7 +236,7 @@ def test_source_archive_holds_the_package_and_its_documents(tmp_path):
     with tarfile.open(copy / "dist" / packed.stdout.splitlines()[-1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     documents = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
-    assert names >= documents | {"setup.py", "csrc/ops.cpp", "csrc/cuda/launch.cu"}
+    assert names >= documents | {"setup.py", "csrc/torch/binding.cpp", "csrc/cuda/launch.cu"}
     assert names >= {"build_backend/vrga_build.py", "build_backend/cuda_toolkit.py"}
     assert "vrga_ext/demo/model/model.safetensors" in names
     assert not [name for name in names if name.startswith(("tests", "bench", ".clang"))]

@@ -127,7 +127,7 @@ def test_clone_with_other_sources_says_so_once(clone, built):
 
 
 def test_sources_that_were_edited_are_noticed(clone):
-    header = clone / "csrc" / "include" / "vrga" / "head_gate.h"
+    header = clone / "csrc" / "core" / "gate.h"
     text = header.read_text()
     assert run(clone, ASK) == "None"
     header.write_text(text + "// more\n")
@@ -154,7 +154,7 @@ def test_operations_installed_elsewhere_are_installed_anew_there(clone, tmp_path
         path.rename(installed / path.name)
     ask = f"import sys; sys.path.append({str(installed.parent)!r}); {ASK}"
     assert run(clone, ask) == "None"
-    with (clone / "csrc" / "ops.cpp").open("a") as source:
+    with (clone / "csrc" / "torch" / "binding.cpp").open("a") as source:
         source.write("\n")
     assert run(clone, ask).endswith(f"run `pip install .` in {clone} again")
 

@@ -1,7 +1,7 @@
 """Argument checks of :mod:`vrga_ext.ops`: each message names the argument, what was wanted and got.
 
-The compiled operations check the same. These checks turn an operation's error into a ValueError,
-and run where no kernel does: before the reference, and in the fakes while a model is traced.
+The compiled operations check the same, with the same messages. These checks run where no kernel
+does: before the reference, and in the fakes while a model is traced.
 """
 
 from __future__ import annotations

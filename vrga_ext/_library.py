@@ -34,6 +34,29 @@ row_statistics: Any = torch.ops.vrga_ext.row_statistics.default
 reweighted_softmax: Any = torch.ops.vrga_ext.reweighted_softmax.default
 
 
+def named(error: RuntimeError) -> Exception:
+    """The ValueError of an operation that refused an argument; any other error as it is.
+
+    Parameters
+    ----------
+    error : RuntimeError
+        What an operation raised. Its first line ends with ``argument: wanted ..., got ...`` where
+        an argument was refused, behind the place in the C++ source.
+
+    Returns
+    -------
+    Exception
+
+    Examples
+    --------
+    >>> named(RuntimeError("check_heads, checks.cpp:7, heads: wanted [1, 8], got [8]"))
+    ValueError('heads: wanted [1, 8], got [8]')
+    """
+    line = str(error).partition("\n")[0]
+    refusal = re.search(r"\w+: wanted .*", line)
+    return ValueError(refusal[0]) if refusal else error
+
+
 MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies; older GPUs lack both
 MAX_CUDA_HEAD_DIM = 256
 

@@ -39,7 +39,7 @@ def source_hash(csrc: Path) -> str:
 def clone() -> Path | None:
     """The clone of the repository that this file is in; None where it was installed as a wheel."""
     folder = Path(__file__).resolve().parents[1]
-    parts = (folder / "csrc" / "ops.cpp", folder / "setup.py")
+    parts = (folder / "csrc" / "torch" / "binding.cpp", folder / "setup.py")
     return folder if all(part.is_file() for part in parts) else None
 
 

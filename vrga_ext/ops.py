@@ -119,9 +119,8 @@ def decode_attention(
                 *settings,
             )
             return DecodeResult(output, per_head)
-        except RuntimeError:
-            _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, settings)
-            raise
+        except RuntimeError as error:
+            raise _library.named(error) from None
     _checks.check_decode(query, key, value, key_flags, attn_mask, heads, softcap, settings)
     return reference.decode_attention(
         query,
@@ -201,9 +200,8 @@ def row_statistics(
                 softcap,
             )
             return RowResult(image_attention, per_head)
-        except RuntimeError:
-            _checks.check_rows(query, key, key_flags, attn_mask, softcap)
-            raise
+        except RuntimeError as error:
+            raise _library.named(error) from None
     _checks.check_rows(query, key, key_flags, attn_mask, softcap)
     return reference.row_statistics(
         query, key, key_flags, attn_mask=attn_mask, scale=scale, softcap=softcap
@@ -277,9 +275,8 @@ def reweighted_softmax(
                 *settings,
             )
             return SoftmaxResult(probabilities, per_head)
-        except RuntimeError:
-            _checks.check_softmax(scores, key_flags, heads, settings)
-            raise
+        except RuntimeError as error:
+            raise _library.named(error) from None
     _checks.check_softmax(scores, key_flags, heads, settings)
     return reference.reweighted_softmax(scores, key_flags, heads=heads, **settings._asdict())
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "vrga/macros.h"
+#include "core/macros.h"
 
 namespace vrga::cpu {
 

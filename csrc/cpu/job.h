@@ -1,17 +1,17 @@
-// What one CPU task is given. Plain data: shared between the driver (baseline instructions) and the
-// kernels (compiled once per instruction set).
+// What one CPU task is given. Plain data: shared between the scheduler (baseline instructions) and
+// the kernels (compiled once per instruction set).
 #pragma once
 
 #include <cstdint>
 
-#include "vrga/params.h"
-#include "vrga/softmax_state.h"
-#include "vrga/split_policy.h"
+#include "core/params.h"
+#include "core/softmax_state.h"
+#include "core/split_policy.h"
 
 namespace vrga::cpu {
 
-constexpr int kBlockKeys =
-    64;  // keys whose scores are in flight at once: K and V of one block fit L1 / L2
+// Keys whose scores are in flight at once: K and V of one block fit L1 / L2.
+constexpr int kBlockKeys = 64;
 constexpr int kMaxRows = 64;  // query rows that share one pass over K and V
 constexpr int kMaxClasses = 3;
 constexpr int kSumsColumns = 32;  // output sums are padded to whole groups of columns
@@ -33,10 +33,7 @@ struct KeyClasses {
 //   keys).
 // Row r of a kv head is query head r / Sq of its group, query row r % Sq.
 struct AttentionJob {
-  DecodeParams p;                    // row_statistics: s_q = 1, v and out unused
-  bool has_values = true;            // false: row_statistics
-  float* image_attention = nullptr;  // [B, Hq, N] contiguous, row_statistics only
-  int64_t stride_statistics = kDecodeStatistics;
+  AttentionParams p;
 
   int64_t rows = 0;            // Hq / Hkv * Sq
   int64_t rows_per_chunk = 0;  // <= kMaxRows
@@ -50,7 +47,7 @@ struct AttentionJob {
   uint8_t* classes_seen = nullptr;  // [items, splits], bit c: O_c was written
   float* sums = nullptr;            // [items, splits, classes, rows_per_chunk, stride_sums]
   int64_t image_blocks = 0;         // blocks of N keys, padded to whole vectors
-  float* references = nullptr;      // [B, Hq, image_blocks], what m was; row_statistics only
+  float* references = nullptr;      // [B, Hq, image_blocks], what m was; without values only
 };
 
 // Softmax over given scores; one task is a run of rows of one batch row.

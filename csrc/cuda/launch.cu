@@ -1,19 +1,20 @@
-#include "launch.h"
+#include "cuda/launch.h"
 
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
-#include "vrga/merge_splits.cuh"
-#include "vrga/plain_split.cuh"
-#include "vrga/softmax_rows.cuh"
-#include "vrga/split_policy.h"
+#include "core/split_policy.h"
+#include "cuda/kernels/merge_decode.cuh"
+#include "cuda/kernels/merge_row_statistics.cuh"
+#include "cuda/kernels/plain_split.cuh"
+#include "cuda/kernels/softmax_rows.cuh"
 
 namespace vrga::gpu {
 
 template <class T, int kDim>
-void launch_tensor_split(const SplitParams& params, const CallPlan& plan, bool decode,
-                         const Device& device, Stream stream);  // instantiations/
+void launch_tensor_split(const SplitParams& params, const CallPlan& plan, const Device& device,
+                         Stream stream);  // instantiations/
 
 namespace {
 
@@ -32,36 +33,36 @@ void with_scalar(DType dtype, F&& f) {
 }
 
 template <class T>
-void launch_tensor(const SplitParams& params, const CallPlan& plan, bool decode,
-                   const Device& device, Stream stream) {
-  switch (params.decode.d) {
+void launch_tensor(const SplitParams& params, const CallPlan& plan, const Device& device,
+                   Stream stream) {
+  switch (params.attention.d) {
     case 64:
-      return launch_tensor_split<T, 64>(params, plan, decode, device, stream);
+      return launch_tensor_split<T, 64>(params, plan, device, stream);
     case 80:
-      return launch_tensor_split<T, 80>(params, plan, decode, device, stream);
+      return launch_tensor_split<T, 80>(params, plan, device, stream);
     case 96:
-      return launch_tensor_split<T, 96>(params, plan, decode, device, stream);
+      return launch_tensor_split<T, 96>(params, plan, device, stream);
     case 128:
-      return launch_tensor_split<T, 128>(params, plan, decode, device, stream);
+      return launch_tensor_split<T, 128>(params, plan, device, stream);
     case 256:
-      return launch_tensor_split<T, 256>(params, plan, decode, device, stream);
+      return launch_tensor_split<T, 256>(params, plan, device, stream);
     default:
       throw std::invalid_argument("head dim: tensor cores serve 64, 80, 96, 128 and 256, got " +
-                                  std::to_string(params.decode.d));
+                                  std::to_string(params.attention.d));
   }
 }
 
-void launch_split(const SplitParams& params, const CallPlan& plan, bool decode,
-                  const Device& device, Stream stream) {
+void launch_split(const SplitParams& params, const CallPlan& plan, const Device& device,
+                  Stream stream) {
   if (plan.path == Path::kTensor) {
-    if (params.decode.dtype == DType::kBFloat16) {
-      return launch_tensor<BFloat16>(params, plan, decode, device, stream);
+    if (params.attention.dtype == DType::kBFloat16) {
+      return launch_tensor<BFloat16>(params, plan, device, stream);
     }
-    return launch_tensor<Float16>(params, plan, decode, device, stream);
+    return launch_tensor<Float16>(params, plan, device, stream);
   }
-  with_scalar(params.decode.dtype, [&](auto scalar) {
+  with_scalar(params.attention.dtype, [&](auto scalar) {
     using T = decltype(scalar);
-    if (decode) {
+    if (params.attention.has_values) {
       launch(plain_split<T, true>, "decode_attention", plan.blocks, kPlainThreads,
              plain_shared_bytes(plan.pitch), device.overlaps_launches, stream, params);
     } else {
@@ -71,10 +72,10 @@ void launch_split(const SplitParams& params, const CallPlan& plan, bool decode,
   });
 }
 
-SplitParams split_params(const DecodeParams& params, const CallPlan& plan,
+SplitParams split_params(const AttentionParams& params, const CallPlan& plan,
                          const Workspace& workspace) {
   SplitParams p;
-  p.decode = params;
+  p.attention = params;
   p.partial_sums = workspace.partial_sums;
   p.partial_states = static_cast<PartialState*>(workspace.partial_states);
   p.splits = plan.splits;
@@ -90,27 +91,31 @@ SplitParams split_params(const DecodeParams& params, const CallPlan& plan,
   return p;
 }
 
-void refuse(const char* reason) {
-  if (reason != nullptr) {
-    throw std::invalid_argument(reason);
-  }
-}
-
 }  // namespace
 
 bool overlaps_launches() {
   return ptx_version(softmax_rows<float>) >= 90;  // all kernels are built for the same devices
 }
 
-void launch_decode(const DecodeParams& params, const CallPlan& plan, const Workspace& workspace,
-                   const Device& device, StreamHandle handle) {
-  refuse(unsupported(params));
+void launch_attention(const AttentionParams& params, const CallPlan& plan,
+                      const Workspace& workspace, const Device& device, StreamHandle handle) {
+  if (const char* reason = unsupported(params)) {
+    throw std::invalid_argument(reason);
+  }
   if (plan.blocks == 0) {
     return;
   }
   const auto stream = static_cast<Stream>(handle);
-  const SplitParams p = split_params(params, plan, workspace);
-  launch_split(p, plan, true, device, stream);
+  SplitParams p = split_params(params, plan, workspace);
+  if (!params.has_values) {
+    const int64_t chunks = std::max<int64_t>(1, ceil_div(params.n_flags, kRowChunk));
+    p.by_chunks = Divisor(chunks);
+    launch_split(p, plan, device, stream);
+    launch(merge_row_statistics, "row_statistics merge", params.b * params.h_q * chunks,
+           kRowThreads, 0, device.overlaps_launches, stream, p);
+    return;
+  }
+  launch_split(p, plan, device, stream);
   if (plan.splits == 1) {
     return;
   }
@@ -120,22 +125,6 @@ void launch_decode(const DecodeParams& params, const CallPlan& plan, const Works
     launch(merge, "decode_attention merge", params.b * params.h_q * params.s_q, kMergeThreads,
            merge_shared_bytes(plan.pitch), device.overlaps_launches, stream, p);
   });
-}
-
-void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
-                 const Workspace& workspace, const Device& device, StreamHandle handle) {
-  refuse(unsupported(params));
-  if (plan.blocks == 0) {
-    return;
-  }
-  const auto stream = static_cast<Stream>(handle);
-  SplitParams p = split_params(as_decode(params), plan, workspace);
-  p.image_attention = params.image_attention;
-  const int64_t chunks = std::max<int64_t>(1, ceil_div(params.n_flags, kRowChunk));
-  p.by_chunks = Divisor(chunks);
-  launch_split(p, plan, false, device, stream);
-  launch(merge_row_statistics, "row_statistics merge", params.b * params.h_q * chunks, kRowThreads,
-         0, device.overlaps_launches, stream, p);
 }
 
 void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle handle) {

@@ -2,7 +2,7 @@
 // fails, std::invalid_argument for what `unsupported` names.
 #pragma once
 
-#include "plan.h"
+#include "cuda/plan.h"
 
 namespace vrga::gpu {
 
@@ -18,10 +18,8 @@ struct Workspace {
 // the driver compiled them from older PTX, which does not wait. Asks the current device.
 bool overlaps_launches();
 
-void launch_decode(const DecodeParams& params, const CallPlan& plan, const Workspace& workspace,
-                   const Device& device, StreamHandle stream);
-void launch_rows(const RowStatisticsParams& params, const CallPlan& plan,
-                 const Workspace& workspace, const Device& device, StreamHandle stream);
+void launch_attention(const AttentionParams& params, const CallPlan& plan,
+                      const Workspace& workspace, const Device& device, StreamHandle stream);
 void launch_softmax(const SoftmaxParams& params, const Device& device, StreamHandle stream);
 
 }  // namespace vrga::gpu

@@ -1,9 +1,9 @@
-#include "plan.h"
+#include "cuda/plan.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "vrga/split_policy.h"
+#include "core/split_policy.h"
 
 namespace vrga::gpu {
 namespace {
@@ -53,13 +53,13 @@ bool tensor_dim(int64_t d) {
   return d == 64 || d == 80 || d == 96 || d == 128 || d == 256;
 }
 
-bool tensor_path(const DecodeParams& p, bool with_values) {
+bool tensor_path(const AttentionParams& p) {
   if (p.dtype == DType::kFloat32 || !tensor_dim(p.d) ||
       !rows_aligned(4, p.q, p.stride_q_b, p.stride_q_h, p.stride_q_s) ||
       !rows_aligned(16, p.k, p.stride_k_b, p.stride_k_h, p.stride_k_s)) {
     return false;
   }
-  if (!with_values) {
+  if (!p.has_values) {
     return true;
   }
   const bool weights_fit = p.dtype != DType::kFloat16 || p.n_flags == 0 || half_holds(p.gate);
@@ -67,10 +67,27 @@ bool tensor_path(const DecodeParams& p, bool with_values) {
          rows_aligned(16, p.v, p.stride_v_b, p.stride_v_h, p.stride_v_s);
 }
 
-CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
+}  // namespace
+
+const char* unsupported(const AttentionParams& p) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();  // kernels count in 32 bits
+  if (p.d > kMaxHeadDim) {
+    return "query: wanted a head dim of at most 256";
+  }
+  if (p.d_v > kMaxHeadDim) {
+    return "value: wanted a head dim of at most 256";
+  }
+  if (p.b * p.h_q * p.s_q > kMax) {
+    return "query: wanted fewer than 2^31 rows";
+  }
+  return p.s_kv > kMax ? "key: wanted fewer than 2^31 keys" : nullptr;
+}
+
+CallPlan plan_attention(const AttentionParams& p, const Device& device) {
+  const bool decode = p.has_values;
   const int64_t rows = p.h_q / p.h_kv * p.s_q;
   CallPlan plan;
-  plan.path = tensor_path(p, decode) ? Path::kTensor : Path::kPlain;
+  plan.path = tensor_path(p) ? Path::kTensor : Path::kPlain;
   const bool tensor = plan.path == Path::kTensor;
   // The accumulators of 16 rows and both sums fill the registers at D = 128.
   plan.row_slots = tensor && decode && rows > 8 && p.d <= 128 ? 2 : 1;
@@ -111,60 +128,6 @@ CallPlan plan(const DecodeParams& p, const Device& device, bool decode) {
     plan.partial_sums = partials * plan.stored_planes * plan.pitch;
   }
   return plan;
-}
-
-}  // namespace
-
-const char* unsupported(const DecodeParams& p) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();  // kernels count in 32 bits
-  if (p.d > kMaxHeadDim) {
-    return "query: wanted a head dim of at most 256";
-  }
-  if (p.d_v > kMaxHeadDim) {
-    return "value: wanted a head dim of at most 256";
-  }
-  if (p.b * p.h_q * p.s_q > kMax) {
-    return "query: wanted fewer than 2^31 rows";
-  }
-  return p.s_kv > kMax ? "key: wanted fewer than 2^31 keys" : nullptr;
-}
-
-const char* unsupported(const RowStatisticsParams& p) {
-  return unsupported(as_decode(p));
-}
-
-CallPlan plan_decode(const DecodeParams& params, const Device& device) {
-  return plan(params, device, true);
-}
-
-CallPlan plan_rows(const RowStatisticsParams& params, const Device& device) {
-  return plan(as_decode(params), device, false);
-}
-
-DecodeParams as_decode(const RowStatisticsParams& rows) {
-  DecodeParams p;
-  p.q = rows.q;
-  p.k = rows.k;
-  p.key_flags = rows.key_flags;
-  p.statistics = rows.statistics;
-  p.mask = rows.mask;
-  p.dtype = rows.dtype;
-  p.b = rows.b;
-  p.h_q = rows.h_q;
-  p.h_kv = rows.h_kv;
-  p.s_q = 1;
-  p.s_kv = rows.s_kv;
-  p.d = rows.d;
-  p.n_flags = rows.n_flags;
-  p.stride_q_b = rows.stride_q_b;
-  p.stride_q_h = rows.stride_q_h;
-  p.stride_k_b = rows.stride_k_b;
-  p.stride_k_h = rows.stride_k_h;
-  p.stride_k_s = rows.stride_k_s;
-  p.stride_flags_b = rows.stride_flags_b;
-  p.scale = rows.scale;
-  p.softcap = rows.softcap;
-  return p;
 }
 
 }  // namespace vrga::gpu

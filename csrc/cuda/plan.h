@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "vrga/params.h"
-#include "vrga/split_params.h"
+#include "core/params.h"
+#include "cuda/kernels/split_params.h"
 
 namespace vrga::gpu {
 
@@ -39,13 +39,8 @@ struct CallPlan {
 };
 
 // Null, or why no kernel serves the call: "argument: wanted, got".
-const char* unsupported(const DecodeParams& params);
-const char* unsupported(const RowStatisticsParams& params);
+const char* unsupported(const AttentionParams& params);
 
-CallPlan plan_decode(const DecodeParams& params, const Device& device);
-CallPlan plan_rows(const RowStatisticsParams& params, const Device& device);
-
-// A row query seen as a decode call with s_q = 1.
-DecodeParams as_decode(const RowStatisticsParams& params);
+CallPlan plan_attention(const AttentionParams& params, const Device& device);
 
 }  // namespace vrga::gpu

@@ -64,7 +64,7 @@ def dynamic_shared() -> dict[tuple[int, int], int]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "shared_bytes"
         source = Path(__file__).with_name("shared_bytes.cpp")
-        include = [f"-I{CSRC / 'include'}", f"-I{EMULATOR}"]
+        include = [f"-I{CSRC}", f"-I{EMULATOR}"]
         simt = [str(EMULATOR / name) for name in ("simt.cpp", "fiber.cpp")]
         subprocess.run(
             ["g++", "-std=c++20", *include, str(source), *simt, "-o", str(program)], check=True
@@ -77,7 +77,7 @@ def dynamic_shared() -> dict[tuple[int, int], int]:
 
 def compile_ptx(nvcc: str, source: Path, virtual: int) -> str:
     """The PTX of a source."""
-    flags = ["-std=c++17", "-O3", f"-I{CSRC / 'include'}", f"-I{CSRC / 'cuda'}"]
+    flags = ["-std=c++17", "-O3", f"-I{CSRC}"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.ptx"
         run([nvcc, *flags, "-ptx", f"-arch=compute_{virtual}", source, "-o", out])

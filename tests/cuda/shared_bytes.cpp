@@ -1,8 +1,8 @@
 // Prints "D row_slots bytes" of dynamic shared memory for every tensor kernel.
 #include <cstdio>
 
-#include "vrga/plain_split.cuh"
-#include "vrga/tensor_split.cuh"
+#include "cuda/kernels/plain_split.cuh"
+#include "cuda/kernels/tensor_split.cuh"
 
 template <int kDim>
 void print() {

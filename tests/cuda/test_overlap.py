@@ -9,17 +9,17 @@ import pytest
 
 from tests.gpu import overlap
 
-INCLUDE = Path(__file__).resolve().parents[2] / "csrc" / "include" / "vrga"
+FOLDER = Path(__file__).resolve().parents[2] / "csrc" / "cuda" / "kernels"
 KERNEL = re.compile(
     r"^VRGA_KERNEL VRGA_LAUNCH_BOUNDS\(.*?\)\s+(\w+)\(.*?\) \{\n(.*?)^\}", re.DOTALL | re.MULTILINE
 )
 KERNELS = {
-    name: body for path in INCLUDE.glob("*.cuh") for name, body in KERNEL.findall(path.read_text())
+    name: body for path in FOLDER.glob("*.cuh") for name, body in KERNEL.findall(path.read_text())
 }
 
 
 def test_all_kernels_are_found():
-    texts = [path.read_text() for path in INCLUDE.glob("*.cuh")]
+    texts = [path.read_text() for path in FOLDER.glob("*.cuh")]
     assert len(KERNELS) == sum(text.count("\nVRGA_KERNEL ") for text in texts)
 
 

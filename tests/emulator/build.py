@@ -1,4 +1,4 @@
-"""Builds for machines without a GPU or AVX-512: libraries of operations, and the emulator's driver.
+"""Builds for machines without a GPU or AVX-512: libraries of operations, and `check_kernels`.
 
 Everything is compiled by g++ in a folder of its own, object by object, and again only where the
 preprocessed source or a flag changed. Test processes that want the same build wait for each other.
@@ -49,7 +49,7 @@ def build(
     """Compile ``sources`` with ``flags`` and link them, in ``build/emulator/<name>``."""
     folder = CACHE / name
     folder.mkdir(parents=True, exist_ok=True)
-    include = [f"-I{csrc}", f"-I{csrc / 'include'}", f"-I{csrc / 'cuda'}", f"-I{EMULATOR}"]
+    include = [f"-I{csrc}", f"-I{EMULATOR}"]
 
     def compile_one(source: Path) -> Path:
         # Messages with __FILE__ name the same file wherever csrc is.
@@ -82,16 +82,16 @@ def kernel_sources(csrc: Path = ROOT / "csrc") -> list[Path]:
     return [*sorted((csrc / "cuda").rglob("*.cu")), csrc / "cuda" / "plan.cpp"]
 
 
-def build_driver(name: str, flags: list[str], *, csrc: Path = ROOT / "csrc") -> Path:
-    """The driver, linked with the kernels in ``csrc``."""
-    machine = [EMULATOR / file for file in MACHINE]
-    return build(name, [EMULATOR / "driver.cpp", *kernel_sources(csrc), *machine], flags, csrc=csrc)
+def build_check(name: str, flags: list[str], *, csrc: Path = ROOT / "csrc") -> Path:
+    """``check_kernels``, linked with the kernels in ``csrc``."""
+    sources = [EMULATOR / file for file in ("check_kernels.cpp", *MACHINE)]
+    return build(name, [*sources, *kernel_sources(csrc)], flags, csrc=csrc)
 
 
 def build_operations() -> Path:
     """A library that registers ``torch.ops.vrga_emulated``: CPU tensors, CUDA kernels."""
     sources = [*kernel_sources(), *(EMULATOR / f for f in MACHINE)]
-    sources += [EMULATOR / "host_ops.cpp", EMULATOR / "host_device.cpp"]
+    sources += [EMULATOR / "emulated_ops.cpp", EMULATOR / "emulated_device.cpp"]
     return build_library("operations.so", "vrga_emulated", sources, ["-O2"])
 
 
@@ -100,7 +100,7 @@ def build_avx512_operations() -> Path:
     with tempfile.TemporaryDirectory() as folder:
         csrc = without_avx512(Path(folder))
         cpu = csrc / "cpu"
-        sources = [cpu / "driver.cpp", csrc / "host" / "cpu_ops.cpp"]
+        sources = [cpu / "scheduler.cpp", csrc / "torch" / "cpu_ops.cpp"]
         sources += [cpu / "isa" / f"{name}.cpp" for name in AVX512_LEVELS]
         sources += [EMULATOR / "avx512_levels.cpp"]
         flags = ["-O1", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi"]
@@ -138,8 +138,8 @@ def build_library(
     import torch
     from torch.utils.cpp_extension import include_paths
 
-    host = csrc / "host"
-    sources = [csrc / "ops.cpp", host / "arguments.cpp", host / "checks.cpp", *sources]
+    common = [csrc / "torch" / file for file in ("binding.cpp", "arguments.cpp", "checks.cpp")]
+    sources = [*common, *sources]
     flags = [*flags, "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += [f"-Dvrga_ext={namespace}"]  # the namespace of the registrations in csrc/
     flags += [f"-isystem{path}" for path in include_paths()]

@@ -1,4 +1,4 @@
-// The emulated half of csrc/include/vrga/primitives.cuh: same names, on the SIMT machine. The reads
+// The emulated half of csrc/cuda/kernels/primitives.cuh: same names, on the SIMT machine. The reads
 // and writes of a lane happen here, in code that the sanitizers instrument.
 #pragma once
 

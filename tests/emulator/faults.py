@@ -1,4 +1,4 @@
-"""Faults to plant into the kernels, and which build of the driver has to notice each.
+"""Faults to plant into the kernels, and which build of `check_kernels` has to notice each.
 
 A fault is a textual edit of one header: its text must occur there exactly once, so that a fault
 cannot silently stop being planted when the kernels change.
@@ -14,9 +14,9 @@ from tests.emulator import build
 
 TENSOR, TILE = "tensor_split.cuh", "tensor_tile.cuh"
 KEYS, ACCESS = "tensor_keys.cuh", "key_access.cuh"
-RESULT, MERGE = "block_result.cuh", "merge_splits.cuh"
+RESULT, MERGE = "block_result.cuh", "merge_decode.cuh"
 
-# The build notices a fault where the driver exits with an error: wrong numbers, NaN from poisoned
+# The build notices a fault where the program exits with an error: wrong numbers, NaN from poisoned
 # memory, a bank conflict, a check of the machine, or a report of the sanitizer.
 BUILDS = {
     "plain": ["-O1"],
@@ -175,10 +175,10 @@ FAULTS = [
 def plant(fault: Fault | None, folder: Path) -> Path:
     """A copy of csrc/ in ``folder`` with the fault in it; returns its path."""
     csrc = folder / "csrc"
-    for part in ("include", "cuda"):
+    for part in ("core", "cuda"):
         shutil.copytree(build.ROOT / "csrc" / part, csrc / part)
     if fault is not None:
-        path = csrc / "include" / "vrga" / fault.file
+        path = csrc / "cuda" / "kernels" / fault.file
         text = path.read_text()
         assert text.count(fault.before) == 1, (
             f"{fault.name}: text found {text.count(fault.before)} times"
@@ -187,9 +187,10 @@ def plant(fault: Fault | None, folder: Path) -> Path:
     return csrc
 
 
-def build_small_driver(name: str, csrc: Path, flags: list[str]) -> Path:
-    """The driver with what its ``--small`` cases need: D = 64 and the plain kernels."""
-    sources = [build.EMULATOR / file for file in ("driver.cpp", "small_driver.cpp", *build.MACHINE)]
+def build_small_check(name: str, csrc: Path, flags: list[str]) -> Path:
+    """``check_kernels`` with what its ``--small`` cases need: D = 64 and the plain kernels."""
+    files = ("check_kernels.cpp", "only_d64.cpp", *build.MACHINE)
+    sources = [build.EMULATOR / file for file in files]
     sources += [csrc / "cuda" / "plan.cpp", csrc / "cuda" / "launch.cu"]
     sources += sorted((csrc / "cuda" / "instantiations").glob("*_d64.cu"))
     return build.build(name, sources, flags, csrc=csrc)

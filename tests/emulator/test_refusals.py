@@ -20,7 +20,10 @@ def decode(query, key, value, flags, mask=None, gate=GATE):
     [
         ({"dim": 320}, "query: wanted a head dim of at most 256"),
         ({"dim_v": 320}, "value: wanted a head dim of at most 256"),
-        ({"dtype": torch.float64}, "query: wanted Float, BFloat16 or Half, got Double"),
+        (
+            {"dtype": torch.float64},
+            "query: wanted torch.float32, torch.bfloat16 or torch.float16, got torch.float64",
+        ),
         ({"keys": 2**31}, "key: wanted fewer than 2^31 keys"),
         ({"heads": 3}, "key: wanted a number of heads that divides 3, got 2"),
         ({"gate": ("both", 1.5, 1.0, 0.6, 0.2)}, "gate: wanted 'static' or 'dynamic', got 'both'"),

@@ -1,6 +1,6 @@
 // Every primitive once, with fixed inputs; prints "name index word" per result. Compiled by nvcc
 // for the device and by g++ for the emulator, the two outputs have to agree: see primitives.py.
-#include "vrga/primitives.cuh"
+#include "cuda/kernels/primitives.cuh"
 
 #include <cmath>
 #include <cstdio>

@@ -41,7 +41,7 @@ def emulated() -> dict[tuple[str, int], int]:
 def on_device() -> dict[tuple[str, int], int]:
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "primitives"
-        include = f"-I{build.ROOT / 'csrc' / 'include'}"
+        include = f"-I{build.ROOT / 'csrc'}"
         command = [
             find_nvcc(),
             "-std=c++20",

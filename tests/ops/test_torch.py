@@ -129,11 +129,11 @@ def test_the_operation_checks_for_itself():
     """Called past the Python layer, the same input is refused by the C++ one."""
     q, k, v, flags, mask, heads, *rest = packed_arguments(torch.float32)["decode_attention"]
     call = torch.ops.vrga_ext.decode_attention
-    with pytest.raises(RuntimeError, match=r"key: wanted \[2, 2, 50, 16\], got \[2, 2, 50, 8\]"):
+    with pytest.raises(RuntimeError, match=r"key: wanted \[2, .*, 16\], got \[2, 2, 50, 8\]"):
         call(q, k[..., :8], v, flags, mask, heads, *rest)
-    with pytest.raises(RuntimeError, match="key_flags: wanted Byte, got Bool"):
+    with pytest.raises(RuntimeError, match=r"key_flags: wanted torch\.uint8, got torch\.bool"):
         call(q, k, v, flags.bool(), mask, heads, *rest)
-    with pytest.raises(RuntimeError, match="query: wanted Float, BFloat16 or Half, got Double"):
+    with pytest.raises(RuntimeError, match=r"query: wanted torch\.float32, .*, got torch\.float64"):
         call(q.double(), k, v, flags, mask, heads, *rest)
     with pytest.raises(RuntimeError, match="gate: wanted 'static' or 'dynamic', got 'open'"):
         call(q, k, v, flags, mask, heads, 0.25, 0.0, "open", *GATE[1:])

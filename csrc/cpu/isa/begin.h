@@ -8,10 +8,11 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/gate.h"
+#include "core/key_rows.h"
+#include "core/params.h"
+#include "core/softmax_state.h"
+#include "core/split_policy.h"
 #include "cpu/element.h"
 #include "cpu/job.h"
 #include "cpu/simd_level.h"
-#include "vrga/head_gate.h"
-#include "vrga/params.h"
-#include "vrga/softmax_state.h"
-#include "vrga/split_policy.h"

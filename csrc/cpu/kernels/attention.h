@@ -62,14 +62,8 @@ class AttentionTask {
   int64_t first_head() const { return h_kv_ * (p_.h_q / p_.h_kv); }
   int64_t head_of(int r) const { return first_head() + (first_row_ + r) / p_.s_q; }
 
-  const T* key_row(int64_t j) const {
-    return static_cast<const T*>(p_.k) + b_ * p_.stride_k_b + h_kv_ * p_.stride_k_h +
-           j * p_.stride_k_s;
-  }
-  const T* value_row(int64_t j) const {
-    return static_cast<const T*>(p_.v) + b_ * p_.stride_v_b + h_kv_ * p_.stride_v_h +
-           j * p_.stride_v_s;
-  }
+  ContiguousRows<T> keys() const { return key_rows<T>(p_, b_, h_kv_); }
+  ContiguousRows<T> values() const { return value_rows<T>(p_, b_, h_kv_); }
 
   void stage_queries() {
     const T* q = static_cast<const T*>(p_.q) + b_ * p_.stride_q_b;
@@ -90,10 +84,10 @@ class AttentionTask {
       }
       return;
     }
-    const T* k = key_row(first);
-    const ScoreBlock<T> block{query_, k, scores_, rows_, n, p_.d, p_.stride_k_s};
+    const ContiguousRows<T> rows = keys();
+    const ScoreBlock<T> block{query_, rows.row(first), scores_, rows_, n, p_.d, rows.stride};
     Ahead ahead =
-        job_.has_values ? Ahead(value_row(first), p_.stride_v_s, n, p_.d_v) : next_keys(first);
+        p_.has_values ? Ahead(values().row(first), values().stride, n, p_.d_v) : next_keys(first);
     const bool tiled = tiles_.serve(n);
     // The softmax gets the share of the lines that it has of the time, one evenly spaced stream:
     // a third, as timed with AVX2 in fp32. Matrix tiles are done with the scores sooner.
@@ -118,7 +112,7 @@ class AttentionTask {
         scale_sums(r, factor);
       }
     }
-    if (job_.has_values) {
+    if (p_.has_values) {
       accumulate_values(first, n);
     }
   }
@@ -129,7 +123,7 @@ class AttentionTask {
     if (left <= 0) {
       return {};
     }
-    return {key_row(next), p_.stride_k_s, left < kBlockKeys ? left : kBlockKeys, p_.d};
+    return {keys().row(next), keys().stride, left < kBlockKeys ? left : kBlockKeys, p_.d};
   }
 
   // Fills bias_, live_ and the counts; false if no row attends to any key of the block.
@@ -169,15 +163,15 @@ class AttentionTask {
 
   // Where row_statistics keeps the p_j of row r in a block; their reference point is kept beside.
   ImageRow image_row(int r, int64_t first, int n) const {
-    if (job_.has_values || first >= p_.n_flags) {
+    if (p_.has_values || first >= p_.n_flags) {
       return {};
     }
     const int64_t left = p_.n_flags - first, row = b_ * p_.h_q + head_of(r);
-    return {job_.image_attention + row * p_.n_flags + first, static_cast<int>(left < n ? left : n)};
+    return {p_.image_attention + row * p_.n_flags + first, static_cast<int>(left < n ? left : n)};
   }
 
   void keep_reference(int r, int64_t first) {
-    if (!job_.has_values && first < p_.n_flags) {
+    if (!p_.has_values && first < p_.n_flags) {
       job_.references[(b_ * p_.h_q + head_of(r)) * job_.image_blocks + first / kBlockKeys] =
           states_[r].m;
     }
@@ -197,7 +191,7 @@ class AttentionTask {
   }
 
   void accumulate_values(int64_t first, int n) {
-    const T* v = value_row(first);
+    const ContiguousRows<T> values = this->values();
     Ahead ahead = next_keys(first);
     const int fetches = pace(ahead.lines(), value_steps<T>(rows_, n, p_.d_v));
     for (int c = 0; c < job_.classes.count; ++c) {
@@ -219,8 +213,8 @@ class AttentionTask {
         seen_ = static_cast<uint8_t>(seen_ | (1 << c));
         memset(sums, 0, sizeof(float) * static_cast<size_t>(rows_ * job_.stride_sums));
       }
-      accumulate(ValueBlock<T>{v, count == n ? nullptr : index, keys, count, scores_, sums, rows_,
-                               p_.d_v, p_.stride_v_s, job_.stride_sums},
+      accumulate(ValueBlock<T>{values.row(first), count == n ? nullptr : index, keys, count,
+                               scores_, sums, rows_, p_.d_v, values.stride, job_.stride_sums},
                  fetches, ahead);
     }
   }
@@ -235,7 +229,7 @@ class AttentionTask {
   }
 
   const AttentionJob& job_;
-  const DecodeParams& p_;
+  const AttentionParams& p_;
   Tiles<T> tiles_;
   int64_t split_, b_, h_kv_, first_row_;
   int rows_;

@@ -1,8 +1,8 @@
 // What is known about one block of keys before any score: its flags and who may attend to it.
 #pragma once
 
+#include "core/gate.h"
 #include "cpu/job.h"
-#include "vrga/head_gate.h"
 
 namespace vrga::cpu::VRGA_ISA {
 

@@ -1,9 +1,9 @@
 // Splits of one item -> statistics, gate and output of its rows.
 #pragma once
 
+#include "core/gate.h"
 #include "cpu/kernels/keys.h"
 #include "cpu/kernels/math.h"
-#include "vrga/head_gate.h"
 
 namespace vrga::cpu::VRGA_ISA {
 
@@ -84,7 +84,7 @@ inline void write_image_attention(float* image, int64_t n, float* references,
 // `factors` [splits] is scratch.
 template <class T>
 void attention_merge(const AttentionJob& job, int64_t item, float* factors) {
-  const DecodeParams& p = job.p;
+  const AttentionParams& p = job.p;
   const int64_t first_row = item % job.chunks * job.rows_per_chunk;
   const int64_t group_begin = item / job.chunks * (p.h_q / p.h_kv);  // in [0, B * Hq)
   for (int64_t row = 0; row < job.rows_per_chunk && first_row + row < job.rows; ++row) {
@@ -92,17 +92,17 @@ void attention_merge(const AttentionJob& job, int64_t item, float* factors) {
     const int64_t at = head * p.s_q + (first_row + row) % p.s_q;
     const SoftmaxState total = merge_states(job, item, row, factors);
     const HeadStatistics statistics = head_statistics<Nats>(total);
-    float* out = p.statistics + at * job.stride_statistics;
+    float* out = p.statistics + at * (p.has_values ? kDecodeStatistics : kRowStatistics);
     out[0] = statistics.image_ratio;
     out[1] = statistics.image_entropy;
     out[2] = statistics.joint_entropy;
-    if (job.has_values) {
+    if (p.has_values) {
       const bool enabled = p.heads == nullptr || p.heads[head];
       const GateDecision gate = resolve<Nats>(p.gate, enabled, total, total.z, statistics);
       out[3] = gate.open ? 1.0f : 0.0f;
       write_output(job, item, row, gate, factors, static_cast<T*>(p.out) + at * p.d_v);
     } else {
-      write_image_attention(job.image_attention + head * p.n_flags, p.n_flags,
+      write_image_attention(p.image_attention + head * p.n_flags, p.n_flags,
                             job.references + head * job.image_blocks, total);
     }
   }

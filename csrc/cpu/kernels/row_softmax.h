@@ -2,8 +2,8 @@
 // softmax state out.
 #pragma once
 
+#include "core/softmax_state.h"
 #include "cpu/kernels/keys.h"
-#include "vrga/softmax_state.h"
 
 namespace vrga::cpu::VRGA_ISA {
 

@@ -2,8 +2,8 @@
 // from L2 however many tiles of query rows there are.
 #pragma once
 
-#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/even_tiles.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace vrga::cpu::VRGA_ISA {
 

@@ -1,9 +1,9 @@
 // reweighted_softmax: given scores -> probabilities and statistics, one row after the other.
 #pragma once
 
+#include "core/gate.h"
 #include "cpu/kernels/keys.h"
 #include "cpu/kernels/math.h"
-#include "vrga/head_gate.h"
 
 namespace vrga::cpu::VRGA_ISA {
 

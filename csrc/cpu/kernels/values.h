@@ -1,9 +1,9 @@
 // sums[r] += sum_j p[r][j] v_j for the query rows and the keys of one block.
 #pragma once
 
-#include "cpu/kernels/ahead.h"
 #include "cpu/kernels/even_tiles.h"
 #include "cpu/kernels/keys.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace vrga::cpu::VRGA_ISA {
 

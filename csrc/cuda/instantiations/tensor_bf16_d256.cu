@@ -1,5 +1,5 @@
-#include "../tensor_launch.cuh"
+#include "cuda/instantiations/tensor_launch.cuh"
 
 template void vrga::gpu::launch_tensor_split<vrga::gpu::BFloat16, 256>(const SplitParams&,
-                                                                       const CallPlan&, bool,
+                                                                       const CallPlan&,
                                                                        const Device&, Stream);

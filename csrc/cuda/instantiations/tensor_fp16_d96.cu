@@ -1,5 +1,5 @@
-#include "../tensor_launch.cuh"
+#include "cuda/instantiations/tensor_launch.cuh"
 
 template void vrga::gpu::launch_tensor_split<vrga::gpu::Float16, 96>(const SplitParams&,
-                                                                     const CallPlan&, bool,
-                                                                     const Device&, Stream);
+                                                                     const CallPlan&, const Device&,
+                                                                     Stream);
