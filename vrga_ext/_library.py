@@ -40,8 +40,9 @@ def named(error: RuntimeError) -> Exception:
     Parameters
     ----------
     error : RuntimeError
-        What an operation raised. Its first line ends with ``argument: wanted ..., got ...`` where
-        an argument was refused, behind the place in the C++ source.
+        What an operation raised. Where an argument was refused, its first line ends with
+        ``argument: wanted ..., got ...`` behind the place in the C++ source, or is what torch says
+        of an argument whose type is not the schema's.
 
     Returns
     -------
@@ -53,8 +54,13 @@ def named(error: RuntimeError) -> Exception:
     ValueError('heads: wanted [1, 8], got [8]')
     """
     line = str(error).partition("\n")[0]
-    refusal = re.search(r"\w+: wanted .*", line)
-    return ValueError(refusal[0]) if refusal else error
+    if refusal := re.search(r"\w+: wanted .*", line):
+        return ValueError(refusal[0])
+    mismatch = re.search(r"type '(.+)' for argument '(\w+)' but instead found type '(.+)'", line)
+    if mismatch:
+        wanted, argument, got = mismatch.groups()
+        return ValueError(f"{argument}: wanted {wanted}, got {got}")
+    return error
 
 
 MIN_CUDA_CAPABILITY = (8, 0)  # bf16 on tensor cores, asynchronous copies; older GPUs lack both

@@ -62,7 +62,7 @@ std::string dtype_of(const Tensor& t) {
   }
 }
 
-// As Python prints it: the shortest text that reads back as the same number, and -1.0, not -1.
+// The shortest text that reads back as the same number, with a point as Python prints it.
 std::string number_of(double value) {
   char text[32];
   const auto end = std::to_chars(text, text + sizeof text, value).ptr;
@@ -74,6 +74,11 @@ std::string device_of(const Tensor& t) {
   const auto device = t.device();
   std::string name = t.is_cpu() ? "cpu" : t.is_cuda() ? "cuda" : "another kind of device";
   return t.is_cuda() ? name + ":" + std::to_string(device.index()) : name;
+}
+
+// None passes through a schema's Tensor as a tensor that is not defined.
+void check_defined(const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(t.defined(), name, ": wanted a tensor, got None");
 }
 
 void check_device(const char* name, const Tensor& t, const Tensor& first) {
@@ -90,10 +95,12 @@ float checked_weight(const char* name, double weight) {
 }  // namespace
 
 void check_dims(const char* name, const Tensor& t, int64_t dims, const char* wanted) {
+  check_defined(name, t);
   STD_TORCH_CHECK(t.dim() == dims, name, ": wanted ", wanted, ", got ", shape_of(t));
 }
 
 void check_shape(const char* name, const Tensor& t, std::initializer_list<Size> sizes) {
+  check_defined(name, t);
   bool same = t.dim() == static_cast<int64_t>(sizes.size());
   for (int64_t i = 0; same && i < t.dim(); ++i) {
     const Size& size = sizes.begin()[i];
@@ -144,6 +151,7 @@ GateParams gate_params(const GateArguments& arguments) {
 }
 
 Tensor check_flags(const Tensor& key_flags, const Tensor& first, int64_t b, int64_t s_kv) {
+  check_defined("key_flags", key_flags);
   STD_TORCH_CHECK(key_flags.scalar_type() == ScalarType::Byte,
                   "key_flags: wanted torch.uint8, got ", dtype_of(key_flags));
   STD_TORCH_CHECK(key_flags.dim() == 2 && key_flags.size(0) == b && key_flags.size(1) <= s_kv,

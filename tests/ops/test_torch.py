@@ -100,6 +100,11 @@ BAD = {
     "focus_weight: wanted >= 0 and finite as float32, got -1.0": {"focus_weight": lambda _: -1.0},
     "image_weight: wanted >= 0 and finite as float32, got 1e+39": {"image_weight": lambda _: 1e39},
     "softcap: wanted >= 0, got -2.0": {"softcap": lambda _: -2.0},
+    "gate: wanted str, got int": {"gate": lambda _: 5},
+    "softcap: wanted float, got str": {"softcap": lambda _: "a"},
+    "heads: wanted Optional[Tensor], got list": {"heads": lambda _: [True]},
+    "key: wanted a tensor, got None": {"key": lambda _: None},
+    "key_flags: wanted a tensor, got None": {"key_flags": lambda _: None},
 }
 
 
