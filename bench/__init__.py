@@ -1,1 +1,1 @@
-"""Benchmarks: ``pytest bench --benchmark-only``, ``python -m bench report|compare``."""
+"""Benchmarks: ``pytest bench --benchmark-only``, ``python -m bench report|join``."""
