@@ -18,12 +18,12 @@ STEPS = 4
 
 
 def test_pickled_model_in_a_new_process(tmp_path):
-    qwen_or_llava = build("qwen2_5_vl")
-    inputs = qwen_or_llava.prompt(*ROWS)
+    family = build("qwen2_5_vl")
+    inputs = family.prompt(*ROWS)
     path = tmp_path / "model.pickle"
-    with vrga_ext.enable(qwen_or_llava.model, **LOOSE):
-        path.write_bytes(pickle.dumps((qwen_or_llava.model, inputs)))
-        wanted = logits(greedy(qwen_or_llava.model, inputs, STEPS))
+    with vrga_ext.enable(family.model, **LOOSE):
+        path.write_bytes(pickle.dumps((family.model, inputs)))
+        wanted = logits(greedy(family.model, inputs, STEPS))
     program = (
         "import pickle, sys, torch\n"
         "model, inputs = pickle.load(open(sys.argv[1], 'rb'))\n"
@@ -88,8 +88,8 @@ def test_methods_that_were_set_on_the_instance_come_back(qwen_or_llava):
 
 def test_method_kept_over_a_second_enable_is_no_prompt_of_its_own():
     """A wrapper that stays on the model calls the first handle's generate inside the second's."""
-    qwen_or_llava, assistant = build("llava"), build("llava", seed=1).model
-    model, inputs = qwen_or_llava.model, qwen_or_llava.prompt(ROWS[0])
+    family, assistant = build("llava"), build("llava", seed=1).model
+    model, inputs = family.model, family.prompt(ROWS[0])
     first = vrga_ext.enable(model, **LOOSE)
     guided = model.generate
     model.generate = lambda *args, **kwargs: guided(*args, **kwargs)

@@ -8,8 +8,19 @@ import pytest
 import torch
 
 import vrga_ext
+from tests.adapter.call.test_speculative import (  # noqa: F401
+    test_assisted_decoding_equals_the_greedy_loop,
+    test_drafts_in_the_first_forward_call,
+)
 from tests.adapter.conftest import *  # noqa: F403
 from tests.adapter.families import build, greedy, logits
+from tests.adapter.sequence.test_prompt import (  # noqa: F401
+    test_forms_of_calling_generate,
+    test_masked_image_is_no_image,
+    test_positional_arguments_of_forward,
+    test_row_of_padding_alone,
+    test_row_without_an_image_is_plain,
+)
 from tests.adapter.test_generation import *  # noqa: F403
 from tests.adapter.test_oracle import *  # noqa: F403
 from tests.emulator.conftest import route_to

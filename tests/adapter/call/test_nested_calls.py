@@ -48,9 +48,9 @@ def test_an_interrupted_call_is_forgotten(qwen_or_llava):
 
 
 def test_disable_forgets_an_interrupted_call():
-    qwen_or_llava = build("llava")
-    with vrga_ext.enable(qwen_or_llava.model, **LOOSE):
-        interrupt(qwen_or_llava.model, qwen_or_llava.prompt(ROWS[0]))
+    family = build("llava")
+    with vrga_ext.enable(family.model, **LOOSE):
+        interrupt(family.model, family.prompt(ROWS[0]))
     assert current_prompt.get() is None
 
 
@@ -91,12 +91,12 @@ def test_a_step_after_an_interrupted_call_is_a_step(qwen_or_llava):
 @pytest.mark.parametrize("name", ["llava", "internvl"])
 def test_any_default_device(name, options):
     """Meta stands for a GPU; the types' own code runs with either."""
-    qwen_or_llava = build(name)
-    inputs = qwen_or_llava.prompt(*ROWS[:2])
-    with vrga_ext.enable(qwen_or_llava.model, **(LOOSE | options)):
-        wanted = greedy(qwen_or_llava.model, inputs, STEPS)
-        with torch.device("meta"), vrga_ext.capture(qwen_or_llava.model, rows=True) as recording:
-            got = greedy(qwen_or_llava.model, inputs, STEPS)
+    family = build(name)
+    inputs = family.prompt(*ROWS[:2])
+    with vrga_ext.enable(family.model, **(LOOSE | options)):
+        wanted = greedy(family.model, inputs, STEPS)
+        with torch.device("meta"), vrga_ext.capture(family.model, rows=True) as recording:
+            got = greedy(family.model, inputs, STEPS)
             rows = recording.last.image_rows()
     assert torch.equal(logits(got), logits(wanted))
     assert rows.isfinite().all()
@@ -104,8 +104,8 @@ def test_any_default_device(name, options):
 
 def test_guidance_reads_a_prompt_without_an_image():
     """Its second prompt is the answer's tokens alone: neither the mask nor a notice is for it."""
-    qwen_or_llava = build("llava")
-    model, inputs = qwen_or_llava.model, qwen_or_llava.prompt(ROWS[0])
+    family = build("llava")
+    model, inputs = family.model, family.prompt(ROWS[0])
     image = inputs["input_ids"] == model.config.image_token_id
     end = int(inputs["attention_mask"].sum()) - 1
     plain = greedy(model, inputs, STEPS, guidance_scale=1.5)

@@ -272,18 +272,18 @@ def test_masked_image_is_no_image():
 
 def test_four_dimensional_mask_over_right_padding():
     """What no row attends to is padding: the question ends before it."""
-    qwen_or_llava = build("llava")
-    inputs = qwen_or_llava.prompt(ROWS[0])
+    family = build("llava")
+    inputs = family.prompt(ROWS[0])
     prompt, added = inputs["input_ids"].shape[1], 3
     padded = torch.nn.functional.pad(inputs["input_ids"], (0, added))
     kept = torch.arange(prompt + added) < prompt
     causal = torch.ones(prompt + added, prompt + added, dtype=torch.bool).tril()
     mask = torch.where((causal & kept)[None, None], 0.0, torch.finfo(torch.float32).min)
-    with vrga_ext.enable(qwen_or_llava.model, **LOOSE) as handle, torch.no_grad():
-        qwen_or_llava.model(**inputs, use_cache=True)
+    with vrga_ext.enable(family.model, **LOOSE) as handle, torch.no_grad():
+        family.model(**inputs, use_cache=True)
         (wanted,) = handle.regions
         rest = {"input_ids": padded, "attention_mask": mask}
-        qwen_or_llava.model(**(inputs | rest), use_cache=True)
+        family.model(**(inputs | rest), use_cache=True)
         (region,) = handle.regions
     assert region.question_end == wanted.question_end == prompt - 1
     assert region.visual_heads == wanted.visual_heads
