@@ -27,13 +27,13 @@ class PreparedCase(Protocol):
     """What a test module provides: the inputs of one case."""
 
     def check(self, name: str) -> dict[str, Any]:
-        """Run a implementation once and check it; returns what is to be published beside its time.
+        """Run an implementation once and check it; returns what is to be published beside its time.
 
         Raises ``Unavailable`` where it cannot run here, AssertionError where it is wrong.
         """
 
     def sample(self, name: str) -> Sample:
-        """The timed call of a implementation that was checked."""
+        """The timed call of an implementation that was checked."""
 
 
 class Measure(Protocol):
@@ -45,7 +45,7 @@ class Measure(Protocol):
 
 
 class Unavailable(Exception):
-    """A implementation cannot run here; the message says why."""
+    """An implementation cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Outcome:
 def time_case(
     prepare: Callable[[], PreparedCase], names: Sequence[str], settings: Settings, rounds: int
 ) -> Outcome:
-    """Enter all implementations, then time those that are right, together with a large copy."""
+    """Check all implementations, then time those that are right, together with a large copy."""
     gc.collect()  # models and graphs of the case before
     if settings.device == "cuda":
         torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ NOT_ENABLED, ADAPTER, RELEASED = "not enabled", "adapter alone (gamma 0)", "rele
 
 
 def is_ours(name: str) -> bool:
-    """Whether a implementation is this package: an error in it is no reason to leave it out."""
+    """Whether an implementation is this package: an error in it is no reason to leave it out."""
     return name.startswith("vrga") or name == ADAPTER
 
 

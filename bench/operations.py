@@ -44,7 +44,7 @@ class Operation:
         self._runs: dict[str, Callable[..., Any]] = {}
 
     def check(self, name: str) -> dict[str, Any]:
-        """Check a implementation on the first inputs."""
+        """Check an implementation on the first inputs."""
         implementation, settings = self._implementations[name], self._settings
         if settings.smoke and name.startswith("Flex"):
             raise Unavailable("compiles for half a minute; left out of the smoke size")
