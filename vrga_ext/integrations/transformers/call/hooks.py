@@ -150,7 +150,7 @@ class ForwardHooks:
         if isinstance(phase, Plain):
             self._not_applied(phase.why)
             return args, kwargs
-        return self._read(module, args, kwargs, batch, tokens)
+        return self._read(module, args, kwargs, cache, batch, tokens)
 
     def _not_applied(self, why: str) -> None:
         if not self._runtime.pauses:
@@ -194,12 +194,13 @@ class ForwardHooks:
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        cache: Any,
         batch: int,
         tokens: int,
     ) -> Arguments:
         """The arguments of a call over prompt tokens, with what reads the question's row."""
         runtime, facts = self._runtime, self._facts
-        cache, prompt = facts.decoder_cache.of(kwargs), prompt_being_read(runtime.key)
+        prompt = prompt_being_read(runtime.key)
         if prompt is None or prompt.ids is None:
             self._not_applied(notices.PAST_THE_MODEL if prompt is None else notices.NO_IDS)
             return args, kwargs
@@ -222,11 +223,11 @@ class ForwardHooks:
             self._publish(prompt, [] if runtime.pauses else regions)
             return args, kwargs
         if not prompt.pixels or any(end.rule == "last_token" for end in state.ends):
-            answered = past > 0 and told.may_be_answered(before, past)
+            answered = told.may_be_answered(before, past)
             notices.notice_prompt(runtime, state, past, answered)
-        prompt_tokens = state.image.shape[1] - past
-        if tokens > prompt_tokens and not runtime.config.is_identity:
-            parted = self._read_before_drafts(module, args, kwargs, state, tokens, prompt_tokens)
+        count = state.image.shape[1] - past  # tokens of the prompt; drafts may follow
+        if tokens > count and not runtime.config.is_identity:
+            parted = self._read_before_drafts(module, args, kwargs, cache, state, tokens, count)
             if parted is not None:
                 return parted
         captured = None
@@ -262,6 +263,7 @@ class ForwardHooks:
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        cache: Any,
         state: SequenceState,
         tokens: int,
         count: int,
@@ -270,7 +272,7 @@ class ForwardHooks:
 
         None if the call cannot be cut: drafts are then verified together with the prompt.
         """
-        cache, layer_types = self._facts.decoder_cache.of(kwargs), self._facts.layer_types
+        layer_types = self._facts.layer_types
         try:
             speculative.check_can_cut(module, args, cache)
             first, rest = speculative.cut(kwargs, tokens, count, cache, layer_types)

@@ -68,7 +68,7 @@ class QueryRowReader:
         A layer may compute the last q rows of the call only, those that the next token needs.
         """
         first = self.tokens - query.shape[2]
-        return [index for index, row in enumerate(self._local) if row < first] if first else []
+        return [index for index, row in enumerate(self._local) if row < first]
 
     def read(
         self,
