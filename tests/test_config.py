@@ -22,7 +22,7 @@ from vrga_ext import VRGAConfig
         ("epsilon", 1.0001, r"epsilon: wanted a number in \[0, 1\], got 1.0001"),
         ("border_max_share", 1.5, "border_max_share"),
         ("gate", "open", r"gate: wanted one of \['static', 'dynamic'\], got 'open'"),
-        ("mode", "suppress", "mode: wanted one of"),
+        ("suppress", 1.5, r"suppress: wanted a number in \[0, 1\], got 1.5"),
         ("neighbourhood", "3d", "neighbourhood: wanted one of"),
     ],
 )
@@ -77,9 +77,9 @@ def test_presets_differ_where_documented():
     [
         (VRGAConfig(gamma=0.5), (1.5, 1.0), False),
         (VRGAConfig(gamma=0.0), (1.0, 1.0), True),
-        (VRGAConfig(gamma=0.0, mode="mask"), (1.0, 0.0), False),
+        (VRGAConfig(gamma=0.0, suppress=0.0), (1.0, 0.0), False),
     ],
 )
-def test_weights_of_a_mode(config, weights, identity):
-    assert (config.focus_weight, config.image_weight) == weights
+def test_weights_and_identity(config, weights, identity):
+    assert (config.head_gate.focus_weight, config.head_gate.image_weight) == weights
     assert config.is_identity is identity

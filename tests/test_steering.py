@@ -67,7 +67,7 @@ def test_what_changes_nothing_needs_no_plan(found, gate):
 
 
 def test_masked_image_needs_no_boosted_token():
-    gate = VRGAConfig(mode="mask", gate="static").head_gate
+    gate = VRGAConfig(gamma=0.0, suppress=0.0, gate="static").head_gate
     assert gate == Gate("static", 1.0, 0.0, gate.min_ratio, gate.entropy_factor)
     assert plan_of([region(boosted=())], [0], gate) is not None
 

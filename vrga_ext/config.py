@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from vrga_ext.gate import Gate, GateKind
 
-Mode = Literal["boost", "mask"]
 ImageSpan = Literal["tokens", "vision_span"]
 Neighbourhood = Literal["grid", "flat"]
 RatioKeys = Literal["attended", "prompt"]
@@ -18,6 +17,7 @@ RatioKeys = Literal["attended", "prompt"]
 # name -> (lowest, highest)
 _RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0.0, 1e4),
+    "suppress": (0.0, 1.0),
     "efr_percentile": (0.0, 100.0),
     "ratio_percentile": (0.0, 100.0),
     "background_max_ratio": (0.0, math.inf),
@@ -53,8 +53,9 @@ class VRGAConfig:
     gamma : float
         Boost :math:`\gamma \ge 0`: attention of gated heads on :math:`T_q` is multiplied by
         ``1 + gamma`` and renormalised over all keys. ``0`` leaves the model as it is. No unit.
-    mode : {"boost", "mask"}
-        ``"boost"``, or ``"mask"``: gated heads give image tokens outside :math:`T_q` weight 0.
+    suppress : float
+        Weight of the image tokens outside :math:`T_q` in gated heads, before all keys are
+        renormalised, ``[0, 1]``. ``1`` leaves them as they are, ``0`` hides them. No unit.
     gate : {"static", "dynamic"}
         ``"static"``: the visual heads found at the prefill. ``"dynamic"``: any head whose
         statistics at the generated token satisfy ``R_img > min_ratio`` and
@@ -120,7 +121,7 @@ class VRGAConfig:
     """
 
     gamma: float = 0.5
-    mode: Mode = "boost"
+    suppress: float = 1.0
     gate: GateKind = "static"
     efr_percentile: float = 5.0
     ratio_percentile: float = 95.0
@@ -190,24 +191,19 @@ class VRGAConfig:
     @property
     def focus_weight(self) -> float:
         r"""Weight :math:`\alpha` of a key in :math:`T_q` for a gated head."""
-        return 1.0 + self.gamma if self.mode == "boost" else 1.0
-
-    @property
-    def image_weight(self) -> float:
-        r"""Weight :math:`\beta` of the other image keys for a gated head."""
-        return 1.0 if self.mode == "boost" else 0.0
+        return 1.0 + self.gamma
 
     @functools.cached_property
     def head_gate(self) -> Gate:
         """The gate of the operations."""
         return Gate(
-            self.gate, self.focus_weight, self.image_weight, self.min_ratio, self.entropy_factor
+            self.gate, self.focus_weight, self.suppress, self.min_ratio, self.entropy_factor
         )
 
     @property
     def is_identity(self) -> bool:
         """Whether every weight is 1, so that the model's own attention may run."""
-        return self.focus_weight == 1.0 and self.image_weight == 1.0
+        return self.focus_weight == 1.0 and self.suppress == 1.0
 
 
 def _checked_number(name: str, value: Any, wanted: type) -> Any:

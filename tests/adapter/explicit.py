@@ -61,10 +61,9 @@ def explicit_attention(
             gated = bool(ratio > config.min_ratio and ratio > config.entropy_factor * joint)
         if not gated:
             return
-        if config.mode == "boost":
-            a[region.boosted] *= 1 + config.gamma
-        else:
-            a[region.image_positions[~torch.isin(region.image_positions, region.boosted)]] = 0.0
+        others = region.image_positions[~torch.isin(region.image_positions, region.boosted)]
+        a[region.boosted] *= 1 + config.gamma
+        a[others] *= config.suppress
         a /= a.sum()
 
     return attend

@@ -18,12 +18,12 @@ from tests.adapter.loops import greedy_loop
 NEW = 6
 
 
-@pytest.mark.parametrize("mode", ["boost", "mask"])
+@pytest.mark.parametrize("weights", [{}, {"gamma": 0.0, "suppress": 0.0}])
 @pytest.mark.parametrize("gate", ["static", "dynamic"])
-def test_equals_reweighting_stored_weights(family, gate, mode):
+def test_equals_reweighting_stored_weights(family, gate, weights):
     inputs = family.prompt(*ROWS)
     plain = greedy(family.model, inputs, NEW)
-    config = vrga_ext.VRGAConfig(**LOOSE, gate=gate, mode=mode, min_ratio=1.0)
+    config = vrga_ext.VRGAConfig(**LOOSE | weights, gate=gate, min_ratio=1.0)
     with vrga_ext.enable(family.model, config) as handle:
         ours = greedy(family.model, inputs, NEW)
     assert [len(region.images) for region in handle.regions] == [1, 1, 2]

@@ -20,7 +20,7 @@ gammas = st.sampled_from([0.5, 2.0, 8.0])
 configs = st.fixed_dictionaries(
     {
         "gate": st.sampled_from(["static", "dynamic"]),
-        "mode": st.sampled_from(["boost", "mask"]),
+        "suppress": st.sampled_from([1.0, 0.5, 0.0]),
         "focus_min_tokens": st.integers(1, 10),
         "widen": st.integers(0, 2),
     }

@@ -150,7 +150,7 @@ def mean_statistics(
 
 
 def blinded(choose: Hook | None = None) -> Hook:
-    """A ``region_hook`` for ``mode="mask"`` that hides the image from the visual heads.
+    """A ``region_hook`` for ``suppress=0`` that hides the image from the visual heads.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def blinded(choose: Hook | None = None) -> Hook:
     >>> model, processor = load_demo()
     >>> samples = held_out(1, seed=0)
     >>> inputs = prepare(processor, samples, steps=0)
-    >>> with vrga_ext.enable(model, processor=processor, mode="mask") as handle:
+    >>> with vrga_ext.enable(model, processor=processor, suppress=0.0) as handle:
     ...     handle.region_hook = blinded()
     ...     tokens = model.generate(**inputs, max_new_tokens=4)
     >>> len(handle.regions[0].boosted)

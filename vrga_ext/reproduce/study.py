@@ -118,7 +118,7 @@ def study(
     Study
     """
     boost, short, long = task.config, task.modes[0], task.long
-    nothing, hide = boost.replace(gamma=0.0), boost.replace(mode="mask")
+    nothing, hide = boost.replace(gamma=0.0), boost.replace(gamma=0.0, suppress=0.0)
 
     def run(
         what: str, mode: str, config: VRGAConfig, hook: Hook | None = None, attention: bool = False

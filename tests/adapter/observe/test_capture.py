@@ -84,14 +84,14 @@ def test_question_row_and_regions_are_those_of_enable(family):
 
 
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("config", [{}, {"gate": "dynamic"}, {"mode": "mask"}])
+@pytest.mark.parametrize("config", [{}, {"gate": "dynamic"}, {"gamma": 0.0, "suppress": 0.0}])
 def test_reweighted_rows_are_those_of_an_eager_model(eager, attn_implementation, config):
     inputs = eager.prompt(*ROWS)
     end = question_end(inputs)
     ours = build("qwen2_5_vl", attn_implementation=attn_implementation)
-    with vrga_ext.enable(eager.model, question_end=end, **LOOSE, **config):
+    with vrga_ext.enable(eager.model, question_end=end, **LOOSE | config):
         output = attentions(eager, inputs)
-    with vrga_ext.enable(ours.model, question_end=end, **LOOSE, **config) as handle:
+    with vrga_ext.enable(ours.model, question_end=end, **LOOSE | config) as handle:
         boosted = greedy(ours.model, inputs, STEPS)
         with vrga_ext.capture(ours.model, rows="all") as recording:
             captured = greedy(ours.model, inputs, STEPS)
@@ -106,7 +106,7 @@ def test_reweighted_rows_are_those_of_an_eager_model(eager, attn_implementation,
             (sample, *head) for sample, r in enumerate(handle.regions) for head in r.visual_heads
         }
         assert set(map(tuple, capture.gate[..., -1].nonzero().tolist())) == heads
-    with vrga_ext.enable(ours.model, question_end=end, **LOOSE, **config):
+    with vrga_ext.enable(ours.model, question_end=end, **LOOSE | config):
         on_image = capture_of(ours, inputs, rows=True)
     for reweighted in (True, False):
         torch.testing.assert_close(

@@ -23,7 +23,7 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
     """Hide the image from some heads at every generated token, for as long as the block lasts.
 
     Their attention on image tokens is 0 and the rest renormalised over the other keys, by the
-    operation that boosts (``mode="mask"`` with no token kept); the prompt is read as always.
+    operation that boosts (``suppress=0`` with no token kept); the prompt is read as always.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def mask_heads(model: Any, heads: Sequence[HeadIndex], *, processor: Any = None)
         head_mask(wanted, region.layers, region.image_ratio.shape[1])
         return replace(region, visual_heads=wanted)
 
-    config = VRGAConfig(mode="mask", gate="static")
+    config = VRGAConfig(gamma=0.0, suppress=0.0, gate="static")
     with enable(model, config, processor=processor) as handle:
         handle.region_hook = blinded(chosen)
         yield

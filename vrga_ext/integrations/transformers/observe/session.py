@@ -283,7 +283,7 @@ class Session:
             prompt_rows=sum(slot < 0 for slot in order),
             copies=copies,
             focus_weight=self.config.focus_weight,
-            image_weight=self.config.image_weight,
+            image_weight=self.config.suppress,
             positions=torch.stack([row.positions for row in rows], dim=1),
             token_ids=torch.stack([row.token_ids for row in rows], dim=1),
             attended=torch.stack([row.attended for row in rows], dim=1),
