@@ -290,7 +290,7 @@ def test_what_is_said_names_the_part():
     assert "token_ids: wanted [0, 1000000000000], got [3, 3]" in said(positions=huge)
     assert "copies: wanted a whole number from 1 to" in said(copies=True)
     assert "layers: wanted at least one layer, each once, got [1, 1]" in said(layers=[1, 1])
-    assert "focus_weight: wanted a finite number" in said(focus_weight=float("nan"))
+    assert "focus_weight: wanted a finite number" in said(focus_weight=[float("nan")] * 3)
     assert "regions: wanted one for each 2 of 3 samples, got 3" in said(copies=2)
     assert "prompt_rows: wanted a whole number from 0 to 3, got 4" in said(prompt_rows=4)
     images = [[[0, 17, 0, [4, 4]]], *about["images"][1:]]

@@ -9,8 +9,9 @@ import torch
 
 from vrga_ext.config import VRGAConfig
 from vrga_ext.gate import Gate
+from vrga_ext.plan import GateRun, LayerPlan, build_plan, key_flags
 from vrga_ext.prompts.question import QuestionEnd
-from vrga_ext.steering import LayerPlan, build_plan, empty_region, key_flags
+from vrga_ext.steering import empty_region
 
 CPU = torch.device("cpu")
 LAYERS, HEADS, LENGTH = (2, 5), 3, 6
@@ -29,7 +30,8 @@ def region(boosted=(3,), visual=((5, 1),)):
 
 def plan_of(regions, samples, gate):
     flags = key_flags(regions, samples, LENGTH)
-    return build_plan(flags, regions, samples, LAYERS, [CPU, CPU], HEADS, gate)
+    heads = [regions[s].visual_heads if gate.gate == "static" else None for s in samples]
+    return build_plan(flags, [(gate, own) for own in heads], LAYERS, [CPU, CPU], HEADS)
 
 
 def test_flags_of_each_sequence_are_those_of_its_sample():
@@ -43,7 +45,7 @@ def test_static_plan_names_the_heads_and_the_layers_without_one():
     assert plan.layers[5].heads.tolist() == [[False, True, False], [False] * 3]
     assert plan.idle == {2}
     assert plan.plan_of(2) is None
-    assert plan.plan_of(5).gate == STATIC
+    assert plan.plan_of(5).gates == (GateRun(STATIC, 2),)
 
 
 def test_dynamic_plan_lets_every_head_decide():
@@ -74,8 +76,8 @@ def test_masked_image_needs_no_boosted_token():
 
 def test_a_plan_follows_its_layer_to_another_device():
     heads = torch.zeros(1, HEADS, dtype=torch.bool)
-    plan = LayerPlan(torch.zeros(1, LENGTH, dtype=torch.uint8), heads, STATIC)
+    plan = LayerPlan(torch.zeros(1, LENGTH, dtype=torch.uint8), heads, (GateRun(STATIC, 1),))
     moved = plan.on(torch.device("meta"))
     assert (moved.flags.device.type, moved.heads.device.type) == ("meta", "meta")
-    assert moved.gate is plan.gate
+    assert moved.gates is plan.gates
     assert plan._replace(heads=None).on(torch.device("meta")).heads is None

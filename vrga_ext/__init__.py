@@ -22,15 +22,20 @@ if TYPE_CHECKING:
         analysis,
         captures,
         gate,
+        guide,
         ops,
+        plan,
         reference,
         region,
+        schedule,
         selection,
+        settings,
         steering,
         viz,
     )
     from vrga_ext.build_facts import build_info
     from vrga_ext.captures import Capture
+    from vrga_ext.guide import Guide
     from vrga_ext.integrations.transformers.api import (
         Region,
         VRGAHandle,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Capture",
+    "Guide",
     "Recording",
     "Region",
     "VRGAConfig",
@@ -65,11 +71,12 @@ _NAMES = {
         ("Recording", "capture"), "vrga_ext.integrations.transformers.observe.recording"
     ),
     "Capture": "vrga_ext.captures",
+    "Guide": "vrga_ext.guide",
     "build_info": "vrga_ext.build_facts",
 }
 _SUBMODULES = (
-    "analysis", "captures", "gate", "integrations", "ops", "prompts", "reference", "region",
-    "selection", "steering", "viz",
+    "analysis", "captures", "gate", "guide", "integrations", "ops", "plan", "prompts", "reference",
+    "region", "schedule", "selection", "settings", "steering", "viz",
 )  # fmt: skip
 _get, __dir__ = lazy(__name__, _NAMES, _SUBMODULES)
 

@@ -32,7 +32,7 @@ from vrga_ext._stored import (
 from vrga_ext.files import replacing
 from vrga_ext.region import Region, Rule
 
-_KEY, _FORMAT = "vrga_capture", 1
+_KEY, _FORMAT = "vrga_capture", 2
 _PLAIN = ("layers", "prompt_rows", "copies", "focus_weight", "image_weight", "images", "regions")
 _PLAIN_OF_REGION = (
     "question_end", "question_rule", "images", "layers", "visual_heads", "background_heads",
@@ -171,8 +171,8 @@ def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
         layers=layers,
         prompt_rows=checked_int("prompt_rows", about["prompt_rows"], 0, sizes["R"]),
         copies=copies,
-        focus_weight=checked_weight("focus_weight", about["focus_weight"]),
-        image_weight=checked_weight("image_weight", about["image_weight"]),
+        focus_weight=_weights("focus_weight", about, sizes["S"]),
+        image_weight=_weights("image_weight", about, sizes["S"]),
         images=tuple(
             checked_spans(f"images of sample {sample}", own, count)
             for sample, (own, count) in enumerate(
@@ -185,6 +185,12 @@ def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
         ),
         **tensors,
     )
+
+
+def _weights(name: str, about: Mapping[str, Any], samples: int) -> tuple[float, ...]:
+    """The weight of each sample."""
+    weights = checked_list(name, about[name], samples)
+    return tuple(checked_weight(name, weight) for weight in weights)
 
 
 def _region(file: Any, prefix: str, plain: Any, heads: int) -> Region:

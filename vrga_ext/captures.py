@@ -37,10 +37,10 @@ class Capture:
         How many of the R queries are tokens of the prompt.
     copies : int
         Samples for each prompt of the batch: beams, or returned sequences.
-    focus_weight : float
-        Weight of boosted tokens in gated heads (no unit).
-    image_weight : float
-        Weight of the other image tokens in gated heads (no unit).
+    focus_weight : tuple of S float
+        Weight of boosted tokens in each sample's gated heads (no unit).
+    image_weight : tuple of S float
+        Weight of the other image tokens in each sample's gated heads (no unit).
     positions : int64 [S, R]
         Position of each query's token.
     token_ids : int64 [S, R]
@@ -89,8 +89,8 @@ class Capture:
     layers: tuple[int, ...]
     prompt_rows: int
     copies: int
-    focus_weight: float
-    image_weight: float
+    focus_weight: tuple[float, ...]
+    image_weight: tuple[float, ...]
     positions: Tensor
     token_ids: Tensor
     attended: Tensor
@@ -199,7 +199,11 @@ class Capture:
         rows = self._rows()
         if not self.gate.any():
             return rows
-        weights = torch.where(self.boosted, self.focus_weight, self.image_weight)  # [S, R, n]
+        focus, others = (
+            rows.new_tensor(weights)[:, None, None]
+            for weights in (self.focus_weight, self.image_weight)
+        )
+        weights = torch.where(self.boosted, focus, others)  # [S, R, n]
         every = rows.new_ones(rows.shape[0], rows.shape[3], rows.shape[4] + 1)  # [S, R, C + 1]
         index = torch.where(self.image_positions < 0, rows.shape[4], self._image_index())
         every.scatter_(2, index[:, None].expand_as(weights), weights)
@@ -289,6 +293,8 @@ class Capture:
             joint_entropy=per_head(self.joint_entropy, torch.nan),
             gate=per_head(self.gate, False),
             image_positions=self.image_positions[first],
+            focus_weight=tuple(self.focus_weight[slot] for slot in first.tolist()),
+            image_weight=tuple(self.image_weight[slot] for slot in first.tolist()),
             images=tuple(self.images[slot] for slot in first.tolist()),
             boosted=per_query(self.boosted, False),
             regions=tuple(self.region(slot) for slot in first.tolist()),

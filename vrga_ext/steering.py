@@ -1,23 +1,21 @@
-"""What every engine steers with: question statistics -> one Region per sample -> a frozen Plan.
+"""From question statistics to one Region per sample.
 
-The module imports no engine. An engine reads the statistics in the prompt, and applies the plan in
-each decode step.
+The module imports no engine. An engine reads the statistics in the prompt, and applies what
+:mod:`vrga_ext.plan` makes of the regions in each decode step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vrga_ext import selection
 from vrga_ext.config import VRGAConfig
-from vrga_ext.gate import Gate
 from vrga_ext.prompts.question import QuestionEnd
-from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.region import HeadIndex, Region
 from vrga_ext.selection import Span
 
@@ -162,6 +160,43 @@ def _maps(found: Sequence[QuestionStatistics], index: int, heads: Tensor) -> Ten
     return stack_on_cpu(picked) if picked else torch.empty(0, found[0].image_attention.shape[2])
 
 
+def guided_region(
+    found: Region, boosted: Tensor | None, heads: Sequence[HeadIndex] | None
+) -> Region:
+    """A region with the tokens and heads that were said by hand.
+
+    Parameters
+    ----------
+    found : Region
+        What was selected.
+    boosted : int64 [m], optional
+        Positions of the tokens; None: the selected ones.
+    heads : sequence of (layer, head), optional
+        None: the selected visual heads.
+
+    Raises
+    ------
+    ValueError
+        A head that the model does not have, or that VRGA leaves alone.
+    """
+    if boosted is not None:
+        found = replace(found, focus=boosted, boosted=boosted)
+    if heads is None:
+        return found
+    _check_heads("heads", heads, found)
+    return replace(found, visual_heads=tuple(heads))
+
+
+def _check_heads(name: str, pairs: Sequence[HeadIndex], found: Region) -> None:
+    heads = found.image_ratio.shape[1]
+    for layer, head in pairs:
+        if layer not in found.layers or not 0 <= head < heads:
+            raise ValueError(
+                f"{name}: wanted heads (layer, head) with a layer of {found.layers} and a "
+                f"head below {heads}, got {(layer, head)}"
+            )
+
+
 def checked_region(region: Any, found: Region, length: int) -> Region:
     """Check what a region hook returned, before it replaces ``found``.
 
@@ -188,13 +223,7 @@ def checked_region(region: Any, found: Region, length: int) -> Region:
     """
     if not isinstance(region, Region):
         raise TypeError(f"region_hook: wanted a Region, got {type(region).__name__}")
-    heads = found.image_ratio.shape[1]
-    for layer, head in (*region.visual_heads, *region.background_heads):
-        if layer not in found.layers or not 0 <= head < heads:
-            raise ValueError(
-                f"region_hook: wanted heads (layer, head) with a layer of {found.layers} and a "
-                f"head below {heads}, got {(layer, head)}"
-            )
+    _check_heads("region_hook", (*region.visual_heads, *region.background_heads), found)
     for name in ("image_positions", "boosted"):
         positions = getattr(region, name)
         if not isinstance(positions, Tensor) or positions.dtype != torch.long:
@@ -231,173 +260,3 @@ def empty_region(end: QuestionEnd, layers: tuple[int, ...], heads: int) -> Regio
 def _pairs(heads: Tensor, layers: tuple[int, ...]) -> tuple[HeadIndex, ...]:
     pairs = [(layers[layer], head) for layer, head in heads.nonzero().tolist()]
     return tuple(pairs)
-
-
-class LayerPlan(NamedTuple):
-    """How a decode step reweights the attention of one layer.
-
-    Attributes
-    ----------
-    flags : uint8 [B, N]
-        ``key_flags`` of the operations, on the layer's device.
-    heads : bool [B, H], optional
-        Heads that may be reweighted, on the layer's device; None for all of them.
-    gate : Gate
-        Condition and weights of the reweighting.
-
-    Examples
-    --------
-    >>> plan = LayerPlan(torch.zeros(1, 3, dtype=torch.uint8), None, Gate())
-    >>> plan.on(torch.device("cpu")) is plan
-    True
-    """
-
-    flags: Tensor
-    heads: Tensor | None
-    gate: Gate
-
-    def on(self, device: torch.device) -> LayerPlan:
-        """The plan on the device to which the layer has moved; itself if it has not moved."""
-        if self.flags.device == device:
-            return self
-        heads = None if self.heads is None else self.heads.to(device)
-        return LayerPlan(self.flags.to(device), heads, self.gate)
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """Which keys of B sequences are reweighted in which layers and heads; built once per prompt.
-
-    Attributes
-    ----------
-    layers : dict of int to LayerPlan
-        By layer, those with a gated head in this prompt and those that may have one in the next.
-    idle : frozenset of int
-        Those of ``layers`` without a gated head in this prompt.
-
-    Examples
-    --------
-    >>> layer = LayerPlan(torch.zeros(1, 3, dtype=torch.uint8), None, Gate())
-    >>> plan = Plan({4: layer, 5: layer}, idle=frozenset({5}))
-    >>> plan.plan_of(4) is layer, plan.plan_of(5)
-    (True, None)
-    >>> plan.reindexed(torch.tensor([0, 0])).layers[4].flags.shape
-    torch.Size([2, 3])
-    """
-
-    layers: dict[int, LayerPlan]
-    idle: frozenset[int] = frozenset()
-    observer: ClassVar[None] = None  # no recorder reads what the layers compute
-
-    def plan_of(self, layer: int) -> LayerPlan | None:
-        """The plan of a layer; None where it runs the model's own attention.
-
-        A layer without a gated head does. In a compiled step it does not: the same graph also
-        serves the next prompt, which may gate heads of this layer.
-        """
-        if not torch.compiler.is_compiling() and layer in self.idle:
-            return None
-        return self.layers.get(layer)
-
-    def reindexed(self, sources: Tensor) -> Plan:
-        """The plan of B' sequences that are copies of these.
-
-        Parameters
-        ----------
-        sources : int64 [B']
-            The sequence that each of them is a copy of.
-        """
-        flags = {plan.flags.device: plan.flags for plan in self.layers.values()}
-        flags = {device: _growing(there[sources.to(device)]) for device, there in flags.items()}
-        layers = {}
-        for layer, plan in self.layers.items():
-            heads = None if plan.heads is None else plan.heads[sources.to(plan.heads.device)]
-            layers[layer] = LayerPlan(flags[plan.flags.device], heads, plan.gate)
-        return Plan(layers, self.idle)
-
-
-def key_flags(regions: Sequence[Region], samples: Sequence[int], length: int) -> Tensor:
-    """``key_flags`` of the operations for B sequences.
-
-    Parameters
-    ----------
-    regions : sequence of Region
-        One per sample.
-    samples : sequence of B int
-        The sample of each sequence.
-    length : int
-        N, positions of the prompt.
-
-    Returns
-    -------
-    uint8 [B, N]
-    """
-    flags = torch.zeros(len(samples), length, dtype=torch.uint8)
-    for sequence, sample in enumerate(samples):
-        flags[sequence, regions[sample].image_positions] = IMAGE_FLAG
-        flags[sequence, regions[sample].boosted] |= FOCUS_FLAG
-    return flags
-
-
-def build_plan(
-    flags: Tensor,
-    regions: Sequence[Region],
-    samples: Sequence[int],
-    layers: Sequence[int],
-    devices: Sequence[torch.device],
-    heads: int,
-    gate: Gate,
-) -> Plan | None:
-    """Plan the decode steps of B sequences, on the layers' devices.
-
-    Parameters
-    ----------
-    flags : uint8 [B, N]
-        What :func:`key_flags` returns.
-    regions : sequence of Region
-        One per sample.
-    samples : sequence of B int
-        The sample of each sequence.
-    layers : sequence of int
-        The full-attention layers, as the model counts them.
-    devices : sequence of torch.device
-        Device of each of these layers.
-    heads : int
-        H, query heads of each layer.
-    gate : Gate
-        Condition and weights of the reweighting.
-
-    Returns
-    -------
-    Plan, optional
-        None where no head would be reweighted.
-    """
-    changed = FOCUS_FLAG if gate.image_weight == 1.0 else IMAGE_FLAG
-    if gate.focus_weight == gate.image_weight == 1.0 or not (flags & changed).any():
-        return None
-    is_static = gate.gate == "static"
-    order = {layer: position for position, layer in enumerate(layers)}
-    gated = torch.zeros(len(layers), len(samples), heads, dtype=torch.bool)
-    for sequence, sample in enumerate(samples):
-        for layer, head in regions[sample].visual_heads:
-            gated[order[layer], sequence, head] = True
-    if is_static and not gated.any():
-        return None
-    # On the devices now: a compiled step must find its tensors there at every token.
-    flags_on, gated_on = {}, {}
-    for device in set(devices):
-        flags_on[device] = _growing(flags.to(device))
-        gated_on[device] = gated.to(device)
-    plans, idle = {}, set()
-    for position, (layer, device) in enumerate(zip(layers, devices, strict=True)):
-        allowed = gated_on[device][position] if is_static else None
-        plans[layer] = LayerPlan(flags_on[device], allowed, gate)
-        if is_static and not gated[position].any():
-            idle.add(layer)
-    return Plan(plans, frozenset(idle))
-
-
-def _growing(flags: Tensor) -> Tensor:
-    """Flags whose length may change, so that one compiled step serves prompts of any length."""
-    torch._dynamo.maybe_mark_dynamic(flags, 1)
-    return flags

@@ -38,7 +38,7 @@ def mrope(*items: int | tuple[int, int]) -> torch.Tensor:
 
 
 def spans_of(image, positions, fixed_grid, image_span="tokens"):
-    return image_spans(image, image_span_mask(image[None], image_span)[0], positions, fixed_grid)
+    return image_spans(image, image_span_mask(image[None], [image_span])[0], positions, fixed_grid)
 
 
 def test_image_mask():
@@ -58,8 +58,8 @@ def test_image_mask():
 )
 def test_vision_span_counts_the_token_before(text, expected):
     mask = row(text)[None]
-    assert image_span_mask(mask, "vision_span")[0].nonzero().flatten().tolist() == expected
-    assert image_span_mask(mask, "tokens") is mask
+    assert image_span_mask(mask, ["vision_span"])[0].nonzero().flatten().tolist() == expected
+    assert image_span_mask(mask, ["tokens"]) is mask
 
 
 def test_spans_from_positions():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.config import ImageSpan
+from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.selection import Span
 
 # Values of ``mm_token_type_ids``; a third one is text.
@@ -92,6 +93,26 @@ def _pair(config: Any, name: str) -> tuple[int, int] | None:
     return None
 
 
+def position_flags(image: Tensor, positions: Tensor) -> Tensor:
+    """``key_flags`` of the operations for one sample, uint8 [S].
+
+    Parameters
+    ----------
+    image : bool [S]
+        V: image tokens of the sample.
+    positions : int64 [m]
+        Positions of the boosted ones.
+
+    Examples
+    --------
+    >>> position_flags(torch.tensor([False, True, True]), torch.tensor([2]))
+    tensor([0, 1, 3], dtype=torch.uint8)
+    """
+    flags = image.to(torch.uint8) * IMAGE_FLAG
+    flags[positions] |= FOCUS_FLAG
+    return flags
+
+
 def image_runs(mask: Tensor) -> list[tuple[int, int]]:
     """Start and length of each run of consecutive image tokens of one sample.
 
@@ -112,25 +133,26 @@ def image_runs(mask: Tensor) -> list[tuple[int, int]]:
     return [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
-def image_span_mask(mask: Tensor, image_span: ImageSpan) -> Tensor:
+def image_span_mask(mask: Tensor, image_spans: Sequence[ImageSpan]) -> Tensor:
     """V, bool [B, S]: the image tokens, and with ``"vision_span"`` the token before each run.
 
     Parameters
     ----------
     mask : bool [B, S]
         Image tokens.
-    image_span
-        As in :class:`vrga_ext.VRGAConfig`.
+    image_spans : sequence of B
+        Of each sequence, as in :class:`vrga_ext.VRGAConfig`.
 
     Examples
     --------
-    >>> image_span_mask(torch.tensor([[False, True, True]]), "vision_span")
+    >>> image_span_mask(torch.tensor([[False, True, True]]), ["vision_span"])
     tensor([[True, True, True]])
     """
-    if image_span == "tokens":
+    if "vision_span" not in image_spans:
         return mask
+    widened = torch.tensor([span == "vision_span" for span in image_spans], device=mask.device)
     following = torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    return mask | (following & ~mask)
+    return mask | (following & ~mask & widened[:, None])
 
 
 def image_spans(

@@ -395,7 +395,7 @@ def question_ends(
     past: int,
     question_end: str | Sequence[int] | int,
     finder: QuestionFinder,
-    offset: int,
+    offsets: Sequence[int],
     copies: int,
 ) -> list[QuestionEnd]:
     """The question's end of every sequence.
@@ -410,8 +410,10 @@ def question_ends(
         Positions that have been read already.
     question_end
         ``"auto"``, one position, or one per sample.
-    finder, offset
+    finder
         See :meth:`QuestionFinder.find`.
+    offsets
+        Of each sequence: see :meth:`QuestionFinder.find`.
     copies
         Sequences per sample.
     """
@@ -426,7 +428,7 @@ def question_ends(
         if not len(kept):
             ends.append(QuestionEnd(columns - 1, "last_token", "the row is nothing but padding"))
             continue
-        end = finder.find(ids[row, kept].numpy(), image[row, first + kept].numpy(), offset)
+        end = finder.find(ids[row, kept].numpy(), image[row, first + kept].numpy(), offsets[row])
         position = first + int(kept[end.position])
         if position < past:
             ends.append(QuestionEnd(first + int(kept[-1]), "last_token", READ_BEFORE))

@@ -20,7 +20,7 @@ from vrga_ext.integrations.transformers.model.layers import (
     Survey,
     UnservedAttentionError,
 )
-from vrga_ext.steering import LayerPlan, Plan
+from vrga_ext.plan import GateRun, LayerPlan, Plan
 
 ROW = ROWS[0]
 
@@ -127,7 +127,7 @@ def test_scale_of_a_boosted_layer(function, scaling):
     """The default where none is given; zero is a scale."""
     query, key, value = rows()
     flags = torch.ones(1, 3, dtype=torch.uint8)
-    plan = Plan({0: LayerPlan(flags, None, Gate("dynamic", min_ratio=99.0))})
+    plan = Plan({0: LayerPlan(flags, None, (GateRun(Gate("dynamic", min_ratio=99.0), 1),))})
     module = nn.Linear(1, 1)
     module.layer_idx = 0
     given = {} if scaling is None else {"scaling": scaling}

@@ -143,7 +143,8 @@ def test_reweighted_rows_where_little_is_left(family, share):
     image = torch.zeros(capture.rows.shape[4], dtype=torch.bool)
     image[capture.image_positions[0]] = True
     rows = torch.where(image, (1 - share) / image.sum(), share / (~image).sum())
-    every = {"gate": torch.ones_like(capture.gate), "image_weight": 0.0, "focus_weight": 0.0}
+    none = (0.0,) * len(capture.focus_weight)
+    every = {"gate": torch.ones_like(capture.gate), "image_weight": none, "focus_weight": none}
     all_keys = replace(capture, rows=rows.expand_as(capture.rows), **every).reweighted_rows()
     torch.testing.assert_close(all_keys.sum(-1), torch.ones(all_keys.shape[:-1]))
     assert not all_keys[..., image].any()

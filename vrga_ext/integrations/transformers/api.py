@@ -18,6 +18,7 @@ from vrga_ext.integrations.transformers.runtime import VRGAWarning
 from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.user_turns import question_finder
 from vrga_ext.region import Region
+from vrga_ext.settings import Settings
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
 
@@ -98,7 +99,7 @@ def enable(
         if handle_of(model) is not None:
             raise ValueError("model: VRGA is enabled already; disable it first")
         placeholders = find_placeholders(model, processor, image_token_id)
-        handle = VRGAHandle(model, config, placeholders, finder, question_end)
+        handle = VRGAHandle(model, Settings(config), placeholders, finder, question_end)
         handle.install()
     return handle
 

@@ -15,12 +15,13 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.install import Installation
 from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
 from vrga_ext.integrations.transformers.runtime import Runtime
+from vrga_ext.integrations.transformers.sequence.answer import RegionHook
 from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask
-from vrga_ext.integrations.transformers.sequence.state import RegionHook
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
 from vrga_ext.prompts.user_turns import finds_the_same
 from vrga_ext.region import Region
+from vrga_ext.settings import Settings
 
 HANDLE_ATTRIBUTE = "_vrga_handle"
 # Held while a model is changed.
@@ -35,8 +36,9 @@ class VRGAHandle:
     Attributes
     ----------
     regions : list of Region
-        What was found for each sample of the last prompt; empty before the first one, and after
-        one that was read inside :meth:`pause`.
+        What was found for each sample of the last prompt that the calling thread has read, else of
+        the last one that any thread has; empty before the first one, and after one that was read
+        inside :meth:`pause`. :func:`vrga_ext.regions_of` tells those of a given answer.
     region_hook : callable (sample index, Region) -> Region, optional
         Called after the selection for each sample; the heads and tokens of the region it returns
         are used. For controls and ablations: ``dataclasses.replace(region, boosted=...)``.
@@ -51,24 +53,24 @@ class VRGAHandle:
     def __init__(
         self,
         model: Any,
-        config: VRGAConfig,
+        settings: Settings,
         placeholders: Placeholders,
         finder: QuestionFinder,
         question_end: Any,
     ) -> None:
         self._model = model
         self._finder, self._placeholders = finder, placeholders
-        self._runtime = Runtime(config, normalise_question_end(question_end))
+        self._runtime = Runtime(settings, normalise_question_end(question_end))
         self._installation = Installation(model, self._runtime, placeholders, finder)
 
     @property
     def config(self) -> VRGAConfig:
         """The thresholds in use."""
-        return self._runtime.config
+        return self._runtime.settings.config
 
     @property
     def regions(self) -> list[Region]:
-        """What was found for each sample of the last prompt."""
+        """What was found for each sample of this thread's last prompt, else of the last one."""
         return self._runtime.regions
 
     @property
@@ -128,8 +130,9 @@ class VRGAHandle:
         """Run the model without VRGA inside a ``with`` block, in every thread.
 
         Every thread, so that a ``generate`` that is started in a thread of its own, as streamers
-        need it, is paused as well. Prompts read inside are not analysed, so their answers are not
-        boosted afterwards either, until the next prompt on the same cache.
+        need it, is paused as well; ``generate(..., vrga=False)`` is the way for one call. Prompts
+        read inside are not analysed, so their answers are not boosted afterwards either, until the
+        next prompt on the same cache.
         """
         self._runtime.pauses.append(None)
         try:

@@ -71,7 +71,7 @@ class Installation:
             self._hooks = hooks = ForwardHooks(self._runtime, facts)
             stock = functools.partial(type(model).generate, model)
             original = model.__dict__.get("generate", stock)
-            self._replace("generate", functools.partial(hooks.generate, original))
+            self._replace("generate", functools.partial(hooks.generate, original, model))
             for name in _CONTINUOUS_BATCHING:
                 self._replace(name, functools.partial(_refuse_continuous_batching, name))
             if base != self._base:

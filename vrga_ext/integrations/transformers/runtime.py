@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 import warnings
 from typing import Any
 
 import torch
 
-from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
-from vrga_ext.integrations.transformers.sequence.state import RegionHook
-from vrga_ext.region import Regions
+from vrga_ext.integrations.transformers.sequence.answer import RegionHook
+from vrga_ext.region import Region, Regions
+from vrga_ext.settings import Settings
 
 
 class VRGAWarning(UserWarning):
@@ -26,36 +27,48 @@ class Runtime:
     key : str
         Of the handle's prompts and caches. It survives copies and pickles of the model, where a
         reference would copy the model.
-    config : VRGAConfig
-        Thresholds.
+    settings : Settings
+        Of every call that says nothing else.
     question_end : str, int, or list of int
         Where the question ends in the next prompts.
     region_hook : callable, optional
         See :class:`VRGAHandle`.
     capture : CaptureRecorder, optional
         Records the forward calls.
-    regions : Regions
-        Of the last prompt.
     pauses : list of None
         One for each ``pause`` that is on; its append and pop are atomic, a counter's are not.
     noticed : dict from str to None
         The notices that were given, in order.
     """
 
-    def __init__(self, config: VRGAConfig, question_end: str | int | list[int]) -> None:
+    def __init__(self, settings: Settings, question_end: str | int | list[int]) -> None:
         self.key = uuid.uuid4().hex
-        self.config = config
+        self.settings = settings
         self.question_end = question_end
         self.region_hook: RegionHook | None = None
         self.capture: CaptureRecorder | None = None
-        self.regions = Regions()
+        self._regions = Regions()
+        self._of_thread = threading.local()
         self.pauses: list[None] = []
         self.noticed: dict[str, None] = {}
         self._reasons: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy is neither paused nor captured: both end with a block."""
-        return self.__dict__ | {"pauses": [], "capture": None}
+        """A copy is neither paused nor captured: both end with a block; threads are not copied."""
+        return self.__dict__ | {"pauses": [], "capture": None, "_of_thread": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _of_thread=threading.local())
+
+    @property
+    def regions(self) -> Regions:
+        """Of the last prompt that this thread has read, else of the handle's last one."""
+        own: Regions | None = getattr(self._of_thread, "regions", None)
+        return self._regions if own is None else own
+
+    def publish(self, regions: list[Region]) -> None:
+        """Make regions those of the last prompt, of this thread and of the handle."""
+        self._regions = self._of_thread.regions = Regions(regions)
 
     @torch.compiler.assume_constant_result  # warns while a call is compiled, not in its graph
     def notice(self, message: str, once_for: str = "") -> None:

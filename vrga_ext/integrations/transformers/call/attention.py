@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from vrga_ext import ops, reference
 from vrga_ext.integrations.transformers.call.context import LayerContext
 from vrga_ext.integrations.transformers.model.layers import SLIDING_WINDOW, UnservedAttentionError
-from vrga_ext.steering import LayerPlan
+from vrga_ext.plan import LayerPlan, join_parts, parts_of
 
 # The model's implementation -> the name it is replaced by while enabled. Names with "sdpa" or
 # "flash" in them are treated specially by transformers.
@@ -81,22 +81,40 @@ def vrga_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = kwargs.get("scaling")
-    gate, focus_weight, image_weight, min_ratio, entropy_factor = plan.gate
     implementation = _differentiable(query, key, value) if torch.is_grad_enabled() else ops
-    output, per_head = implementation.decode_attention(
-        query,
-        key,
-        value,
-        plan.flags,
-        attn_mask=attention_mask,
-        heads=plan.heads,
-        scale=scale,
-        gate=gate,
-        focus_weight=focus_weight,
-        image_weight=image_weight,
-        min_ratio=min_ratio,
-        entropy_factor=entropy_factor,
-    )
+    if plan.is_uniform:
+        gate, focus_weight, image_weight, min_ratio, entropy_factor = plan.gates[0].gate
+        output, per_head = implementation.decode_attention(
+            query,
+            key,
+            value,
+            plan.flags,
+            attn_mask=attention_mask,
+            heads=plan.heads,
+            scale=scale,
+            gate=gate,
+            focus_weight=focus_weight,
+            image_weight=image_weight,
+            min_ratio=min_ratio,
+            entropy_factor=entropy_factor,
+        )
+    else:
+        parts = [
+            implementation.decode_attention(
+                query[part.at],
+                key[part.sequences],
+                value[part.sequences],
+                part.flags,
+                attn_mask=None if attention_mask is None else part.of_mask(attention_mask),
+                heads=part.heads,
+                scale=scale,
+                **part.gate._asdict(),
+            )
+            for part in parts_of(plan, query.shape[2])
+        ]
+        output, per_head = (
+            join_parts(pieces, query.shape[2]) for pieces in zip(*parts, strict=True)
+        )
     if vrga is not None and vrga.observer is not None:
         layer: Any = module.layer_idx
         vrga.observer.record(layer, query, key, attention_mask, scale, 0.0, per_head)
@@ -136,14 +154,20 @@ def vrga_eager_attention(
     if attention_mask is not None:
         scores = _masked(scores, attention_mask)
     implementation = _differentiable(scores) if torch.is_grad_enabled() else ops
-    weights = implementation.reweighted_softmax(
-        scores, plan.flags, heads=plan.heads, **plan.gate._asdict()
+    parts = [
+        implementation.reweighted_softmax(
+            scores[part.at], part.flags, heads=part.heads, **part.gate._asdict()
+        )
+        for part in parts_of(plan, query.shape[2])
+    ]
+    probabilities, per_head = (
+        join_parts(pieces, query.shape[2]) for pieces in zip(*parts, strict=True)
     )
     if vrga is not None and vrga.observer is not None:
         layer: Any = module.layer_idx
-        vrga.observer.record(layer, query, key, attention_mask, scale, softcap, weights.per_head)
-    output = weights.probabilities @ value.repeat_interleave(group, 1)
-    return output.transpose(1, 2).contiguous(), weights.probabilities
+        vrga.observer.record(layer, query, key, attention_mask, scale, softcap, per_head)
+    output = probabilities @ value.repeat_interleave(group, 1)
+    return output.transpose(1, 2).contiguous(), probabilities
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vrga_ext.steering import LayerPlan
+from vrga_ext.plan import LayerPlan
 
 
 class LayerObserver(Protocol):

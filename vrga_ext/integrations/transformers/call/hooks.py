@@ -23,13 +23,20 @@ from vrga_ext.integrations.transformers.call.phase import (
     unsupported_model,
 )
 from vrga_ext.integrations.transformers.call.query_row import QuestionRows
+from vrga_ext.integrations.transformers.call.told_settings import settings_of_generate
 from vrga_ext.integrations.transformers.model import layers
 from vrga_ext.integrations.transformers.model.facts import ModelFacts
 from vrga_ext.integrations.transformers.observe.recorder import CapturedCall, CaptureRecorder
 from vrga_ext.integrations.transformers.runtime import Runtime
 from vrga_ext.integrations.transformers.sequence import told
+from vrga_ext.integrations.transformers.sequence.answer import (
+    answer_plan,
+    answer_regions,
+    plain_regions,
+)
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
     attach_state,
+    caches_in,
     returned_cache,
     state_of,
 )
@@ -44,7 +51,9 @@ from vrga_ext.integrations.transformers.sequence.prompt import (
     prompt_being_read,
 )
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-from vrga_ext.region import Region, Regions
+from vrga_ext.plan import Plan, ScheduledPlan
+from vrga_ext.region import Region
+from vrga_ext.settings import Settings, read_settings
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -76,11 +85,13 @@ class ForwardHooks:
             self._hooks.pop().remove()
         leave_interrupted(self._runtime.key)
 
-    def generate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """``generate`` that tells the hooks where the prompt ends."""
+    def generate(self, original: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """``generate`` that takes the settings of the call, and tells the hooks the prompt."""
         if not self._hooks:  # the method was kept by its caller
             return original(*args, **kwargs)
-        with generate_prompt(self._runtime.key, args, kwargs) as prompt:
+        settings = self._settings(settings_of_generate(model, args, kwargs))
+        with generate_prompt(self._runtime.key, args, kwargs, settings) as prompt:
+            self._find_places(prompt, caches_in(kwargs))
             output = original(*args, **kwargs)
         told.tell_answer(prompt, kwargs, output)
         return output
@@ -89,25 +100,38 @@ class ForwardHooks:
 
     def _before_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    ) -> Arguments:
         facts, owner, compiling = self._facts, self._runtime.key, torch.compiler.is_compiling()
+        told_settings = kwargs.pop("vrga", None)
         given = dict(zip(facts.body_arguments, args, strict=False)) | kwargs
         cache = facts.body_cache.of(given)
         if not compiling and (prompt := current_prompt.get()) and not prompt.managed:
             leave_interrupted(owner)
         state = answered_state(owner, cache, _size(given)[1])
         if state is not None:
-            if self._runtime.capture is not None:
+            if self._runtime.capture is not None or state.is_scheduled:
                 state.prompt.call_ids = given.get("input_ids")
+            if told_settings is not None:
+                self._runtime.notice(notices.SETTINGS_TOO_LATE)
         # A compiled call is left alone early: to look at its prompt would break the graph.
         elif not compiling or unsupported_call(facts, given, cache) is None:
-            self._enter(given, cache)
+            self._enter(given, cache, told_settings)
+        return args, kwargs
 
     @torch.compiler.disable
-    def _enter(self, given: dict[str, Any], cache: Any) -> None:
+    def _enter(self, given: dict[str, Any], cache: Any, told_settings: Any) -> None:
         """Make the prompt that a call reads the current one, unless it reads more of an answer."""
         self._facts.body_cache.check(given)
-        prompt = enter_forward(self._runtime.key, given)
+        prompt = prompt_being_read(self._runtime.key)
+        if prompt is None:
+            settings = self._settings(told_settings)
+            prompt = enter_forward(self._runtime.key, given, settings)
+            try:
+                self._find_places(prompt, [] if cache is None else [cache])
+            except ValueError:
+                leave_forward(self._runtime.key)
+                raise
+        prompt.read_call(given)
         state = state_of(cache)
         if state is None or not state.decoding or state.prompt.owner != prompt.owner:
             return
@@ -115,6 +139,32 @@ class ForwardHooks:
             state.latest, state.prompt.call_ids = prompt, prompt.call_ids
             prompt.stage = Stage.ANSWERING
             self._publish(prompt, state.regions)
+
+    def _settings(self, told_settings: Any) -> tuple[Settings, ...]:
+        """The settings of a call, from what it says; a prompt within another one has its own."""
+        outer = current_prompt.get()
+        if told_settings is None:
+            if outer is not None and outer.owner == self._runtime.key and not outer.over:
+                return tuple(own.without_guide for own in outer.settings)
+            return (self._runtime.settings,)
+        found = read_settings(told_settings, self._runtime.settings)
+        for own in found:
+            self._facts.check_heads(own.heads)
+        return found
+
+    def _find_places(self, prompt: Prompt, caches: list[Any]) -> None:
+        """Find the guides of a prompt in its tokens, before the model runs."""
+        if prompt.ids is None or not prompt.is_guided:
+            return
+        cache = caches[0] if caches else None
+        past = 0 if cache is None else int(cache.get_seq_length())
+        length = past + prompt.ids.shape[1] if prompt.length is None else prompt.length
+        before = state_of(cache)
+        with torch.device("cpu"):
+            image = prompt.image_mask(
+                self._facts.placeholders.ids, past, length, None if before is None else before.image
+            )
+            prompt.places = self._facts.find_places(prompt, image)
 
     def _after_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -169,15 +219,25 @@ class ForwardHooks:
         if why is not None:
             self._not_applied(why)
             return None
+        plan: Plan | ScheduledPlan | None = state.plan
+        if state.plan is not None and state.plan.schedule is not None:
+            ids = speculative.cut_ids(state.prompt.call_ids, slice(None), tokens)
+            flags = state.plan.schedule.flags_at(cache.get_seq_length(), ids, tokens)
+            plan = ScheduledPlan(state.plan, flags)
         captured = None
         if runtime.capture is not None:
             past = int(cache.get_seq_length())
-            captured = self._capture(runtime.capture, state, past, tokens)
-        return captured or state.plan
+            captured = self._capture(runtime.capture, state, past, tokens, plan)
+        return captured or plan
 
     @torch.compiler.disable
     def _capture(
-        self, recorder: CaptureRecorder, state: SequenceState, past: int, tokens: int
+        self,
+        recorder: CaptureRecorder,
+        state: SequenceState,
+        past: int,
+        tokens: int,
+        plan: Plan | ScheduledPlan | None,
     ) -> CapturedCall | None:
         """What ``capture`` records of a forward call, if anything."""
         if state.decoding and not state.in_order:
@@ -186,7 +246,7 @@ class ForwardHooks:
                 "to other samples"
             )
             return None
-        return recorder.call(state, past, tokens)
+        return recorder.call(state, past, tokens, plan)
 
     @torch.compiler.disable
     def _read(
@@ -216,23 +276,25 @@ class ForwardHooks:
                 attach_state(cache, state)
         assert state is not None
         state.add_positions(kwargs.get("position_ids"), past)
-        if runtime.pauses or not state.image.any():
-            if not (runtime.pauses or prompt.nested):
+        off = not state.is_applied and runtime.capture is None
+        if runtime.pauses or off or not state.image.any():
+            if not (runtime.pauses or off or prompt.nested):
                 self._not_applied(notices.NO_IMAGE)
-            regions = state.finish_plain()
+            regions = plain_regions(state)
+            state.finish(regions, None)
             self._publish(prompt, [] if runtime.pauses else regions)
             return args, kwargs
         if not prompt.pixels or any(end.rule == "last_token" for end in state.ends):
             answered = told.may_be_answered(before, past)
             notices.notice_prompt(runtime, state, past, answered)
         count = state.image.shape[1] - past  # tokens of the prompt; drafts may follow
-        if tokens > count and not runtime.config.is_identity:
+        if tokens > count and not state.is_identity:
             parted = self._read_before_drafts(module, args, kwargs, cache, state, tokens, count)
             if parted is not None:
                 return parted
         captured = None
         if runtime.capture is not None:
-            captured = self._capture(runtime.capture, state, past, tokens)
+            captured = self._capture(runtime.capture, state, past, tokens, None)
         return args, kwargs | {"vrga": QuestionRows(state, past, tokens, captured)}
 
     def _new_state(
@@ -247,7 +309,6 @@ class ForwardHooks:
         with torch.device("cpu"):
             return SequenceState(
                 prompt,
-                runtime.config,
                 facts.placeholders,
                 facts.merge_size,
                 batch,
@@ -325,11 +386,15 @@ class ForwardHooks:
         if reading.end >= state.image.shape[1]:
             if not state.question:
                 runtime.notice(notices.NOT_APPLIED + notices.NO_LAYER)
-            regions = state.finish(self._facts.fixed_grid, runtime.region_hook)
-            for region in regions:
+            with torch.device("cpu"):  # not the default device, if that is another
+                regions = answer_regions(state, self._facts.fixed_grid, runtime.region_hook)
+                plan = answer_plan(state, regions, cache)
+            for region, own in zip(regions, state.settings, strict=True):
                 nothing = len(region.image_positions) and not len(region.boosted)
-                if nothing and runtime.region_hook is None:  # a hook may leave nothing on purpose
+                # A hook may leave nothing on purpose, and settings may, too.
+                if nothing and own.applied and runtime.region_hook is None:
                     runtime.notice(notices.NOTHING_FOUND)
+            state.finish(regions, plan)
             self._publish(state.prompt, regions)
         if reading.captured is not None:
             reading.captured.end()
@@ -337,7 +402,7 @@ class ForwardHooks:
     def _publish(self, prompt: Prompt, regions: list[Region]) -> None:
         """Publish regions, unless the prompt only interrupts another one of this model."""
         if not prompt.nested:
-            self._runtime.regions = Regions(regions)
+            self._runtime.publish(regions)
 
 
 def _size(given: dict[str, Any]) -> tuple[int, int]:

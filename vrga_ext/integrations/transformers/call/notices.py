@@ -18,6 +18,9 @@ NO_IMAGE = "the prompt has no image token"
 NO_LAYER = "no layer has full attention on the prompt"
 NOTHING_FOUND = "VRGA is not applied to a sample: no token of its image stands out"
 SEQUENCES_MOVED = "sequences were added to or taken out of the KV cache"
+SETTINGS_TOO_LATE = (
+    "vrga= of a call that writes more of an answer is ignored; pass it with the prompt's call"
+)
 NO_WEIGHTS = (
     "attention weights are not returned: 'sdpa' does not compute them; load the model with "
     "attn_implementation='eager' to have them"
@@ -57,7 +60,7 @@ def notice_prompt(runtime: Runtime, state: SequenceState, past: int, answered: b
     is_new = bool(state.image[:, past:].any())
     has_image = state.image.any(1).tolist()
     guessed = [end for end in state.ends if end.rule == "last_token"]
-    unguided = answered and bool(guessed) and not is_new and not state.config.is_identity
+    unguided = answered and bool(guessed) and not is_new and not state.is_identity
     if unguided:
         runtime.notice(
             "tokens that came with a filled KV cache are read as a new prompt, and not guided: "

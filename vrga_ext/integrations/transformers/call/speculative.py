@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vrga_ext.integrations.transformers.call.context import LayerContext, LayerObserver
-from vrga_ext.steering import LayerPlan
+from vrga_ext.plan import LayerPlan
 
 # Axis of the tokens in each tensor that decoders take.
 _TOKEN_AXIS = {

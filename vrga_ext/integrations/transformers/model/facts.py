@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vrga_ext.integrations.transformers.model.layers import full_layers
 from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument
+from vrga_ext.integrations.transformers.sequence.prompt import Prompt
 from vrga_ext.prompts import images
+from vrga_ext.prompts.guided import Places, find_places
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
+from vrga_ext.region import HeadIndex
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,49 @@ class ModelFacts:
     finder: QuestionFinder
     merge_size: int
     fixed_grid: tuple[int, int] | None
+
+    def check_heads(self, heads: Sequence[HeadIndex] | None) -> None:
+        """Refuse heads that the model does not have.
+
+        Raises
+        ------
+        ValueError
+            A layer without full attention, or a head past the last one.
+        """
+        count = getattr(self.text_config, "num_attention_heads", None)
+        for layer, head in heads or ():
+            if layer not in self.full_layers or (count is not None and head >= count):
+                raise ValueError(
+                    f"heads: wanted (layer, head) with a layer of {sorted(self.full_layers)} and a "
+                    f"head below {count}, got {(layer, head)}"
+                )
+
+    def find_places(self, prompt: Prompt, image: Tensor) -> tuple[Places | None, ...]:
+        """Find the guide of each sample of a prompt.
+
+        Parameters
+        ----------
+        prompt
+            Its tokens are known.
+        image : bool [B, N]
+            Image tokens of all positions.
+
+        Raises
+        ------
+        ValueError
+            A guide does not fit its sample.
+        """
+        assert prompt.ids is not None
+        found: list[Places | None] = []
+        for sample, own in enumerate(prompt.settings):
+            if own.guide is None:
+                found.append(None)
+                continue
+            try:
+                found.append(find_places(own.guide, image[sample], prompt.ids[sample]))
+            except ValueError as error:
+                raise ValueError(f"{error} (sample {sample})") from error
+        return tuple(found)
 
 
 def find_facts(model: Any, placeholders: Placeholders, finder: QuestionFinder) -> ModelFacts:

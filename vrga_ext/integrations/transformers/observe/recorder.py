@@ -10,8 +10,9 @@ from torch import Tensor
 from vrga_ext.integrations.transformers.call.query_row import Counts, QueryRowReader
 from vrga_ext.integrations.transformers.observe.session import Call, Session, StoredRow
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
-from vrga_ext.reference import HeadStatistics
-from vrga_ext.steering import LayerPlan, stack_on_cpu
+from vrga_ext.plan import LayerPlan, Plan, ScheduledPlan
+from vrga_ext.reference import FOCUS_FLAG, HeadStatistics
+from vrga_ext.steering import stack_on_cpu
 
 # Of a layer: statistics, which a gated layer computes anyway; those and the attention on the image
 # keys; those and the attention on every key.
@@ -52,8 +53,16 @@ class CaptureRecorder:
         self._prompt_rows = prompt_rows
         self._want = want
 
-    def call(self, state: SequenceState, past: int, tokens: int) -> CapturedCall | None:
+    def call(
+        self,
+        state: SequenceState,
+        past: int,
+        tokens: int,
+        plan: Plan | ScheduledPlan | None,
+    ) -> CapturedCall | None:
         """What is recorded of a forward call of ``tokens`` behind ``past`` positions, if anything.
+
+        ``plan`` is what the call reweights.
 
         Raises
         ------
@@ -66,7 +75,7 @@ class CaptureRecorder:
         session = self._session(call)
         session.drop_from(past)
         slots, positions = session.wanted(call)
-        return CapturedCall(session, call, slots, positions, self._want) if slots else None
+        return CapturedCall(session, call, slots, positions, self._want, plan) if slots else None
 
     def _session(self, call: Call) -> Session:
         prompt = call.state.prompt
@@ -97,6 +106,8 @@ class CapturedCall:
         another call.
     want
         What is kept of each layer.
+    plan
+        What the call reweights; None while a prompt is read.
     """
 
     def __init__(
@@ -106,12 +117,13 @@ class CapturedCall:
         slots: list[int],
         positions: list[list[int]],
         want: Want,
+        plan: Plan | ScheduledPlan | None,
     ) -> None:
+        self._plan, self._boosted = plan, call.state.boosted
         self._session, self._call, self._slots, self._want = session, call, slots, want
         self._positions = positions
         self._readers = [QueryRowReader(call.past, call.tokens, of_row) for of_row in positions]
         self._seen: list[dict[int, LayerRow]] = [{} for _ in positions]
-        self._boosted = call.state.boosted
 
     @property
     def observer(self) -> CapturedCall:
@@ -120,8 +132,7 @@ class CapturedCall:
 
     def plan_of(self, layer: int) -> LayerPlan | None:
         """What the layer of a decode step reweights."""
-        plan = self._call.state.plan
-        return None if plan is None else plan.plan_of(layer)
+        return None if self._plan is None else self._plan.plan_of(layer)
 
     @torch.compiler.disable
     def record(
@@ -138,7 +149,9 @@ class CapturedCall:
         flags = self._call.state.image_flags_on(key.device)
         for reader, seen in zip(self._readers, self._seen, strict=True):
             gate = attention = None
-            if per_head is None or self._want != "statistics" or reader.counts is None:
+            other_flags = isinstance(self._plan, ScheduledPlan)  # where nothing is guided, none
+            read = per_head is None or self._want != "statistics" or reader.counts is None
+            if read or other_flags:
                 result = reader.read(query, key, mask, flags, scale, softcap)
                 statistics = result.statistics
                 if self._want == "image":
@@ -147,8 +160,10 @@ class CapturedCall:
                 every = key.new_ones(key.shape[0], key.shape[2], dtype=torch.uint8)
                 attention = reader.read(query, key, mask, every, scale, softcap).image_attention
             if per_head is not None:
-                ratio, entropy, joint, gated = reader.pick(per_head.detach()).unbind(-1)
-                statistics, gate = HeadStatistics(ratio, entropy, joint), gated != 0
+                *numbers, gated = reader.pick(per_head.detach()).unbind(-1)
+                gate = gated != 0
+                if not other_flags:
+                    statistics = HeadStatistics(*numbers)
             seen[layer] = LayerRow(statistics, gate, attention)
 
     def skip(self, layer: int, why: str) -> None:
@@ -175,15 +190,21 @@ class CapturedCall:
         shut = [torch.zeros_like(row.statistics.image_ratio, dtype=torch.bool) for row in rows]
         gates = [s if row.gate is None else row.gate for row, s in zip(rows, shut, strict=True)]
         kept = [row.attention for row in rows if row.attention is not None]
+        positions = torch.tensor(self._positions[index])
+        gate, boosted = stack_on_cpu(gates), self._boosted
+        if isinstance(self._plan, ScheduledPlan):
+            flags = self._plan.flags.cpu()[torch.arange(len(positions)), self._local(positions)]
+            boosted = (flags & FOCUS_FLAG) != 0
+            gate &= flags.any(1)[:, None]  # nothing is guided without flags
         stored = StoredRow(
             layers=layers,
-            positions=torch.tensor(self._positions[index]),
+            positions=positions,
             token_ids=self._token_ids(index),
             attended=count.keys.cpu(),
             image_keys=count.image_keys.cpu(),
             statistics=statistics,
-            gate=stack_on_cpu(gates),
-            boosted=self._boosted,
+            gate=gate,
+            boosted=boosted,
             attention=stack_on_cpu(kept) if kept else None,
         )
         self._session.store(self._slots[index], stored, self._call)
@@ -192,5 +213,8 @@ class CapturedCall:
         ids, positions = self._call.token_ids, torch.tensor(self._positions[index])
         if ids is None or ids.shape != (len(positions), self._call.tokens):
             return torch.full_like(positions, -1)
-        local = (positions - self._call.past).clamp(0, self._call.tokens - 1)
-        return ids.cpu()[torch.arange(len(positions)), local]
+        return ids.cpu()[torch.arange(len(positions)), self._local(positions)]
+
+    def _local(self, positions: Tensor) -> Tensor:
+        """Index of each position's query within the call, the nearest one of those outside."""
+        return (positions - self._call.past).clamp(0, self._call.tokens - 1)

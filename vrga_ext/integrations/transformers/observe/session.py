@@ -137,7 +137,7 @@ class Session:
         self, call: Call, prompt_rows: str | list[int] | list[list[int]], every_key: bool
     ) -> None:
         state = call.state
-        self.state, self.prompt, self.config = state, state.prompt, state.config
+        self.state, self.prompt, self.settings = state, state.prompt, state.settings
         self._every_key = every_key
         # Row of the prompt - P (negative), or position of a generated token -> what it showed
         self.rows: dict[int, StoredRow] = {}
@@ -278,12 +278,13 @@ class Session:
             columns = image_positions
             if self._every_key:
                 columns = torch.arange(width).expand(batch, -1)
+        gates = [own.gate for own in self.settings for _ in range(copies)]
         return Capture(
             layers=layers,
             prompt_rows=sum(slot < 0 for slot in order),
             copies=copies,
-            focus_weight=self.config.focus_weight,
-            image_weight=self.config.suppress,
+            focus_weight=tuple(gate.focus_weight for gate in gates),
+            image_weight=tuple(gate.image_weight for gate in gates),
             positions=torch.stack([row.positions for row in rows], dim=1),
             token_ids=torch.stack([row.token_ids for row in rows], dim=1),
             attended=torch.stack([row.attended for row in rows], dim=1),

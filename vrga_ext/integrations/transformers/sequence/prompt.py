@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vrga_ext.prompts import images
+from vrga_ext.prompts.guided import Places
 from vrga_ext.prompts.images import GRID_ARGUMENTS
 from vrga_ext.prompts.placeholders import POSITION_ARGUMENTS, positions_told
+from vrga_ext.settings import Settings, per_sample
 
 UNKNOWN_TOKEN = -1
 # Arguments of a model whose tensors are not images, though they look like it.
@@ -38,6 +41,8 @@ class Prompt:
         Arguments of that call. ``input_ids`` [B, S] are the prompt's tokens, or the last S of them
         if the rest is in the cache already; so are ``inputs_embeds`` [B, S, D] and the processor's
         ``mm_token_type_ids`` [B, S], 0 for text. ``attention_mask`` [B, N] is 0 for padding.
+    settings
+        One for all samples, or one per sample.
     outer
         The prompt of another call that this one interrupts.
     managed
@@ -45,6 +50,12 @@ class Prompt:
 
     Attributes
     ----------
+    settings : tuple of Settings
+        Of each sample.
+    is_guided : bool
+        Whether a sample has a guide.
+    places : tuple of Places, optional each
+        Where the guide of each sample lies; empty without a guide.
     stage : Stage
         How far its call is.
     ids : int64 [B, S], optional
@@ -71,13 +82,14 @@ class Prompt:
     Raises
     ------
     ValueError
-        The declared image mask does not fit the tokens.
+        The declared image mask does not fit the tokens, or the settings the samples.
     """
 
     def __init__(
         self,
         owner: str,
         given: Mapping[str, Any],
+        settings: tuple[Settings, ...],
         outer: Prompt | None = None,
         managed: bool = False,
     ) -> None:
@@ -102,7 +114,11 @@ class Prompt:
         self.image: Tensor | None = None
         self.length: int | None = None
         tokens = embeds if embeds is not None else self.ids
+        self.settings = settings
+        self.is_guided = [own.guide for own in settings] != [None] * len(settings)
+        self.places: tuple[Places | None, ...] = ()
         if tokens is not None:
+            self.settings = per_sample(settings, tokens.shape[0])
             self._declare(given, tuple(tokens.shape[:2]))
             if managed:
                 self.length = (tokens if self.mask is None else self.mask).shape[1]
@@ -111,6 +127,16 @@ class Prompt:
     def nested(self) -> bool:
         """Whether it interrupts a prompt of its own model, as guidance's second prompt does."""
         return self.outer is not None and self.outer.owner == self.owner
+
+    @property
+    def over(self) -> bool:
+        """Whether its call has returned."""
+        return self.stage is Stage.OVER
+
+    def read_call(self, given: Mapping[str, Any]) -> None:
+        """Take what one forward call over its tokens tells."""
+        self.set_mask(given.get("attention_mask"))
+        self.call_ids = given.get("input_ids")
 
     def _declare(self, given: Mapping[str, Any], shape: tuple[int, ...]) -> None:
         """Take the image mask of the ``with`` block that the call is in, or the call's own."""
@@ -146,6 +172,40 @@ class Prompt:
             additive = mask.is_floating_point()
             attended = mask > torch.finfo(mask.dtype).min if additive else mask.bool()
             self.mask = attended.detach().any(dim=2).any(dim=1).cpu()
+
+    def image_mask(
+        self,
+        placeholder_ids: tuple[int, ...],
+        past: int,
+        length: int,
+        before: Tensor | None,
+        batch: int | None = None,
+    ) -> Tensor:
+        """Image tokens of a prompt of ``length`` positions, ``past`` of them cached, bool [B, N].
+
+        Parameters
+        ----------
+        placeholder_ids
+            Ids of image and video tokens.
+        past, length
+            Positions of the cache before the prompt, and once it has been read.
+        before : bool [B, M], optional
+            Image tokens of the prompts that the cache held before.
+        batch
+            B, where each sample of the prompt has several sequences.
+        """
+        assert self.ids is not None
+        samples = self.ids.shape[0]
+        batch = samples if batch is None else batch
+        given = images.image_mask(self.ids, placeholder_ids) if self.image is None else self.image
+        image = torch.zeros(batch, length, dtype=torch.bool)
+        known = min(self.ids.shape[1], length)  # tokens of the prompt that are known, the last ones
+        image[:, length - known :] = given[:, -known:].repeat_interleave(batch // samples, 0)
+        if before is not None and before.shape[0] == batch:
+            kept = min(past, before.shape[1])
+            image[:, :past] = False  # what was generated since is never an image token
+            image[:, :kept] = before[:, :kept]
+        return image & self.padding_mask(batch, length)
 
     def padding_mask(self, batch: int, length: int) -> Tensor:
         """Tokens of the prompt as bool [B, N]; what no mask covers is no padding."""
@@ -186,14 +246,10 @@ def prompt_being_read(owner: str) -> Prompt | None:
     return prompt if reading else None
 
 
-def enter_forward(owner: str, given: Mapping[str, Any]) -> Prompt:
-    """The prompt that a forward call reads; in a manual loop the call is the prompt."""
-    prompt = prompt_being_read(owner)
-    if prompt is None:
-        prompt = Prompt(owner, given, outer=current_prompt.get())
-        current_prompt.set(prompt)
-    prompt.set_mask(given.get("attention_mask"))
-    prompt.call_ids = given.get("input_ids")
+def enter_forward(owner: str, given: Mapping[str, Any], settings: tuple[Settings, ...]) -> Prompt:
+    """Make the call of a manual loop, which is the prompt, the current one."""
+    prompt = Prompt(owner, given, settings, outer=current_prompt.get())
+    current_prompt.set(prompt)
     return prompt
 
 
@@ -206,14 +262,16 @@ def leave_forward(owner: str) -> None:
 
 
 @contextlib.contextmanager
-def generate_prompt(owner: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Prompt]:
+def generate_prompt(
+    owner: str, args: tuple[Any, ...], kwargs: dict[str, Any], settings: tuple[Settings, ...]
+) -> Iterator[Prompt]:
     """Make the prompt of a call of ``generate`` the current one."""
     ids = args[0] if args else None
     for name in ("inputs", "input_ids"):
         ids = kwargs.get(name) if ids is None else ids
     leave_interrupted(owner)
     outer = current_prompt.get()
-    prompt = Prompt(owner, kwargs | {"input_ids": ids}, outer=outer, managed=True)
+    prompt = Prompt(owner, kwargs | {"input_ids": ids}, settings, outer=outer, managed=True)
     token = current_prompt.set(prompt)
     try:
         yield prompt

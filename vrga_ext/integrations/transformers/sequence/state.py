@@ -6,30 +6,21 @@ and exceptions need no clean-up. A state is built under ``torch.device("cpu")``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.sequence.prompt import UNKNOWN_TOKEN, Prompt, Stage
+from vrga_ext.plan import Plan
 from vrga_ext.prompts import images
+from vrga_ext.prompts.guided import Places
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, question_ends
-from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
+from vrga_ext.reference import IMAGE_FLAG
 from vrga_ext.region import Region
-from vrga_ext.steering import (
-    Plan,
-    QuestionStatistics,
-    build_plan,
-    checked_region,
-    empty_region,
-    key_flags,
-    select_region,
-)
-
-RegionHook = Callable[[int, Region], Region]
+from vrga_ext.steering import QuestionStatistics
 
 
 class SequenceState:
@@ -38,9 +29,7 @@ class SequenceState:
     Parameters
     ----------
     prompt
-        Its tokens, or the last of them.
-    config
-        Thresholds.
+        Its tokens, or the last of them, and the settings of its samples.
     placeholders
         Ids of image and video tokens.
     merge_size
@@ -93,6 +82,14 @@ class SequenceState:
         One per sample, once it has been read.
     boosted : bool [B, N]
         The boosted tokens of ``regions``.
+    is_applied : bool
+        Whether VRGA is applied to any sample.
+    is_scheduled : bool
+        Whether the plan changes from token to token.
+    settings : tuple of Settings
+        Of each sample.
+    places : tuple of Places, optional each
+        Where the guide of each sample lies; None without a guide.
     plan : Plan, optional
         Of decode steps, where anything is reweighted.
 
@@ -109,7 +106,6 @@ class SequenceState:
     def __init__(
         self,
         prompt: Prompt,
-        config: VRGAConfig,
         placeholders: Placeholders,
         merge_size: int,
         batch: int,
@@ -132,30 +128,28 @@ class SequenceState:
         known = min(ids.shape[1], length)  # tokens of the prompt that are known, the last ones
         mask = prompt.padding_mask(batch, length)
 
-        image = torch.zeros(batch, length, dtype=torch.bool)
-        if prompt.image is None:
-            given = images.image_mask(ids, placeholders.ids)
-        else:
-            given = prompt.image.repeat_interleave(copies, 0)
-        image[:, length - known :] = given[:, -known:]
-        if before is not None:
-            kept = min(past, before.image.shape[1])
-            image[:, :past] = False  # what was generated since is never an image token
-            image[:, :kept] = before.image[:, :kept]
-        image &= mask
+        image = prompt.image_mask(
+            placeholders.ids, past, length, None if before is None else before.image, batch
+        )
 
-        offset = config.question_offset
+        settings = prompt.settings
+        configs = [own.config for own in settings for _ in range(copies)]  # of each sequence
+        offsets = [config.question_offset for config in configs]
         if not image.any():  # nothing to check an index against
             question_end = "auto"
         self.ends = question_ends(
-            ids[:, -known:], mask, image, past, question_end, finder, offset, copies
+            ids[:, -known:], mask, image, past, question_end, finder, offsets, copies
         )
         self.prompt = self.latest = prompt
-        self.config, self.copies, self.batch = config, copies, batch
+        self.settings = settings
+        self.is_applied = True in [own.applied for own in settings]
+        self.places: tuple[Places | None, ...] = prompt.places or (None,) * len(settings)
+        self.copies, self.batch = copies, batch
         self.decoding, self.in_order = False, True
         self.samples = torch.arange(batch) // copies
         self.image = image
-        self.image_mask = images.image_span_mask(image, config.image_span) & mask
+        kinds = [config.image_span for config in configs]
+        self.image_mask = images.image_span_mask(image, kinds) & mask
         self.lengths: list[int] = mask.sum(1).tolist()
         self.attended = list(self.lengths)
         self.question: dict[int, QuestionStatistics] = {}
@@ -163,6 +157,7 @@ class SequenceState:
         self.regions: list[Region] = []
         self.boosted = torch.zeros_like(image)
         self.plan: Plan | None = None
+        self.is_scheduled = False
         self._image_flags: dict[torch.device, Tensor] = {}  # V alone
 
         self.axes: Tensor | None = None
@@ -173,6 +168,11 @@ class SequenceState:
         self.tell(prompt.ids, length - prompt.ids.shape[1])
         if prompt.grids:
             self._add_grids(placeholders.video_ids, merge_size)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether every sample stays as the model has it."""
+        return all(own.is_identity for own in self.settings)
 
     def tell(self, ids: Tensor, first: int) -> None:
         """Note tokens [B or fewer, S] from a position on, and none after them.
@@ -224,64 +224,14 @@ class SequenceState:
         kept = self.axes[:, :, first : first + axes.shape[2]]
         kept.copy_(torch.where(where, axes, kept))
 
-    def finish(self, fixed_grid: tuple[int, int] | None, hook: RegionHook | None) -> list[Region]:
-        """Select heads and tokens for every sample, after the call with the prompt's end."""
-        if not self.question:
-            return self.finish_plain()
-        with torch.device("cpu"):  # not the default device, if that is another
-            layers = tuple(sorted(self.question))
-            statistics = [self.question[layer] for layer in layers]
-            regions = []
-            for sample, index in enumerate(range(0, len(self.ends), self.copies)):
-                found = self._select(index, layers, statistics, fixed_grid)
-                if hook is not None and len(found.image_positions):
-                    found = checked_region(hook(sample, found), found, self.image.shape[1])
-                regions.append(found)
-            samples, length = self.samples.tolist(), self.image.shape[1]
-            flags = key_flags(regions, samples, length)
-            self.boosted = (flags & FOCUS_FLAG) != 0
-            devices = [self.question[layer].image_ratio.device for layer in layers]
-            heads, gate = statistics[0].image_ratio.shape[1], self.config.head_gate
-            self.plan = build_plan(flags, regions, samples, layers, devices, heads, gate)
-        return self._finished(regions)
-
-    def _select(
-        self,
-        index: int,
-        layers: tuple[int, ...],
-        found: list[QuestionStatistics],
-        fixed_grid: tuple[int, int] | None,
-    ) -> Region:
-        """Heads and tokens of the sample whose first sequence is ``index``."""
-        axes = None if self.axes is None else self.axes[:, index, : self.image.shape[1]]
-        positions, spans = images.image_spans(
-            self.image[index], self.image_mask[index], axes, fixed_grid
-        )
-        if not spans:
-            return empty_region(self.ends[index], layers, found[0].image_ratio.shape[1])
-        over = self.attended if self.config.ratio_keys == "attended" else self.lengths
-        return select_region(
-            found,
-            index,
-            layers,
-            positions,
-            spans,
-            self.ends[index],
-            self.attended[index],
-            over[index],
-            self.config,
-        )
-
-    def finish_plain(self) -> list[Region]:
-        """End a prompt that nothing is boosted for."""
-        with torch.device("cpu"):
-            regions = [empty_region(end, (), 0) for end in self.ends[:: self.copies]]
-        return self._finished(regions)
-
-    def _finished(self, regions: list[Region]) -> list[Region]:
-        self.question, self.regions = {}, regions
+    def finish(self, regions: list[Region], plan: Plan | None) -> None:
+        """End the prompt: its regions, one per sample, and the plan of its answer."""
+        self.boosted = torch.zeros_like(self.image)
+        for sequence, sample in enumerate(self.samples.tolist()):
+            self.boosted[sequence, regions[sample].boosted] = True
+        self.question, self.regions, self.plan = {}, regions, plan
+        self.is_scheduled = plan is not None and plan.schedule is not None
         self.decoding, self.prompt.stage = True, Stage.ANSWERING
-        return regions
 
     # ---- decode steps ------------------------------------------------------------------------
 
@@ -303,6 +253,8 @@ class SequenceState:
                 return
             samples = self.samples[index]
             if torch.equal(samples, self.samples):
+                if self.plan is not None and self.is_scheduled:
+                    self.plan = self.plan.reindexed(index)  # beams have read other tokens
                 return
             times = len(index) // self.batch
             self.in_order &= torch.equal(index, every.repeat_interleave(times))
