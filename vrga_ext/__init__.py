@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         VRGAWarning,
         disable,
         enable,
+        regions_of,
     )
     from vrga_ext.integrations.transformers.observe.recording import Recording, capture
 
@@ -60,11 +61,12 @@ __all__ = [
     "capture",
     "disable",
     "enable",
+    "regions_of",
 ]
 
 _NAMES = {
     **dict.fromkeys(
-        ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable"),
+        ("Region", "VRGAHandle", "VRGAWarning", "disable", "enable", "regions_of"),
         "vrga_ext.integrations.transformers.api",
     ),
     **dict.fromkeys(

@@ -29,16 +29,16 @@ class Guide:
 
     Attributes
     ----------
-    boxes : tuple of tuples of (x0, y0, x1, y1)
+    boxes : tuple of tuples of (x0, y0, x1, y1), optional
         Boxes of each picture (pixels). A list of boxes is of the only picture; for several
         pictures pass one such list per picture.
-    points : tuple of tuples of (x, y)
+    points : tuple of tuples of (x, y), optional
         Points of each picture (pixels), in the same two forms. A point is of the token whose
         rectangle holds it.
-    masks : tuple of bool [height, width], optional per picture
+    masks : tuple of bool [height, width], optional
         Pixels of each picture. A mask carries its picture's size; None stands for a picture
         without a mask.
-    tokens : tuple of int
+    tokens : tuple of int, optional
         Positions of image tokens in the prompt, left padding included.
     image_sizes : tuple of (width, height)
         Of each picture (pixels). Boxes and points need it; nothing is guessed from a grid. Without
@@ -106,7 +106,7 @@ class Guide:
     def __post_init__(self) -> None:
         sizes = _sizes(self.image_sizes)
         masks = _masks(self.masks, sizes)
-        pictures = len(sizes) or len(masks)
+        pictures = len(sizes) or len(masks or ())
         boxes = _per_picture("boxes", self.boxes, 4, sizes)
         points = _per_picture("points", self.points, 2, sizes)
         if (boxes or points) and not sizes:
@@ -114,10 +114,10 @@ class Guide:
             raise ValueError(
                 f"image_sizes: wanted (width, height) per picture with {name}, got none"
             )
-        for boxes_of, size in zip(boxes, sizes, strict=False):
+        for boxes_of, size in zip(boxes or (), sizes, strict=False):
             for box in boxes_of:
                 _check_box(box, size)
-        for points_of, size in zip(points, sizes, strict=False):
+        for points_of, size in zip(points or (), sizes, strict=False):
             for x, y in points_of:
                 if not (0 <= x <= size[0] and 0 <= y <= size[1]):
                     _fail("points", f"points inside a picture of {_by(size)}", (x, y))
@@ -148,12 +148,12 @@ class Guide:
     @property
     def has_places(self) -> bool:
         """Whether it says which tokens are boosted."""
-        return self.tokens is not None or any(getattr(self, name) for name in _PLACES[:3])
+        return any(getattr(self, name) is not None for name in _PLACES)
 
     @property
     def needs_geometry(self) -> bool:
         """Whether its places are in pixels, those of its schedule included."""
-        pixels = any(getattr(self, name) for name in _PLACES[:3])
+        pixels = any(getattr(self, name) is not None for name in _PLACES[:3])
         return pixels or any(then is not None and then.needs_geometry for _, then in self.schedule)
 
     @classmethod
@@ -257,12 +257,12 @@ def _sizes(value: Any) -> tuple[tuple[int, int], ...]:
 
 def _per_picture(
     name: str, value: Any, numbers: int, sizes: Sequence[tuple[int, int]]
-) -> tuple[tuple[tuple[float, ...], ...], ...]:
+) -> tuple[tuple[tuple[float, ...], ...], ...] | None:
     """Boxes or points of each picture, from those of one picture or a list of such lists."""
     kind = "(x0, y0, x1, y1)" if numbers == 4 else "(x, y)"
     wanted = f"a list of {kind}, or one such list per picture"
     if value is None:
-        return ()
+        return None
     places = _listed(name, value, wanted)
     nested = [_listed(name, place, wanted) for place in places]
     flat = [bool(place) and not isinstance(place[0], Iterable) for place in nested]
@@ -295,9 +295,9 @@ def _check_box(box: tuple[float, ...], size: tuple[int, int]) -> None:
         _fail("boxes", f"boxes inside a picture of {_by(size)}", shown)
 
 
-def _masks(value: Any, sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray | None, ...]:
+def _masks(value: Any, sizes: Sequence[tuple[int, int]]) -> tuple[np.ndarray | None, ...] | None:
     if value is None:
-        return ()
+        return None
     single = getattr(value, "ndim", 0) == 2 or (
         isinstance(value, list | tuple) and _is_plain_mask(value)
     )

@@ -316,7 +316,9 @@ def build_plan(
         changed = changed or (changes and bool(allowed[:, sequence].any()))
     if not changed:
         return None
-    every = [pairs for _, pairs in gated] == [None] * len(gated)  # what is unchanged keeps weights of 1
+    every = [pairs for _, pairs in gated] == [None] * len(
+        gated
+    )  # what is unchanged keeps weights of 1
     runs = gate_runs([gate for gate, _ in gated])
     # On the devices now: a compiled step must find its tensors there at every token.
     flags_on, allowed_on = {}, {}

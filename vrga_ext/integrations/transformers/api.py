@@ -1,4 +1,4 @@
-"""``enable`` and ``disable``: arguments and errors."""
+"""``enable``, ``disable`` and ``regions_of``: arguments and errors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from vrga_ext.integrations.transformers.handle import (
     VRGAHandle,
 )
 from vrga_ext.integrations.transformers.runtime import VRGAWarning
+from vrga_ext.integrations.transformers.sequence.kv_cache import returned_cache, state_of
 from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.user_turns import question_finder
-from vrga_ext.region import Region
+from vrga_ext.region import Region, Regions
 from vrga_ext.settings import Settings
 
-__all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
+__all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable", "regions_of"]
 
 
 def enable(
@@ -124,6 +125,50 @@ def disable(model: Any) -> None:
         handle = handle_of(unwrapped(model))
         if handle is not None:
             handle.disable()
+
+
+def regions_of(answer: Any) -> Regions:
+    """The regions of a given answer, whatever was asked since, in this thread or in another.
+
+    Parameters
+    ----------
+    answer
+        What the model returned, ``generate(..., return_dict_in_generate=True)`` or ``model(...)``,
+        with its KV cache; or the cache itself.
+
+    Returns
+    -------
+    list of Region
+        One per sample of the last prompt that the cache holds.
+
+    Raises
+    ------
+    ValueError
+        ``answer`` has no KV cache, or no prompt was read into it with VRGA.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> inputs = prepare(processor, held_out(1, seed=0), steps=0)
+    >>> with vrga_ext.enable(model, processor=processor):
+    ...     answer = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
+    >>> vrga_ext.regions_of(answer)[0].grid
+    (6, 6)
+    """
+    cache = returned_cache(answer)
+    if cache is None and hasattr(answer, "get_seq_length"):
+        cache = answer
+    if cache is None:
+        raise ValueError(
+            f"answer: wanted a KV cache, or an output that holds one (generate(..., "
+            f"return_dict_in_generate=True) or model(...)), got {type(answer).__name__}"
+        )
+    state = state_of(cache)
+    if state is None or not state.decoding:
+        raise ValueError("answer: wanted one of a model in which VRGA is enabled, got another")
+    return Regions(state.regions)
 
 
 def handle_of(model: Any) -> VRGAHandle | None:

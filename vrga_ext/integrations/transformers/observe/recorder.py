@@ -195,7 +195,7 @@ class CapturedCall:
         if isinstance(self._plan, ScheduledPlan):
             flags = self._plan.flags.cpu()[torch.arange(len(positions)), self._local(positions)]
             boosted = (flags & FOCUS_FLAG) != 0
-            gate &= flags.any(1)[:, None]  # nothing is guided without flags
+            gate &= (flags != 0).any(1)[:, None]  # nothing is guided without flags
         stored = StoredRow(
             layers=layers,
             positions=positions,
