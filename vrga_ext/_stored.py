@@ -82,11 +82,11 @@ def checked_model(name: str, value: Any) -> ModelIdentity | None:
     if not isinstance(value, dict):
         fail(name, "an object", value)
     check_names(name, value, (field.name for field in fields(ModelIdentity)))
-    for entry in ("model_type", "name", "revision"):
-        if not isinstance(value[entry], str) and (
-            value[entry] is not None or entry == "model_type"
-        ):
-            fail(f"{name}.{entry}", "a text", value[entry])
+    if not isinstance(value["model_type"], str):
+        fail(f"{name}.model_type", "a text", value["model_type"])
+    for entry in ("name", "revision"):
+        if not isinstance(value[entry], str | None):
+            fail(f"{name}.{entry}", "a text, or null", value[entry])
     for entry in ("num_layers", "num_heads"):
         if value[entry] is not None:
             checked_int(f"{name}.{entry}", value[entry], 1)
