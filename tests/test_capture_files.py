@@ -302,7 +302,7 @@ def test_what_is_said_names_the_part():
     past = tensors["image_keys"] + 1000
     assert "image_keys: wanted 0 to 22, got [" in said(image_keys=past)
     assert "columns: wanted those of the image, or all" in said(columns=tensors["columns"] + 1)
-    assert "model: wanted num_heads, got none" in said(model={"model_type": "llava"})
+    assert "model: wanted name, got none" in said(model={"model_type": "llava"})
     inside = torch.tensor([-1])
     assert "regions.0.focus: wanted 0 to" in said(regions__0__focus=inside)
 
