@@ -14,6 +14,7 @@ from tests.adapter.families import LOOSE, ROWS, build, greedy, logits
 from vrga_ext import Guide, VRGAWarning
 from vrga_ext.analysis import head_profile
 
+FACTS = "vrga_ext.integrations.transformers.model.facts"
 STEPS = 4
 HEADS = ((2, 3), (0, 1))
 
@@ -86,6 +87,18 @@ def test_heads_of_a_profile_and_of_one_call(family, profile):
 def test_heads_that_cannot_be_boosted(family, heads, error, message):
     with pytest.raises(error, match=message):
         vrga_ext.enable(family.model, heads=heads)
+    assert_untouched(family.model)
+
+
+def test_layers_that_are_not_known_before_the_first_prompt(family, monkeypatch):
+    monkeypatch.setattr(f"{FACTS}.full_layers", lambda *arguments: frozenset())
+    inputs = family.prompt(ROWS[0])
+    last = inputs["input_ids"].shape[1] - 1
+    with (
+        vrga_ext.enable(family.model, question_end=last, heads=[(7, 0)]),
+        pytest.raises(ValueError, match=r"heads: wanted .*layer of \(0, 1, 2\).* got \(7, 0\)"),
+    ):
+        greedy(family.model, inputs, 1)
     assert_untouched(family.model)
 
 

@@ -15,11 +15,11 @@ from vrga_ext.integrations.transformers.handle import (
     HANDLE_ATTRIBUTE,
     VRGAHandle,
 )
+from vrga_ext.integrations.transformers.runtime import VRGAWarning
 from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.user_turns import question_finder
 from vrga_ext.region import Region
 from vrga_ext.settings import Settings
-from vrga_ext.warning import VRGAWarning
 
 __all__ = ["Region", "VRGAHandle", "VRGAWarning", "disable", "enable"]
 
