@@ -6,9 +6,11 @@ import json
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import fields
 from reprlib import repr as short
 from typing import Any, NoReturn
 
+from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.region import HeadIndex
 from vrga_ext.selection import Span
 
@@ -40,7 +42,7 @@ def check_names(where: str, found: Iterable[str], wanted: Iterable[str]) -> None
     for name in sorted(wanted - found):
         raise InvalidFileError(f"{where}: wanted {name}, got none")
     for name in sorted(found - wanted):
-        raise InvalidFileError(f"{where}: wanted only the names of a capture, got {short(name)}")
+        raise InvalidFileError(f"{where}: wanted only names of its format, got {short(name)}")
 
 
 def checked_list(name: str, value: Any, length: int | None = None) -> list[Any]:
@@ -71,6 +73,24 @@ def checked_layers(name: str, value: Any) -> tuple[int, ...]:
     if not layers or len(set(layers)) < len(layers):
         fail(name, "at least one layer, each once", value)
     return layers
+
+
+def checked_model(name: str, value: Any) -> ModelIdentity | None:
+    """The model that a file is of; None where the file does not tell."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        fail(name, "an object", value)
+    check_names(name, value, (field.name for field in fields(ModelIdentity)))
+    if not isinstance(value["model_type"], str):
+        fail(f"{name}.model_type", "a text", value["model_type"])
+    for entry in ("name", "revision"):
+        if not isinstance(value[entry], str | None):
+            fail(f"{name}.{entry}", "a text, or null", value[entry])
+    for entry in ("num_layers", "num_heads"):
+        if value[entry] is not None:
+            checked_int(f"{name}.{entry}", value[entry], 1)
+    return ModelIdentity(**value)
 
 
 def checked_heads(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,7 @@ from vrga_ext._stored import (
     checked_int,
     checked_layers,
     checked_list,
+    checked_model,
     checked_spans,
     checked_weight,
     fail,
@@ -91,6 +92,7 @@ def write_capture(capture: Any, path: Path) -> None:
     about["regions"] = [
         _split(region, f"regions.{index}.", tensors) for index, region in enumerate(capture.regions)
     ]
+    about["model"] = None if capture.model is None else asdict(capture.model)
     stored = save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)})
     try:
         with replacing(path) as file:
@@ -143,7 +145,8 @@ def _metadata(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     about = parsed_object(_KEY, metadata[_KEY])
     if about.pop("format", None) != _FORMAT:
         raise InvalidFileError(f"{_KEY}: wanted a capture of format {_FORMAT}, got another or none")
-    check_names(_KEY, (name for name in about if name not in _OPTIONAL), _PLAIN)
+    about.setdefault("model", None)  # older files have none
+    check_names(_KEY, (name for name in about if name not in _OPTIONAL), (*_PLAIN, "model"))
     return about
 
 
@@ -183,6 +186,7 @@ def _fields(file: Any, about: dict[str, Any]) -> dict[str, Any]:
             _region(file, f"regions.{index}.", plain, sizes["H"])
             for index, plain in enumerate(plain_regions)
         ),
+        model=checked_model("model", about["model"]),
         **tensors,
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.capture_files import read_capture, write_capture
+from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.region import Region
 from vrga_ext.selection import RowStatistics, Span
 
@@ -70,6 +71,8 @@ class Capture:
         Attention of each query on the stored keys, before reweighting; None without ``rows=``.
     columns : int64 [S, C], optional
         Positions of the stored keys; None without ``rows=``.
+    model : ModelIdentity, optional
+        The model that was captured; None in files of earlier versions.
 
     Examples
     --------
@@ -105,6 +108,7 @@ class Capture:
     regions: tuple[Region, ...]
     rows: Tensor | None = None
     columns: Tensor | None = None
+    model: ModelIdentity | None = None
 
     @property
     def efr(self) -> Tensor:

@@ -127,7 +127,7 @@ class Guide:
                 _fail("image_sizes", "(width, height) per picture where one has no mask", "none")
         given: dict[str, Any] = {"image_sizes": sizes, "masks": masks}
         given |= {"boxes": boxes, "points": points, "tokens": _tokens(self.tokens)}
-        given["heads"] = _heads(self.heads)
+        given["heads"] = checked_heads(self.heads)
         given["between"] = _between(self.between)
         for name, places in (("boxes", boxes), ("points", points), ("masks", masks)):
             if places and len(places) != pictures:
@@ -342,7 +342,8 @@ def _tokens(value: Any) -> tuple[int, ...] | None:
     return tuple(sorted(set(found)))
 
 
-def _heads(value: Any) -> Any:
+def checked_heads(value: Any) -> Any:
+    """(layer, head) pairs as a tuple; None, and a profile of heads, as they are."""
     if value is None or hasattr(value, "check_model"):
         return value
     pairs = []

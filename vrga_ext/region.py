@@ -40,7 +40,8 @@ class Region:
     efr : float64 [L, H]
         Entropy-focus ratio ``H_img / R_img`` (nats); +inf for a head that does not see the image.
     visual_heads : tuple of (layer, head)
-        H_v, the heads that look at the image with focus; the layer as the model counts it.
+        H_v, the heads that look at the image with focus; or those that were given in their place.
+        The layer as the model counts it.
     background_heads : tuple of (layer, head)
         H_b, the heads whose map is subtracted.
     refined_map : float64 [n]

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         rrar,
     )
     from vrga_ext.analysis.paired import Paired, combined_score, compare, compare_styles
+    from vrga_ext.analysis.profile import HeadProfile, head_profile
 
 __all__ = [
     "Ablation",
     "Drift",
+    "HeadProfile",
     "LinearFit",
     "Paired",
     "ablate",
@@ -38,6 +40,7 @@ __all__ = [
     "drift",
     "focused_heads",
     "head_mask",
+    "head_profile",
     "linear_fit",
     "mask_heads",
     "mask_tokens",
@@ -58,5 +61,6 @@ _NAMES = {
     **dict.fromkeys(
         ("Paired", "combined_score", "compare", "compare_styles"), "vrga_ext.analysis.paired"
     ),
+    **dict.fromkeys(("HeadProfile", "head_profile"), "vrga_ext.analysis.profile"),
 }
 __getattr__, __dir__ = lazy(__name__, _NAMES)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vrga_ext.config import VRGAConfig
+from vrga_ext.guide import checked_heads
 from vrga_ext.integrations.transformers.handle import (
     CHANGING,
     HANDLE_ATTRIBUTE,
@@ -31,6 +32,7 @@ def enable(
     processor: Any = None,
     question_end: str | int | Sequence[int] | Tensor = "auto",
     image_token_id: int | Sequence[int] | Tensor | None = None,
+    heads: Any = None,
     **overrides: Any,
 ) -> VRGAHandle:
     """Enable VRGA in a stock transformers model, in place.
@@ -55,6 +57,12 @@ def enable(
     image_token_id
         Id, or ids, of the tokens that the model replaces by image features. For models whose
         configuration names none; where it does, some of those it names, to leave the others out.
+    heads
+        (layer, head) pairs, the layer as the model counts it, or a
+        :class:`vrga_ext.analysis.HeadProfile` for its ``top()``: heads that are gated in every
+        prompt in place of the selected visual heads, and that ``Region.visual_heads`` then tells.
+        The tokens are still selected with the visual heads of each prompt. With the dynamic gate
+        those among the heads that pass it.
     **overrides
         Fields of :class:`VRGAConfig` to change.
 
@@ -72,8 +80,8 @@ def enable(
         Nobody names an image token, or ``image_token_id`` is not one of the vocabulary or of the
         configuration; the model is enabled already, or cannot be served: it does not write token
         by token behind a KV cache, or no layer attends in a way that is understood; a threshold is
-        out of range; or the PEFT adapter adds virtual tokens to prompts. The model is left as it
-        was.
+        out of range; ``heads`` has a head that VRGA cannot gate, or is a profile of another model;
+        or the PEFT adapter adds virtual tokens to prompts. The model is left as it was.
 
     Examples
     --------
@@ -95,12 +103,13 @@ def enable(
     if config is not None and not isinstance(config, VRGAConfig):
         raise TypeError(f"config: wanted a VRGAConfig, got {type(config).__name__}")
     config = (config or VRGAConfig()).replace(**overrides)
+    settings = Settings(config, heads=checked_heads(heads))
     finder = question_finder(processor)
     with CHANGING:
         if handle_of(model) is not None:
             raise ValueError("model: VRGA is enabled already; disable it first")
         placeholders = find_placeholders(model, processor, image_token_id)
-        handle = VRGAHandle(model, Settings(config), placeholders, finder, question_end)
+        handle = VRGAHandle(model, settings, placeholders, finder, question_end)
         handle.install()
     return handle
 

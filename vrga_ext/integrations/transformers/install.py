@@ -68,6 +68,7 @@ class Installation:
                 )
             said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
             facts = find_facts(model, self._placeholders, self._finder)
+            self._runtime.settings = facts.with_heads(self._runtime.settings)
             self._hooks = hooks = ForwardHooks(self._runtime, facts)
             stock = functools.partial(type(model).generate, model)
             original = model.__dict__.get("generate", stock)

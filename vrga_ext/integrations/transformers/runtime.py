@@ -13,10 +13,7 @@ from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
 from vrga_ext.integrations.transformers.sequence.answer import RegionHook
 from vrga_ext.region import Region, Regions
 from vrga_ext.settings import Settings
-
-
-class VRGAWarning(UserWarning):
-    """VRGA cannot be applied as asked; the model runs as it would without it."""
+from vrga_ext.warning import VRGAWarning
 
 
 class Runtime:

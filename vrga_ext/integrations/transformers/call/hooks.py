@@ -148,9 +148,7 @@ class ForwardHooks:
                 return tuple(own.without_guide for own in outer.settings)
             return (self._runtime.settings,)
         found = read_settings(told_settings, self._runtime.settings)
-        for own in found:
-            self._facts.check_heads(own.heads)
-        return found
+        return tuple(self._facts.with_heads(own) for own in found)
 
     def _find_places(self, prompt: Prompt, caches: list[Any]) -> None:
         """Find the guides of a prompt in its tokens, before the model runs."""

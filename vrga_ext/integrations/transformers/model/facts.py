@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from vrga_ext.integrations.transformers.model.layers import full_layers
 from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument
 from vrga_ext.integrations.transformers.sequence.prompt import Prompt
+from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.prompts import images
 from vrga_ext.prompts.guided import Places, find_places
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
-from vrga_ext.region import HeadIndex
+from vrga_ext.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,8 @@ class ModelFacts:
         Patches along each side of an image token.
     fixed_grid : (int, int), optional
         Grid rows and columns of a model whose pictures all have one size.
+    identity : ModelIdentity
+        Which model it is.
     """
 
     body: nn.Module
@@ -62,22 +64,29 @@ class ModelFacts:
     finder: QuestionFinder
     merge_size: int
     fixed_grid: tuple[int, int] | None
+    identity: ModelIdentity
 
-    def check_heads(self, heads: Sequence[HeadIndex] | None) -> None:
-        """Refuse heads that the model does not have.
+    def with_heads(self, settings: Settings) -> Settings:
+        """Settings whose heads are pairs that the model has; a profile gives its first ones.
 
         Raises
         ------
         ValueError
-            A layer without full attention, or a head past the last one.
+            A layer without full attention, a head past the last one, or a profile of another model.
         """
-        count = getattr(self.text_config, "num_attention_heads", None)
+        heads: Any = settings.heads
+        if hasattr(heads, "check_model"):
+            heads.check_model(self.identity)
+            heads = heads.top()
+        layers, count = self.full_layers, self.identity.num_heads
         for layer, head in heads or ():
-            if layer not in self.full_layers or (count is not None and head >= count):
+            is_other = bool(layers) and layer not in layers  # unknown ones: the first prompt tells
+            if is_other or (count is not None and head >= count):
                 raise ValueError(
-                    f"heads: wanted (layer, head) with a layer of {sorted(self.full_layers)} and a "
+                    f"heads: wanted (layer, head) with a layer of {sorted(layers)} and a "
                     f"head below {count}, got {(layer, head)}"
                 )
+        return replace(settings, heads=heads)
 
     def find_places(self, prompt: Prompt, image: Tensor) -> tuple[Places | None, ...]:
         """Find the guide of each sample of a prompt.
@@ -125,4 +134,5 @@ def find_facts(model: Any, placeholders: Placeholders, finder: QuestionFinder) -
         finder=finder,
         merge_size=images.merge_size(model.config),
         fixed_grid=images.config_grid(model.config),
+        identity=ModelIdentity.from_config(model.config),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from vrga_ext.integrations.transformers.call.query_row import Counts, QueryRowReader
 from vrga_ext.integrations.transformers.observe.session import Call, Session, StoredRow
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.plan import LayerPlan, Plan, ScheduledPlan
 from vrga_ext.reference import FOCUS_FLAG, HeadStatistics
 from vrga_ext.steering import stack_on_cpu
@@ -46,12 +47,17 @@ class CaptureRecorder:
         Rows of the prompt that are wanted, as :func:`check_prompt_rows` returns them.
     want
         What is kept of each layer.
+    model
+        The model that is recorded.
     """
 
-    def __init__(self, prompt_rows: str | list[int] | list[list[int]], want: Want) -> None:
+    def __init__(
+        self, prompt_rows: str | list[int] | list[list[int]], want: Want, model: ModelIdentity
+    ) -> None:
         self.sessions: list[Session] = []
         self._prompt_rows = prompt_rows
         self._want = want
+        self._model = model
 
     def call(
         self,
@@ -83,7 +89,7 @@ class CaptureRecorder:
         for session in same:
             if session.state is call.state:
                 return session
-        session = Session(call, self._prompt_rows, self._want == "keys")
+        session = Session(call, self._prompt_rows, self._want == "keys", self._model)
         if same:  # a copy of the cache goes its own way
             session.copy_from(same[0])
         self.sessions.append(session)

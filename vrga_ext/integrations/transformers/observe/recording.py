@@ -13,6 +13,7 @@ from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.api import enable, handle_of, unwrapped
 from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder, Want
 from vrga_ext.integrations.transformers.observe.session import PromptRows, check_prompt_rows
+from vrga_ext.model_identity import ModelIdentity
 
 _WANTS: dict[Any, Want] = {False: "statistics", True: "image", "all": "keys"}
 
@@ -116,7 +117,7 @@ def capture(
     """
     if not any(rows is known for known in (False, True)) and rows != "all":
         raise ValueError(f"rows: wanted False, True or 'all', got {rows!r}")
-    recorder = CaptureRecorder(check_prompt_rows(prompt_rows), _WANTS[rows])
+    wanted = check_prompt_rows(prompt_rows)
     handle = handle_of(unwrapped(model))
     owned = handle is None
     if handle is None:
@@ -131,6 +132,8 @@ def capture(
     else:
         handle.check_same_prompts(processor, question_end, image_token_id)
     try:
+        identity = ModelIdentity.from_config(unwrapped(model).config)
+        recorder = CaptureRecorder(wanted, _WANTS[rows], identity)
         with handle.recording(recorder):
             yield Recording(handle._runtime.noticed, recorder)
     finally:

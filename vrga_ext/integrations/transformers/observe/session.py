@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vrga_ext.captures import Capture
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
+from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.region import Region
 
 PromptRows = str | int | Sequence[int] | Sequence[Sequence[int]]
@@ -126,6 +127,8 @@ class Session:
         Of :func:`check_prompt_rows`.
     every_key
         Attention is kept on every key; else, if at all, on the image tokens.
+    model
+        The model that is recorded.
 
     Raises
     ------
@@ -134,9 +137,13 @@ class Session:
     """
 
     def __init__(
-        self, call: Call, prompt_rows: str | list[int] | list[list[int]], every_key: bool
+        self,
+        call: Call,
+        prompt_rows: str | list[int] | list[list[int]],
+        every_key: bool,
+        model: ModelIdentity,
     ) -> None:
-        state = call.state
+        state, self._model = call.state, model
         self.state, self.prompt, self.settings = state, state.prompt, state.settings
         self._every_key = every_key
         # Row of the prompt - P (negative), or position of a generated token -> what it showed
@@ -299,6 +306,7 @@ class Session:
             regions=tuple(self._regions),
             rows=attention,
             columns=columns,
+            model=self._model,
         )
 
 
