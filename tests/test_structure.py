@@ -19,6 +19,8 @@ ALLOWED = {
     "config": {"gate"},
     "reference": {"gate"},
     "_checks": {"gate"},
+    "_arguments": set(),
+    "_notices": set(),
     "_sources": {"_build_info"},
     "_library": {"_build_info", "_checks", "_sources", "gate"},
     "ops": {"gate", "reference", "_checks", "_library"},
@@ -29,11 +31,33 @@ ALLOWED = {
     "captures": {"capture_files", "region", "selection"},
     "_stored": {"region", "selection"},
     "capture_files": {"_stored", "files", "region"},
+    "geometry": {"_arguments", "_notices", "geometry"},
     "prompts": {"config", "prompts", "region", "selection"},
     "steering": {"config", "gate", "prompts", "reference", "region", "selection"},
-    "analysis": {"_lazy", "analysis", "captures", "config", "region", "selection"},
-    "viz": {"_lazy", "analysis", "captures", "files", "region", "selection", "viz"},
+    "analysis": {
+        "_arguments",
+        "_lazy",
+        "analysis",
+        "captures",
+        "config",
+        "geometry",
+        "region",
+        "selection",
+    },
+    "viz": {
+        "_arguments",
+        "_lazy",
+        "analysis",
+        "captures",
+        "files",
+        "geometry",
+        "region",
+        "selection",
+        "viz",
+    },
     "integrations": {
+        "_arguments",
+        "_notices",
         "analysis",
         "captures",
         "config",
@@ -172,7 +196,7 @@ def test_submodules_load_on_first_use():
         "def loaded():\n"
         "    return {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "heavy = ['reference', 'ops', 'selection', 'region', 'captures', 'steering']\n"
-        "light = ['viz', 'analysis', 'gate', 'prompts', 'integrations']\n"
+        "light = ['viz', 'analysis', 'gate', 'geometry', 'prompts', 'integrations']\n"
         "for names, found in [(light, set()), (heavy, {'torch'})]:\n"
         "    for name in names:\n"
         "        assert name in dir(vrga_ext), name\n"

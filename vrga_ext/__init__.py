@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         analysis,
         captures,
         gate,
+        geometry,
         ops,
         reference,
         region,
@@ -68,8 +69,8 @@ _NAMES = {
     "build_info": "vrga_ext.build_facts",
 }
 _SUBMODULES = (
-    "analysis", "captures", "gate", "integrations", "ops", "prompts", "reference", "region",
-    "selection", "steering", "viz",
+    "analysis", "captures", "gate", "geometry", "integrations", "ops", "prompts", "reference",
+    "region", "selection", "steering", "viz",
 )  # fmt: skip
 _get, __dir__ = lazy(__name__, _NAMES, _SUBMODULES)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import (
+from vrga_ext._arguments import (
     BOX,
     Box,
     as_array,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext import selection
-from vrga_ext.analysis.arguments import as_array, as_tuples, check_query
+from vrga_ext._arguments import as_array, as_tuples, check_query
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import HeadIndex

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import torch
 
+from vrga_ext._arguments import Box
 from vrga_ext.analysis import box_tokens
 from vrga_ext.analysis.ablation import Hook
-from vrga_ext.analysis.arguments import Box
 from vrga_ext.region import HeadIndex, Region
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from vrga_ext.analysis.arguments import as_array, as_numbers, check_pixels
+from vrga_ext._arguments import as_array, as_numbers, check_pixels
 
 if TYPE_CHECKING:
     from vrga_ext.selection import Span

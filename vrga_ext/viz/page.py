@@ -22,8 +22,8 @@ from jinja2 import Environment, Template
 from PIL import Image
 from torch import Tensor
 
+from vrga_ext._arguments import as_array
 from vrga_ext.analysis import head_mask, rrar
-from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.files import replacing

@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 
+from vrga_ext._notices import VRGAWarning
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
 from vrga_ext.integrations.transformers.sequence.state import RegionHook
 from vrga_ext.region import Regions
-
-
-class VRGAWarning(UserWarning):
-    """VRGA cannot be applied as asked; the model runs as it would without it."""
 
 
 class Runtime:
