@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import warnings
 from collections import OrderedDict
@@ -89,9 +90,9 @@ def token_geometry(
     --------
     >>> from vrga_ext.demo.answers import load_demo
     >>> _, processor = load_demo()
-    >>> geometry = token_geometry(processor, (84, 84), 36)
+    >>> geometry = token_geometry(processor, (168, 168), 36)
     >>> geometry.rects[[0, 35]].tolist()
-    [[0.0, 0.0, 14.0, 14.0], [70.0, 70.0, 84.0, 84.0]]
+    [[0.0, 0.0, 28.0, 28.0], [140.0, 140.0, 168.0, 168.0]]
     """
     width, height = as_numbers("size", size, "(width, height)", whole=True)
     if min(width, height) < 1:
@@ -100,7 +101,7 @@ def token_geometry(
     if count < 1:
         raise ValueError(f"num_tokens: wanted at least 1, got {num_tokens!r}")
     image_processor = getattr(processor, "image_processor", processor)
-    if not callable(image_processor) or not hasattr(image_processor, "model_input_names"):
+    if not callable(image_processor) or not hasattr(image_processor, "preprocess"):
         raise TypeError(
             f"processor: wanted an image processor or a processor with one, got "
             f"{type(processor).__name__}"
@@ -139,7 +140,9 @@ def _find(
     """The geometry, or why there is none."""
     if size == (1, 1):
         return None, "a picture of one pixel"
-    elements = read_elements(image_processor, size, options)
+    # A picture among several of a prompt may have no tiles: a separator behind the whole of it.
+    pair = tile is not None and count == math.prod(tile) + 1
+    elements = read_elements(image_processor, size, options, pair=pair)
     if elements is None or not elements.inside.any():
         return None, "the processor's output holds no pixels"
     if tile is None and elements.x.ndim == 5 and _pinpoints(image_processor):
@@ -177,11 +180,12 @@ def _geometry(cells: Cells, size: Size, count: int, *, tiled: bool) -> TokenGeom
 def _options(processor: Any, image_processor: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Keywords of the image processor's call: a processor around it has defaults of its own."""
     merge = getattr(processor, "_merge_kwargs", None)
-    if merge is None or processor is image_processor:
+    kinds = getattr(processor, "valid_processor_kwargs", None)
+    if merge is None or kinds is None:
         return given
     tokenizer = getattr(processor, "tokenizer", None)
     merged = merge(
-        processor.valid_processor_kwargs,
+        kinds,
         tokenizer_init_kwargs=getattr(tokenizer, "init_kwargs", {}),
         **given,
     )["images_kwargs"]

@@ -160,8 +160,7 @@ def _mosaic(planes: list[Plane], size: Size, count: int, tile: Shape) -> Cells |
     cells = Cells()
     cells.add_plane(planes[0], 0, step, floor)
     rest = count - len(cells.rects)
-    if rest in (0, 1):  # no tile, which is what one prompt's second picture makes of some models
-        cells.add_separators(rest, 0)
+    if rest == 0:  # so narrow a picture that no token of its tiles is left
         return cells
     tiles = {index: plane for index, plane in enumerate(planes[1:]) if plane.scale is not None}
     if not tiles:
@@ -257,9 +256,7 @@ def _patches(maps: Maps, side: list[np.ndarray], size: Size, count: int) -> Cell
         return None
     if pool is not None:
         return _pooled(_planes(maps, shapes, None, size), pool)
-    for block, fold in itertools.product(range(1, _LARGEST_BLOCK + 1), (floor, ceil)):
-        if sum(fold(rows, block) * fold(columns, block) for rows, columns in shapes) != count:
-            continue
+    for block, fold in _blocks(shapes, count):
         for order in (None, block):
             planes = _planes(maps, shapes, order, size)
             if max(plane.misfit() for plane in planes) < 0.5:
@@ -268,6 +265,16 @@ def _patches(maps: Maps, side: list[np.ndarray], size: Size, count: int) -> Cell
                     cells.add_plane(plane, index, block, fold)
                 return cells
     return None
+
+
+def _blocks(shapes: list[Shape], count: int) -> list[tuple[int, Fold]]:
+    """Patches along each side of a token that give that many tokens, first those without a rest."""
+    found = [
+        (block, fold)
+        for block, fold in itertools.product(range(1, _LARGEST_BLOCK + 1), (floor, ceil))
+        if sum(fold(rows, block) * fold(columns, block) for rows, columns in shapes) == count
+    ]
+    return sorted(found, key=lambda own: any(side % own[0] for shape in shapes for side in shape))
 
 
 def _planes(maps: Maps, shapes: Iterable[Shape], block: int | None, size: Size) -> list[Plane]:

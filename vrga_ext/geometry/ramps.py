@@ -32,7 +32,9 @@ class Elements:
     side: list[np.ndarray]
 
 
-def read_elements(image_processor: Any, size: Size, options: dict[str, Any]) -> Elements | None:
+def read_elements(
+    image_processor: Any, size: Size, options: dict[str, Any], *, pair: bool = False
+) -> Elements | None:
     """Run the processor on black, white, and a ramp along each side.
 
     An element that black and white leave the same shows padding. For the others
@@ -47,12 +49,14 @@ def read_elements(image_processor: Any, size: Size, options: dict[str, Any]) -> 
         Width and height of the picture (pixels).
     options
         Keywords of the call.
+    pair
+        Read the first of two pictures of one prompt: some processors tile a single one alone.
 
     Returns
     -------
     Elements, or None if no output holds pixels.
     """
-    outputs = [_outputs(image_processor, grey, options) for grey in _pictures(size)]
+    outputs = [_outputs(image_processor, grey, options, pair) for grey in _pictures(size)]
     floats = [
         name for name, value in outputs[0].items() if value.dtype.kind == "f" and value.ndim > 1
     ]
@@ -84,12 +88,15 @@ def _pictures(size: Size) -> list[np.ndarray]:
 
 
 def _outputs(
-    image_processor: Any, grey: np.ndarray, options: dict[str, Any]
+    image_processor: Any, grey: np.ndarray, options: dict[str, Any], pair: bool
 ) -> dict[str, np.ndarray]:
     picture = Image.fromarray(grey).convert("RGB")
-    output = image_processor(images=[picture], return_tensors="pt", **options)
+    images = [[picture, picture]] if pair else [picture]
+    output = image_processor(images=images, return_tensors="pt", **options)
     return {
-        name: _array(value) for name, value in output.items() if len(getattr(value, "shape", ()))
+        name: _array(value)[: 1 if pair else None]
+        for name, value in output.items()
+        if len(getattr(value, "shape", ()))
     }
 
 
