@@ -19,7 +19,15 @@ _LARGEST_BLOCK = 8  # patches along one side of a token
 
 
 class Maps(NamedTuple):
-    """Place and share of the picture of each element, arrays of one shape."""
+    """Places of elements, in arrays of one shape.
+
+    Attributes
+    ----------
+    x, y : float [...]
+        Place of each element in the picture (pixels); NaN for padding.
+    inside : float [...]
+        Share of each element that shows the picture.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -32,11 +40,11 @@ class Cells:
 
     Attributes
     ----------
-    rects
-        NaN for separators.
-    padding
+    rects : list of (left, top, right, bottom)
+        In pixels of the picture; NaN for separators.
+    padding : list of float
         Share of each that is not the picture.
-    plane
+    plane : list of int
         Index of the plane that each shows.
     """
 
