@@ -170,9 +170,8 @@ def use(capture: Capture) -> None:
             assert part.image_rows().shape == (*part.efr.shape, part.image_positions.shape[1])
             assert part.reweighted_rows().shape == part.rows.shape
     assert drift(capture).image_ratio.shape[0] == samples
-    grids = [spans and spans[0].grid for spans in capture.images[:: capture.copies]]
-    boxes = [[(0, 0, 9, 9)] if grid else [] for grid in grids]
-    tokens = relevant_tokens(capture, boxes, [(9, 9)] * len(grids))
+    masks = [None] * len(capture.regions)
+    tokens = relevant_tokens(capture, masks=masks, processor=None)
     assert tokens.shape == capture.image_positions.shape
 
 

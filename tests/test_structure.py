@@ -19,6 +19,7 @@ ALLOWED = {
     "config": {"gate"},
     "reference": {"gate"},
     "_checks": {"gate"},
+    "_arguments": set(),
     "_sources": {"_build_info"},
     "_library": {"_build_info", "_checks", "_sources", "gate"},
     "ops": {"gate", "reference", "_checks", "_library"},
@@ -31,26 +32,49 @@ ALLOWED = {
     "warning": set(),
     "_stored": {"model_identity", "region", "selection"},
     "capture_files": {"_stored", "files", "region"},
-    "prompts": {"config", "guide", "prompts", "reference", "region", "schedule", "selection"},
+    "geometry": {"_arguments", "geometry", "warning"},
     "guide": {"config"},
     "settings": {"config", "gate", "guide"},
     "schedule": set(),
     "plan": {"gate", "reference", "region", "schedule"},
+    "prompts": {
+        "config",
+        "geometry",
+        "guide",
+        "prompts",
+        "reference",
+        "region",
+        "schedule",
+        "selection",
+    },
     "steering": {"config", "prompts", "region", "selection"},
     "analysis": {
+        "_arguments",
         "_lazy",
         "_stored",
         "analysis",
         "captures",
         "config",
         "files",
+        "geometry",
         "model_identity",
         "region",
         "selection",
         "warning",
     },
-    "viz": {"_lazy", "analysis", "captures", "files", "region", "selection", "viz"},
+    "viz": {
+        "_arguments",
+        "_lazy",
+        "analysis",
+        "captures",
+        "files",
+        "geometry",
+        "region",
+        "selection",
+        "viz",
+    },
     "integrations": {
+        "_arguments",
         "analysis",
         "captures",
         "config",
@@ -195,7 +219,7 @@ def test_submodules_load_on_first_use():
         "def loaded():\n"
         "    return {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "heavy = ['reference', 'ops', 'selection', 'region', 'captures', 'steering']\n"
-        "light = ['viz', 'analysis', 'gate', 'prompts', 'integrations']\n"
+        "light = ['viz', 'analysis', 'gate', 'geometry', 'prompts', 'integrations']\n"
         "for names, found in [(light, set()), (heavy, {'torch'})]:\n"
         "    for name in names:\n"
         "        assert name in dir(vrga_ext), name\n"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         analysis,
         captures,
         gate,
+        geometry,
         guide,
         ops,
         plan,
@@ -77,8 +78,8 @@ _NAMES = {
     "build_info": "vrga_ext.build_facts",
 }
 _SUBMODULES = (
-    "analysis", "captures", "gate", "guide", "integrations", "ops", "plan", "prompts", "reference",
-    "region", "schedule", "selection", "settings", "steering", "viz",
+    "analysis", "captures", "gate", "geometry", "guide", "integrations", "ops", "plan", "prompts",
+    "reference", "region", "schedule", "selection", "settings", "steering", "viz",
 )  # fmt: skip
 _get, __dir__ = lazy(__name__, _NAMES, _SUBMODULES)
 

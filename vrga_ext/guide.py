@@ -151,10 +151,9 @@ class Guide:
         return any(getattr(self, name) is not None for name in _PLACES)
 
     @property
-    def needs_geometry(self) -> bool:
-        """Whether its places are in pixels, those of its schedule included."""
-        pixels = any(getattr(self, name) is not None for name in _PLACES[:3])
-        return pixels or any(then is not None and then.needs_geometry for _, then in self.schedule)
+    def has_pixels(self) -> bool:
+        """Whether it has places in pixels."""
+        return any(getattr(self, name) is not None for name in _PLACES[:3])
 
     @classmethod
     def from_plain(cls, plain: Any) -> Guide:
@@ -397,6 +396,6 @@ def _later(guide: Any, sizes: tuple[tuple[int, int], ...]) -> Guide:
         _fail("schedule", f"guides without {', '.join(shared)} and schedule", guide)
     if not guide.has_places:
         _fail("schedule", "guides with boxes, points, masks or tokens", guide)
-    if guide.needs_geometry and sizes and guide.image_sizes != sizes:
+    if guide.has_pixels and sizes and guide.image_sizes != sizes:
         _fail("schedule", f"guides of the pictures {sizes}", guide.image_sizes)
     return guide

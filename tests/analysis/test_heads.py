@@ -58,6 +58,27 @@ def test_rrar_of_every_head_and_row(capture):
         analysis.rrar(capture, tokens[:1])
 
 
+def test_rrar_of_one_level(capture):
+    """Both means are over the level's tokens."""
+    image = capture.image_positions >= 0
+    order = torch.arange(image.shape[1]).expand_as(image)
+    tokens, levels = order % 3 == 0, order % 2
+    rows = capture.image_rows()
+    seen = (order[:1] < capture.image_keys[..., None])[:, None, None]
+    for level in (0, 1):
+        counted = seen & (levels == level)[:, None, None, None]
+        wanted = analysis.heads.region_ratio(rows, counted & tokens[:, None, None, None], counted)
+        found = analysis.rrar(capture, tokens, level=level, levels=levels)
+        torch.testing.assert_close(found, wanted, equal_nan=True)
+    assert found.isfinite().any()
+    with pytest.raises(ValueError, match="level: wanted 0 or 1 with levels, got None"):
+        analysis.rrar(capture, tokens, levels=levels)
+    with pytest.raises(ValueError, match="levels: wanted int"):
+        analysis.rrar(capture, tokens, level=1)
+    with pytest.raises(ValueError, match="levels: wanted int"):
+        analysis.rrar(capture, tokens, level=1, levels=levels[:1])
+
+
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3"])
 def test_rrar_is_over_the_tokens_that_a_row_sees(name):
     """Rows before, within (gemma3 sees its whole image there) and after images."""

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from tests.adapter.families import build
 from tests.prompts.processors import processor as make_processor
-from vrga_ext.analysis import box_tokens
+from vrga_ext._arguments import check_pixels
 from vrga_ext.cli import app
 from vrga_ext.demo.answers import MODEL_PATH
 from vrga_ext.demo.pictures import DemoError
+from vrga_ext.geometry import token_geometry
 from vrga_ext.reproduce.questions import load_questions
 from vrga_ext.reproduce.run import reproduce
 from vrga_ext.reproduce.study import study
@@ -181,7 +182,7 @@ def test_any_value_of_a_row_may_be_another(folder, data):
         assert len(str(error)) < 1000  # noqa: PT017
         return
     assert found.size == found.picture().size == (96, 48)
-    assert box_tokens([found.box], found.size, (4, 8)).any()
+    check_pixels("bbox", [found.box], found.size)
     found.text.encode()
 
 
@@ -326,8 +327,12 @@ def test_region_reaches_the_prompt_and_the_tokens(folder):
     ]
     assert "from (0.25, 0.25) to (0.50, 0.50)" in texts[0]
     assert texts[0].index("Think") < texts[0].index("what is the name")  # the question comes last
-    inside = box_tokens([task.boxes[0]], task.sizes[0], (4, 8))
-    assert inside.nonzero().tolist() == [[1, 2], [1, 3]]
+    _, inputs = next(task.batches(GUIDED))
+    rows, columns = (inputs["image_grid_thw"][0, 1:] // 2).tolist()
+    geometry = token_geometry(processor, task.sizes[0], rows * columns)
+    assert (rows, columns) == (5, 11)  # of 8.7 x 9.6 pixels: half of the third row is inside
+    inside = np.unravel_index(geometry.box_tokens([task.boxes[0]]), (rows, columns))
+    assert np.transpose(inside).tolist() == [[1, 3], [1, 4], [2, 3], [2, 4]]
 
 
 def test_centre_crop_moves_the_box_and_drops_what_is_lost(folder):

@@ -11,7 +11,7 @@ from vrga_ext._lazy import lazy
 
 if TYPE_CHECKING:
     from vrga_ext.analysis.ablation import Ablation, blinded, choose_heads
-    from vrga_ext.analysis.boxes import box_tokens, mask_tokens, relevant_tokens
+    from vrga_ext.analysis.boxes import relevant_tokens, token_levels
     from vrga_ext.analysis.heads import (
         Drift,
         LinearFit,
@@ -32,7 +32,6 @@ __all__ = [
     "Paired",
     "ablate",
     "blinded",
-    "box_tokens",
     "choose_heads",
     "combined_score",
     "compare",
@@ -43,9 +42,9 @@ __all__ = [
     "head_profile",
     "linear_fit",
     "mask_heads",
-    "mask_tokens",
     "relevant_tokens",
     "rrar",
+    "token_levels",
 ]
 
 # Imported when first used, so that arguments can be checked before torch is imported.
@@ -53,7 +52,7 @@ _NAMES = {
     **dict.fromkeys(("Ablation", "blinded", "choose_heads"), "vrga_ext.analysis.ablation"),
     # What changes a model lives with its engine.
     **dict.fromkeys(("ablate", "mask_heads"), "vrga_ext.integrations.transformers.ablation"),
-    **dict.fromkeys(("box_tokens", "mask_tokens", "relevant_tokens"), "vrga_ext.analysis.boxes"),
+    **dict.fromkeys(("relevant_tokens", "token_levels"), "vrga_ext.analysis.boxes"),
     **dict.fromkeys(
         ("Drift", "LinearFit", "drift", "focused_heads", "head_mask", "linear_fit", "rrar"),
         "vrga_ext.analysis.heads",

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import check_query
+from vrga_ext._arguments import check_query
 from vrga_ext.analysis.paired import Paired, compare
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex, Region

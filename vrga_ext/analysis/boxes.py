@@ -1,11 +1,4 @@
-"""From boxes and masks in image pixels to the image tokens they belong to.
-
-The patch grid divides the image evenly: a token of a grid of ``rows x columns`` stands for a cell
-of ``height / rows x width / columns`` pixels, whatever size the image was resized to. A token
-belongs to a box or mask that covers at least ``min_coverage`` of its cell. A box or mask that
-covers no cell that far, because it is small or lies across cells, gets the cell it covers most
-(several, if it covers them equally), so that no region is lost.
-"""
+"""From boxes and masks in image pixels to a capture's image tokens."""
 
 from __future__ import annotations
 
@@ -16,119 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import (
-    BOX,
-    Box,
-    as_array,
-    as_numbers,
-    as_size,
-    as_tuples,
-    check_pixels,
-)
+from vrga_ext._arguments import BOX, Box, as_array, as_numbers, as_tuples
 from vrga_ext.captures import Capture
+from vrga_ext.geometry import TokenGeometry, token_geometry
+from vrga_ext.selection import Span
 
-
-def box_tokens(
-    boxes: Sequence[Box],
-    image_size: Sequence[float],
-    grid: Sequence[int],
-    *,
-    min_coverage: float = 0.5,
-) -> Tensor:
-    """Tokens of one image that belong to any of its boxes.
-
-    Parameters
-    ----------
-    boxes
-        ``(left, top, right, bottom)`` in pixels of the image, right and bottom exclusive; parts
-        outside the image do not count. Boxes in shares of the image's sides, all in 0 ... 1, raise:
-        multiply them by width and height. So does (0, 0, 1, 1) without another box in pixels; use a
-        mask for the first pixel.
-    image_size
-        Width and height in pixels, as ``PIL.Image.size``.
-    grid
-        Patch rows and columns.
-    min_coverage
-        Share of a token's cell that one box covers, in (0, 1].
-
-    Returns
-    -------
-    bool [rows, columns]
-
-    Raises
-    ------
-    ValueError
-        A box is not four finite numbers, not in pixels, or empty within the image; ``image_size``
-        or ``grid`` is not a pair of numbers above 0; ``min_coverage`` is out of range.
-
-    Examples
-    --------
-    >>> box_tokens([(0, 0, 16, 10)], (40, 20), (2, 4))
-    tensor([[ True,  True, False, False],
-            [False, False, False, False]])
-    """
-    _check_coverage(min_coverage)
-    width, height = as_size("image_size", image_size)
-    rows, columns = _checked_grid(grid)
-    checked = as_tuples("boxes", boxes, BOX)
-    check_pixels("boxes", checked, (width, height))
-    chosen = torch.zeros(rows, columns, dtype=torch.bool, device="cpu")
-    for left, top, right, bottom in checked:
-        across = _overlap(left, right, width, columns)
-        down = _overlap(top, bottom, height, rows)
-        coverage = down[:, None] * across  # [rows, columns]
-        chosen |= _enough(coverage, min_coverage)
-    return chosen
-
-
-def mask_tokens(mask: Any, grid: Sequence[int], *, min_coverage: float = 0.5) -> Tensor:
-    """Tokens of one image that belong to a mask.
-
-    Parameters
-    ----------
-    mask : bool [height, width]
-        Pixels of the region; an array, a tensor or a picture.
-    grid, min_coverage
-        As in :func:`box_tokens`.
-
-    Returns
-    -------
-    bool [rows, columns]
-
-    Raises
-    ------
-    ValueError
-        The mask has no pixel or is not two-dimensional; ``grid`` or ``min_coverage`` as in
-        :func:`box_tokens`.
-
-    Examples
-    --------
-    >>> mask = torch.zeros(4, 6)
-    >>> mask[:2, :3] = 1
-    >>> mask_tokens(mask, (2, 3))
-    tensor([[ True,  True, False],
-            [False, False, False]])
-    """
-    _check_coverage(min_coverage)
-    pixels = np.asarray(as_array(mask) != 0)
-    if pixels.ndim != 2:
-        raise ValueError(f"mask: wanted [height, width], got {[*pixels.shape]}")
-    if not pixels.any():
-        raise ValueError(f"mask: wanted at least one pixel, got none in {[*pixels.shape]}")
-    share = torch.from_numpy(pixels).double()
-    # Grid rows, then columns: each cell's mean over its pixels, whole or in part.
-    for size in _checked_grid(grid):
-        share = (_cell_weights(share.shape[0], size) @ share).T
-    return _enough(share, min_coverage)
+Size = tuple[int, int]
 
 
 def relevant_tokens(
     capture: Capture,
     boxes: Sequence[Sequence[Box]] | None = None,
-    image_sizes: Sequence[Sequence[float]] | None = None,
+    image_sizes: Sequence[Any] | None = None,
     *,
+    processor: Any,
+    config: Any = None,
     masks: Sequence[Any] | None = None,
     image: int = 0,
+    level: int | None = None,
     min_coverage: float = 0.5,
 ) -> Tensor:
     """Image tokens of a capture's samples that belong to each sample's boxes, or to its mask.
@@ -136,18 +34,23 @@ def relevant_tokens(
     Parameters
     ----------
     capture
-        Of S samples and n image tokens; the patch grid of each image is the model's own.
+        Of S samples and n image tokens.
     boxes
         A list of boxes for each prompt of the batch. A prompt with an empty list has no region, and
         needs no image.
     image_sizes
-        The image's width and height in pixels for each prompt of the batch.
+        Width and height of the image in pixels for each prompt of the batch; a list of them for a
+        prompt with several images. Masks of prompts with one image have its size already.
+    processor, config
+        The model's, as in :func:`vrga_ext.geometry.token_geometry`.
     masks
-        Instead of these two: a mask for each prompt of the batch, or None for no region.
+        Instead of boxes: a mask for each prompt of the batch, or None for no region.
     image
         Index of the image among a sample's images.
+    level
+        0 for tokens of the whole picture alone, 1 for those of its tiles; both without it.
     min_coverage
-        As in :func:`box_tokens`.
+        As in :meth:`vrga_ext.geometry.TokenGeometry.box_tokens`.
 
     Returns
     -------
@@ -156,7 +59,8 @@ def relevant_tokens(
     Raises
     ------
     ValueError
-        There is not one entry for each prompt, no such image, or its tokens form no rectangle.
+        There is not one entry for each prompt, no such image, it is not known where its tokens lie,
+        or a box or mask does not fit it.
 
     Examples
     --------
@@ -169,19 +73,15 @@ def relevant_tokens(
     ...     tokens = model.generate(**inputs, max_new_tokens=4)
     >>> width, height = samples[0].image.size
     >>> box = (0, 0, width / 2, height / 3)  # of 6 x 6 tokens
-    >>> relevant_tokens(recording.last, [[box]], [(width, height)]).sum()
+    >>> sizes = [(width, height)]
+    >>> relevant_tokens(recording.last, [[box]], sizes, processor=processor).sum()
     tensor(6)
     """
-    if (boxes is None) == (masks is None) or (boxes is None) != (image_sizes is None):
+    if (boxes is None) == (masks is None) or (boxes is not None and image_sizes is None):
         arguments = {"boxes": boxes, "image_sizes": image_sizes, "masks": masks}
         got = ", ".join(name for name, value in arguments.items() if value is not None) or "none"
         raise ValueError(f"boxes, image_sizes, masks: wanted the first two, or masks, got {got}")
-    count = len(capture.regions)
-    for name, given in (("boxes", boxes), ("image_sizes", image_sizes), ("masks", masks)):
-        if given is not None and len(given) != count:
-            raise ValueError(
-                f"{name}: wanted one for each prompt of the batch ({count}), got {len(given)}"
-            )
+    _check_count(capture, boxes=boxes, image_sizes=image_sizes, masks=masks)
     if boxes is not None:
         per_prompt: Sequence[Any] = [as_tuples("boxes", own, BOX) or None for own in boxes]
     else:
@@ -190,54 +90,144 @@ def relevant_tokens(
     chosen = torch.zeros(capture.image_positions.shape, dtype=torch.bool, device="cpu")
     for sample, spans in enumerate(capture.images):
         prompt = sample // capture.copies
-        if per_prompt[prompt] is None:
+        region = per_prompt[prompt]
+        if region is None:
             continue
-        if not 0 <= image < len(spans):
-            raise ValueError(f"image: wanted one of {len(spans)} of sample {sample}, got {image}")
-        span = spans[image]
-        if span.grid is None:
-            raise ValueError(
-                f"image: wanted one whose tokens form a rectangle, got image {image} of sample "
-                f"{sample}, whose {span.length} tokens have no known grid"
-            )
-        if image_sizes is None:
-            cells = mask_tokens(per_prompt[prompt], span.grid, min_coverage=min_coverage)
+        if image_sizes is not None:
+            sizes = _sizes(image_sizes[prompt])
         else:
-            size = as_size("image_sizes", image_sizes[prompt])
-            cells = box_tokens(per_prompt[prompt], size, span.grid, min_coverage=min_coverage)
-        first = span.start + span.lead
-        chosen[sample, first : first + cells.numel()] = cells.flatten()
+            height, width = _mask_shape(region)
+            sizes = [(width, height)]
+        if not spans:
+            raise ValueError(f"image: wanted one of 0 of sample {sample}, got {image}")
+        if not 0 <= image < len(sizes):
+            raise ValueError(f"image: wanted one of {len(sizes)} of sample {sample}, got {image}")
+        indices = picture_tokens(spans, sizes)[image]
+        geometry = _geometry(processor, config, sizes[image], indices, sample)
+        if boxes is not None:
+            own = geometry.box_tokens(region, min_coverage=min_coverage, level=level)
+        else:
+            own = geometry.mask_tokens(region, min_coverage=min_coverage, level=level)
+        chosen[sample, indices[own]] = True
     return chosen
 
 
-def _overlap(low: float, high: float, size: float, cells: int) -> Tensor:
-    """Share of each of the cells of one axis that lies between two pixels, fp64 [cells]."""
-    edges = torch.arange(cells + 1, dtype=torch.float64, device="cpu") * (size / cells)
-    inside = edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)
-    return inside.clamp(min=0) / (size / cells)
+def token_levels(
+    capture: Capture, image_sizes: Sequence[Any], *, processor: Any, config: Any = None
+) -> Tensor:
+    """Level of each image token: of the whole picture, or of a tile.
+
+    Parameters
+    ----------
+    capture
+        Of S samples and n image tokens.
+    image_sizes, processor, config
+        As in :func:`relevant_tokens`; an empty list for a prompt without an image.
+
+    Returns
+    -------
+    int64 [S, n]
+        As :attr:`vrga_ext.geometry.TokenGeometry.level`: 0 for the whole picture, 1 for a tile, -1
+        for a token that shows nothing of the picture.
+
+    Raises
+    ------
+    ValueError
+        There is not one entry for each prompt, or it is not known where tokens lie.
+
+    Examples
+    --------
+    >>> import vrga_ext
+    >>> from vrga_ext.demo.answers import held_out, load_demo, prepare
+    >>> model, processor = load_demo()
+    >>> samples = held_out(1, seed=0)
+    >>> with vrga_ext.capture(model, processor=processor) as recording:
+    ...     _ = model.generate(**prepare(processor, samples, steps=0), max_new_tokens=1)
+    >>> token_levels(recording.last, [samples[0].image.size], processor=processor).sum()
+    tensor(0)
+    """
+    _check_count(capture, image_sizes=image_sizes)
+    levels = torch.full(capture.image_positions.shape, -1, device="cpu")
+    for sample, spans in enumerate(capture.images):
+        sizes = _sizes(image_sizes[sample // capture.copies])
+        for size, indices in zip(sizes, picture_tokens(spans, sizes), strict=True):
+            geometry = _geometry(processor, config, size, indices, sample)
+            levels[sample, indices] = torch.tensor(geometry.level)
+    return levels
 
 
-def _cell_weights(pixels: int, cells: int) -> Tensor:
-    """Weight of each pixel in each cell's mean, fp64 [cells, pixels]."""
-    width = pixels / cells
-    low = torch.arange(cells, dtype=torch.float64, device="cpu")[:, None] * width
-    pixel = torch.arange(pixels, dtype=torch.float64, device="cpu")
-    inside = (pixel + 1).minimum(low + width) - pixel.maximum(low)
-    return inside.clamp(min=0) / width
+def picture_tokens(spans: Sequence[Span], sizes: Sequence[Size]) -> list[np.ndarray]:
+    """Indices of each picture's tokens among a sample's image tokens.
+
+    A picture may have several runs of tokens, and so several spans: one a tile, or one a row.
+
+    Parameters
+    ----------
+    spans
+        Of the sample.
+    sizes
+        Of its pictures (pixels).
+
+    Raises
+    ------
+    ValueError
+        It is not known which spans belong to which picture.
+
+    Examples
+    --------
+    >>> tiles = [Span(0, 2, 0, None), Span(2, 3, 1, None)]
+    >>> picture_tokens(tiles, [(8, 8)])
+    [array([0, 1, 3, 4])]
+    """
+    runs = [np.arange(span.start + span.lead, span.start + span.length) for span in spans]
+    each = len(runs) // max(len(sizes), 1)
+    whole = each * len(sizes) == len(runs) and each >= min(len(sizes), 1)
+    if not whole or (each > 1 and len(set(sizes)) > 1):
+        raise ValueError(
+            f"image_sizes: wanted one for each image, or images of one size, got {len(sizes)} for "
+            f"{len(runs)} runs of image tokens"
+        )
+    return [np.concatenate(runs[i * each : (i + 1) * each]) for i in range(len(sizes))]
 
 
-def _enough(coverage: Tensor, min_coverage: float) -> Tensor:
-    wanted = min(min_coverage, float(coverage.max())) * (1 - 1e-9)  # rounding of cell edges
-    return (coverage >= wanted) & (coverage > 0)
+def _geometry(
+    processor: Any, config: Any, size: Size, indices: np.ndarray, sample: int
+) -> TokenGeometry:
+    geometry = token_geometry(processor, size, len(indices), config=config)
+    if geometry is None:
+        width, height = size
+        raise ValueError(
+            f"image: wanted one whose tokens have known places, got one of sample {sample} with "
+            f"{len(indices)} tokens for {width} x {height} pixels; image_sizes has one size for "
+            "each image of a prompt"
+        )
+    return geometry
 
 
-def _checked_grid(grid: Sequence[int]) -> list[int]:
-    sides = as_numbers("grid", grid, "(rows, columns)", whole=True)
-    if min(sides) < 1:
-        raise ValueError(f"grid: wanted (rows, columns) of at least 1 each, got {grid!r}")
-    return sides
+def _check_count(capture: Capture, **arguments: Sequence[Any] | None) -> None:
+    count = len(capture.regions)
+    for name, given in arguments.items():
+        if given is not None and len(given) != count:
+            raise ValueError(
+                f"{name}: wanted one for each prompt of the batch ({count}), got {len(given)}"
+            )
 
 
-def _check_coverage(min_coverage: float) -> None:
-    if not 0 < min_coverage <= 1:
-        raise ValueError(f"min_coverage: wanted a number in (0, 1], got {min_coverage!r}")
+def _sizes(value: Any) -> list[Size]:
+    """Sizes of one prompt's pictures, from one size or a list of them."""
+    several = isinstance(value, Sequence) and all(isinstance(own, Sequence) for own in value)
+    return [_size(own) for own in (value if several else [value])]
+
+
+def _size(value: Any) -> Size:
+    width, height = as_numbers("image_sizes", value, "(width, height)", whole=True)
+    if min(width, height) < 1:
+        raise ValueError(f"image_sizes: wanted (width, height) of at least 1, got {value!r}")
+    return width, height
+
+
+def _mask_shape(mask: Any) -> tuple[int, int]:
+    shape = as_array(mask).shape
+    if len(shape) != 2:
+        raise ValueError(f"mask: wanted [height, width], got {[*shape]}")
+    return shape[0], shape[1]

@@ -11,13 +11,20 @@ import torch
 from torch import Tensor
 
 from vrga_ext import selection
-from vrga_ext.analysis.arguments import as_array, as_tuples, check_query
+from vrga_ext._arguments import as_array, as_tuples, check_query
 from vrga_ext.captures import Capture
 from vrga_ext.config import VRGAConfig
 from vrga_ext.region import HeadIndex
 
 
-def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
+def rrar(
+    capture: Capture,
+    tokens: Any,
+    *,
+    reweighted: bool = True,
+    level: int | None = None,
+    levels: Any = None,
+) -> Tensor:
     r"""Relevant-region attention ratio ``RRAR = mean_B(a) / mean_V(a)`` (paper section 3).
 
     Above 1 a head looks at the region B more than at the image's average token. The paper's
@@ -32,6 +39,9 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
         B for each sample, a tensor or an array: :func:`relevant_tokens`.
     reweighted
         True: of the attention as the heads used it. False: before reweighting.
+    level, levels
+        Count the tokens of one level alone, in B and in V: 0 for the whole picture, 1 for tiles,
+        which show the same once more. ``levels`` is int [S, n], from :func:`token_levels`.
 
     Returns
     -------
@@ -42,7 +52,8 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
     Raises
     ------
     ValueError
-        The capture holds statistics only, or ``tokens`` is not bool [S, n].
+        The capture holds statistics only, ``tokens`` is not bool [S, n], or ``level`` and
+        ``levels`` do not go together.
 
     Examples
     --------
@@ -64,7 +75,20 @@ def rrar(capture: Capture, tokens: Any, *, reweighted: bool = True) -> Tensor:
     # A query sees the image tokens up to its own, or to the end of its own image: the first ones.
     order = torch.arange(shape[1], device="cpu")
     seen = (order < capture.image_keys[..., None])[:, None, None]  # [S, 1, 1, R, n]
+    if level is not None or levels is not None:
+        counted = _tokens_of_level(level, levels, shape)[:, None, None, None]
+        region, seen = region & counted, seen & counted
     return region_ratio(capture.image_rows(reweighted=reweighted), region, seen)
+
+
+def _tokens_of_level(level: int | None, levels: Any, shape: Sequence[int]) -> Tensor:
+    """Bool [S, n]."""
+    if level not in (0, 1):
+        raise ValueError(f"level: wanted 0 or 1 with levels, got {level!r}")
+    given = as_array(levels)
+    if given.dtype.kind not in "iu" or given.shape != tuple(shape):
+        raise ValueError(f"levels: wanted int {[*shape]}, got {given.dtype} {[*given.shape]}")
+    return torch.from_numpy(given == level)
 
 
 def region_ratio(image_attention: Tensor, tokens: Tensor, image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vrga_ext.analysis.arguments import as_array
+from vrga_ext._arguments import as_array
 
 _EXACT = 1000  # most changed pairs with an exact binomial sum; above, its normal limit
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vrga_ext.guide import Guide
+from vrga_ext.prompts.pictures import PromptPictures
 from vrga_ext.schedule import Timing
 
 
@@ -41,7 +42,7 @@ class Places:
         return bool(self.timing.starts) or self.timing.between is not None
 
 
-def find_places(guide: Guide, image: Tensor, ids: Tensor) -> Places:
+def find_places(guide: Guide, image: Tensor, ids: Tensor, pictures: PromptPictures) -> Places:
     """Find a guide in one sample.
 
     Parameters
@@ -52,6 +53,8 @@ def find_places(guide: Guide, image: Tensor, ids: Tensor) -> Places:
         Image tokens of the prompt, those that the cache holds included.
     ids : int64 [s]
         The last s tokens of the prompt: those that come with the call.
+    pictures
+        Those among them.
 
     Raises
     ------
@@ -61,14 +64,14 @@ def find_places(guide: Guide, image: Tensor, ids: Tensor) -> Places:
     """
     phases = [guide, *(then for _, then in guide.schedule)]
     positions = tuple(
-        None if phase is None or not phase.has_places else _positions(phase, image)
+        None if phase is None or not phase.has_places else _positions(phase, image, pictures)
         for phase in phases
     )
     timing = Timing(tuple(start for start, _ in guide.schedule), guide.between)
     return Places(positions, timing, _is_open(guide.between, ids))
 
 
-def _positions(guide: Guide, image: Tensor) -> Tensor:
+def _positions(guide: Guide, image: Tensor, pictures: PromptPictures) -> Tensor:
     chosen = torch.zeros_like(image)
     if guide.tokens is not None:
         for token in guide.tokens:
@@ -79,6 +82,8 @@ def _positions(guide: Guide, image: Tensor) -> Tensor:
                 )
                 raise ValueError(f"tokens: wanted positions of image tokens, {known}, got {token}")
             chosen[token] = True
+    if guide.has_pixels:
+        chosen[pictures.tokens_of(guide)] = True
     return chosen.nonzero().flatten()
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from vrga_ext.analysis import box_tokens
+from vrga_ext._arguments import Box
 from vrga_ext.analysis.ablation import Hook
-from vrga_ext.analysis.arguments import Box
+from vrga_ext.analysis.boxes import picture_tokens
+from vrga_ext.geometry import token_geometry
 from vrga_ext.region import HeadIndex, Region
 
 
@@ -35,7 +37,9 @@ def all_image_tokens() -> Hook:
     return lambda sample, region: replace(region, boosted=region.image_positions)
 
 
-def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
+def true_region(
+    boxes: Iterable[Box], sizes: Iterable[tuple[int, int]], processor: Any, config: Any
+) -> Hook:
     """Boost the tokens of the ground-truth region.
 
     Parameters
@@ -44,15 +48,17 @@ def true_region(boxes: Iterable[Box], sizes: Iterable[tuple[int, int]]) -> Hook:
         Left, top, right and bottom for each question, in the order of the task (pixels).
     sizes
         Width and height of its picture (pixels).
+    processor, config
+        The model's.
     """
     left = zip(boxes, sizes, strict=True)
 
     def hook(sample: int, region: Region) -> Region:
-        span = region.images[0]
         box, size = next(left)
-        assert span.grid is not None
-        inside = box_tokens([box], size, span.grid).flatten().nonzero()[:, 0]
-        tokens = region.image_positions[span.start + span.lead + inside]
+        (indices,) = picture_tokens(region.images, [size])
+        geometry = token_geometry(processor, size, len(indices), config=config)
+        assert geometry is not None
+        tokens = region.image_positions[indices[geometry.box_tokens([box])]]
         return replace(region, focus=tokens, boosted=tokens)
 
     return hook

@@ -180,7 +180,14 @@ def measure(
             if attention:
                 with vrga_ext.capture(model, rows=True) as recording:
                     written = _trimmed(model, task.answer(model, inputs, mode))
-                attentions.append(_attention_of(recording.last, written, indices, task))
+                tokens = relevant_tokens(
+                    recording.last,
+                    [[task.boxes[i]] for i in indices],
+                    [task.sizes[i] for i in indices],
+                    processor=processor,
+                    config=model.config,
+                )
+                attentions.append(_attention_of(recording.last, tokens, written, task))
             else:
                 written = _trimmed(model, task.answer(model, inputs, mode))
             scores += [task.score(i, answer) for i, answer in zip(indices, written, strict=True)]
@@ -200,12 +207,12 @@ def _trimmed(model: Any, written: Tensor) -> list[Tensor]:
 
 
 def _attention_of(
-    capture: Capture, written: list[Tensor], indices: range, task: Task
+    capture: Capture, tokens: Tensor, written: list[Tensor], task: Task
 ) -> ImageAttention:
-    """Attention of a batch on the image; ``written`` are its answers ``[T]``."""
-    tokens = relevant_tokens(
-        capture, [[task.boxes[i]] for i in indices], [task.sizes[i] for i in indices]
-    )
+    """Attention of a batch on the image; ``tokens`` [B, n] are the true regions'.
+
+    ``written`` are its answers ``[T]``.
+    """
     ratio = rrar(capture, tokens)  # [B, L, H, R]
     first = capture.prompt_rows
     steps = ratio.shape[3] - first  # generated tokens that were read

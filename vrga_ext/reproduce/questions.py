@@ -28,7 +28,7 @@ from typing import Any
 
 from PIL import Image
 
-from vrga_ext.analysis.arguments import Box, as_numbers, check_pixels
+from vrga_ext._arguments import Box, as_numbers, check_pixels
 from vrga_ext.demo.pictures import DemoError, decode_picture, open_picture
 
 _COLUMNS = ("image", "question", "answer", "bbox")

@@ -20,11 +20,13 @@ from vrga_ext.reproduce.tasks import Task
 from vrga_ext.selection import RowStatistics
 
 _HOOK_SEED = 1
-CONTROLS: dict[str, Callable[[Task], Hook]] = {
-    "tokens elsewhere": lambda task: interventions.permuted_tokens(_HOOK_SEED),
-    "other heads": lambda task: interventions.random_heads(_HOOK_SEED),
-    "whole image": lambda task: interventions.all_image_tokens(),
-    "true region": lambda task: interventions.true_region(task.boxes, task.sizes),
+CONTROLS: dict[str, Callable[[Task, Any, Any], Hook]] = {  # of a task, a processor, a config
+    "tokens elsewhere": lambda *_: interventions.permuted_tokens(_HOOK_SEED),
+    "other heads": lambda *_: interventions.random_heads(_HOOK_SEED),
+    "whole image": lambda *_: interventions.all_image_tokens(),
+    "true region": lambda task, processor, config: interventions.true_region(
+        task.boxes, task.sizes, processor, config
+    ),
 }
 MASKS: dict[str, Callable[[], Hook | None]] = {
     "visual heads": lambda: None,
@@ -149,7 +151,7 @@ def study(
         guided={m: run("with VRGA", m, boost, attention=True) for m in task.modes},
         gammas={g: run(f"gamma {g:g}", long, boost.replace(gamma=g)) for g in task.gammas},
         controls={
-            which: run(f"VRGA, {which}", long, boost, make(task))
+            which: run(f"VRGA, {which}", long, boost, make(task, processor, model.config))
             for which, make in CONTROLS.items()
         },
         masks={

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrga_ext.analysis.arguments import Box
+from vrga_ext._arguments import Box
 from vrga_ext.config import VRGAConfig
 from vrga_ext.demo.answers import messages
 from vrga_ext.demo.pictures import visible_part

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vrga_ext._lazy import lazy
-from vrga_ext.viz.grid import boundary, cells
+from vrga_ext.viz.grid import boundary, cells, paint, token_values
 
 if TYPE_CHECKING:
     from vrga_ext.viz.drift import compare_drift, draw_drift
@@ -33,7 +33,9 @@ __all__ = [
     "head_maps",
     "html_page",
     "outline",
+    "paint",
     "per_token",
+    "token_values",
     "write_html",
 ]
 

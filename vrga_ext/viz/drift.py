@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vrga_ext.analysis.arguments import as_array
+from vrga_ext._arguments import as_array
 from vrga_ext.viz import style
 from vrga_ext.viz.texts import visible
 

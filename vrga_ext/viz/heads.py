@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vrga_ext._arguments import as_array
 from vrga_ext.analysis import head_mask, linear_fit
-from vrga_ext.analysis.arguments import as_array
 from vrga_ext.region import HeadIndex
 from vrga_ext.viz import style
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from vrga_ext._arguments import as_array
 from vrga_ext.analysis import head_mask
-from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.region import HeadIndex

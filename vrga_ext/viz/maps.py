@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from vrga_ext.analysis.arguments import as_array
+from vrga_ext._arguments import as_array
+from vrga_ext.geometry import TokenGeometry
 from vrga_ext.region import Region
 from vrga_ext.viz import style
-from vrga_ext.viz.grid import Box, Picture, as_picture, boundary, cells, covered
+from vrga_ext.viz.grid import (
+    Box,
+    Picture,
+    as_geometries,
+    as_picture,
+    boundary,
+    cells,
+    covered,
+    paint,
+    rect_boundary,
+    token_values,
+)
 
 
 def draw_map(
@@ -21,6 +34,8 @@ def draw_map(
     region: Any = None,
     top: float | None = None,
     box: Box | None = None,
+    geometry: TokenGeometry | None = None,
+    level: int | None = None,
 ) -> style.Axes:
     """Draw a map over a faded picture.
 
@@ -41,6 +56,12 @@ def draw_map(
     box
         The part of the picture that the patches cover, (left, upper, right, lower) in pixels, for
         processors that crop; the whole picture without it.
+    geometry
+        Where the picture's tokens lie, from :func:`vrga_ext.geometry.token_geometry`. ``values``
+        and ``region`` are [n] then, one per token of the picture, and each token is painted over
+        its rectangle: tiles over the whole picture. Padding and separators are not shown.
+    level
+        With ``geometry``: 0 paints tokens of the whole picture alone, 1 those of its tiles.
 
     Returns
     -------
@@ -50,8 +71,8 @@ def draw_map(
     Raises
     ------
     ValueError
-        ``values`` is not [rows, columns] of finite numbers of at least 0, ``region`` has another
-        shape, or ``box`` does not fit the picture.
+        ``values`` is not [rows, columns] or [n] of finite numbers of at least 0, ``region`` has
+        another shape, or ``box`` or ``geometry`` does not fit the picture.
 
     Examples
     --------
@@ -63,19 +84,24 @@ def draw_map(
     (2, 3)
     """
     array = as_array(values).astype(float)
-    if array.ndim != 2 or not array.size:
+    picture = as_picture(image)
+    if geometry is None and (array.ndim != 2 or not array.size):
         raise ValueError(f"values: wanted [rows, columns], got {[*array.shape]}")
+    if geometry is not None:
+        as_geometries(geometry, [picture])
+        if array.shape != (len(geometry),):
+            raise ValueError(f"values: wanted [{len(geometry)}], got {[*array.shape]}")
     wrong = array[~np.isfinite(array) | (array < 0)]
     if wrong.size:
         raise ValueError(f"values: wanted finite numbers >= 0, got {wrong[0]:g}")
-    picture = as_picture(image)
     left, upper, right, lower = covered(picture, box)
     faded = np.asarray(picture.convert("L"))[..., None].repeat(3, -1) * 0.45 + 255 * 0.55
     _show(axes, faded.astype(np.uint8))
     highest = (float(array.max()) if top is None else top) or 1.0
-    strength = np.clip(array / highest, 0, 1)
+    painted = array if geometry is None else paint(array, geometry, level)
+    strength = np.nan_to_num(np.clip(painted / highest, 0, 1))
     axes.imshow(
-        array,
+        painted,
         extent=(left, right, lower, upper),
         cmap=style.MAP,
         vmin=0,
@@ -86,18 +112,24 @@ def draw_map(
     axes.set(xlim=(0, picture.width), ylim=(picture.height, 0))
     if region is not None:
         _same_shape(as_array(region), array)
-        outline(axes, region, (left, upper, right, lower))
+        _outline(axes, region, (left, upper, right, lower), geometry, level)
     return axes
 
 
 def draw_picture(
-    axes: style.Axes, image: Picture, *, region: Any = None, box: Box | None = None
+    axes: style.Axes,
+    image: Picture,
+    *,
+    region: Any = None,
+    box: Box | None = None,
+    geometry: TokenGeometry | None = None,
+    level: int | None = None,
 ) -> style.Axes:
     """Draw the picture, with an outline around some of its patches.
 
     Parameters
     ----------
-    axes, image, region, box
+    axes, image, region, box, geometry, level
         As in :func:`draw_map`.
 
     Returns
@@ -108,7 +140,7 @@ def draw_picture(
     Raises
     ------
     ValueError
-        ``region`` or ``box`` does not fit.
+        ``region``, ``box`` or ``geometry`` does not fit.
 
     Examples
     --------
@@ -120,8 +152,10 @@ def draw_picture(
     """
     picture = as_picture(image)
     _show(axes, np.asarray(picture))
+    if geometry is not None:
+        as_geometries(geometry, [picture])
     if region is not None:
-        outline(axes, region, covered(picture, box))
+        _outline(axes, region, covered(picture, box), geometry, level)
     return axes
 
 
@@ -164,14 +198,7 @@ def outline(axes: style.Axes, region: Any, box: Box, color: str = style.REGION) 
     left, upper, right, lower = box
     rows, columns = marked.shape
     size = np.array([(right - left) / columns, (lower - upper) / rows])
-    lines = boundary(marked) * size + [left, upper]
-    axes.add_collection(
-        style.LineCollection(
-            list(lines), colors=color, linewidths=2.2, capstyle="projecting", clip_on=False,
-            zorder=5,
-        ),
-        autolim=False,
-    )  # fmt: skip
+    _draw_lines(axes, boundary(marked) * size + [left, upper], color)
     return axes
 
 
@@ -182,6 +209,8 @@ def draw_region(
     *,
     index: int = 0,
     box: Box | None = None,
+    geometry: TokenGeometry | Sequence[TokenGeometry] | None = None,
+    level: int | None = None,
 ) -> style.Axes:
     """Draw the refined map over the picture, with an outline around the question-relevant tokens.
 
@@ -195,8 +224,10 @@ def draw_region(
         What VRGA selected: one of ``handle.regions``.
     index
         Index of the picture among the prompt's images.
-    box
+    box, level
         As in :func:`draw_map`.
+    geometry
+        As in :func:`draw_map`; a list of them for a prompt with several images.
 
     Returns
     -------
@@ -206,7 +237,8 @@ def draw_region(
     Raises
     ------
     ValueError
-        There is no such image, or its tokens form no rectangle.
+        There is no such image, its tokens form no rectangle and there is no geometry, or
+        ``geometry`` does not fit.
 
     Examples
     --------
@@ -221,11 +253,20 @@ def draw_region(
     >>> axes.get_title()
     'Question-relevant tokens'
     """
-    if not 0 <= index < len(region.images):
-        raise ValueError(f"index: wanted one of {len(region.images)} images, got {index}")
-    span = region.images[index]
-    focus = cells(torch.isin(region.image_positions, region.focus), span)
-    draw_map(axes, image, cells(region.refined_map, span), region=focus, box=box)
+    is_focus = torch.isin(region.image_positions, region.focus)
+    given = [geometry] if isinstance(geometry, TokenGeometry) else geometry
+    images = region.images if given is None else given
+    if not 0 <= index < len(images):
+        raise ValueError(f"index: wanted one of {len(images)} images, got {index}")
+    if given is None:
+        own = None
+        focus, values = (cells(v, region.images[index]) for v in (is_focus, region.refined_map))
+    else:
+        own = given[index]
+        focus, values = (
+            token_values(v, region.images, given)[index] for v in (is_focus, region.refined_map)
+        )
+    draw_map(axes, image, values, region=focus, box=box, geometry=own, level=level)
     count = f"{int(focus.sum())} of {focus.size} image tokens"
     style.heading(
         axes, "Question-relevant tokens", f"{count}, from {len(region.visual_heads)} visual heads"
@@ -242,6 +283,8 @@ def compare_maps(
     region: Any = None,
     titles: tuple[str, str] = ("without VRGA", "with VRGA"),
     box: Box | None = None,
+    geometry: TokenGeometry | None = None,
+    level: int | None = None,
 ) -> tuple[style.Axes, style.Axes]:
     """Two maps of one picture side by side, in the same colours: before VRGA and after.
 
@@ -249,9 +292,9 @@ def compare_maps(
     ----------
     pair
         Two axes.
-    image, region, box
+    image, region, box, geometry, level
         As in :func:`draw_map`.
-    before, after : [rows, columns]
+    before, after : [rows, columns], or [n] with ``geometry``
         Attention on each image token. Its sum, and its sum over ``region``, stand below the title.
     titles
         Of the two maps.
@@ -281,12 +324,39 @@ def compare_maps(
     maps = as_array(before).astype(float), as_array(after).astype(float)
     top = max(float(array.max(initial=0)) for array in maps)
     for axes, array, title in zip(pair, maps, titles, strict=True):
-        draw_map(axes, image, array, region=region, top=top, box=box)
+        draw_map(
+            axes, image, array, region=region, top=top, box=box, geometry=geometry, level=level
+        )
         shares = f"{array.sum():.0%} on the picture"
         if region is not None:
             shares += f", {array[as_array(region)].sum():.0%} on the region"
         style.heading(axes, title, shares)
     return pair
+
+
+def _outline(
+    axes: style.Axes, region: Any, box: Box, geometry: TokenGeometry | None, level: int | None
+) -> None:
+    if geometry is None:
+        outline(axes, region, box)
+        return
+    marked = as_array(region)
+    if marked.shape != (len(geometry),) or marked.dtype != bool:
+        raise ValueError(
+            f"region: wanted bool [{len(geometry)}], got {marked.dtype} {[*marked.shape]}"
+        )
+    shown = geometry.level >= 0 if level is None else geometry.level == level
+    _draw_lines(axes, rect_boundary(geometry.rects[marked & shown]), style.REGION)
+
+
+def _draw_lines(axes: style.Axes, lines: np.ndarray, color: str) -> None:
+    axes.add_collection(
+        style.LineCollection(
+            list(lines), colors=color, linewidths=2.2, capstyle="projecting", clip_on=False,
+            zorder=5,
+        ),
+        autolim=False,
+    )  # fmt: skip
 
 
 def _show(axes: style.Axes, pixels: np.ndarray) -> None:

@@ -22,17 +22,31 @@ from jinja2 import Environment, Template
 from PIL import Image
 from torch import Tensor
 
+from vrga_ext._arguments import as_array
 from vrga_ext.analysis import head_mask, rrar
-from vrga_ext.analysis.arguments import as_array
 from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.files import replacing
+from vrga_ext.geometry import TokenGeometry
+from vrga_ext.geometry.tokens import TILE, WHOLE
 from vrga_ext.region import HeadIndex
-from vrga_ext.viz.grid import Box, Picture, as_picture, boundary, cells, covered
+from vrga_ext.selection import Span
+from vrga_ext.viz.grid import (
+    Box,
+    Picture,
+    as_geometries,
+    as_picture,
+    boundary,
+    cells,
+    covered,
+    rect_boundary,
+    token_values,
+)
 from vrga_ext.viz.looks import head_maps, per_token
 from vrga_ext.viz.texts import escaped, visible
 
 _LARGEST = 1024  # pixels of a picture's longer side on the page
+_LEVELS = {WHOLE: "tokens of the whole picture", TILE: "tokens of its tiles"}
 
 
 def html_page(
@@ -45,6 +59,7 @@ def html_page(
     heads: Sequence[HeadIndex] | None = None,
     region: Tensor | np.ndarray | None = None,
     box: Box | None = None,
+    geometry: TokenGeometry | Sequence[TokenGeometry] | None = None,
 ) -> str:
     """A page of one generation: pointing at a token shows where the heads looked.
 
@@ -72,6 +87,10 @@ def html_page(
         :func:`vrga_ext.analysis.relevant_tokens`. The question-relevant tokens T_q without it.
     box
         As in :func:`draw_map`, for all pictures.
+    geometry
+        Where the tokens of the picture lie, or of each picture in a list, from
+        :func:`vrga_ext.geometry.token_geometry`. Maps are painted by rectangles then, those of the
+        whole picture and of its tiles beside each other; padding is not shown.
 
     Returns
     -------
@@ -82,7 +101,8 @@ def html_page(
     ------
     ValueError
         The capture holds statistics only; a sample, a head, a picture or the region does not fit
-        it; an image's tokens form no rectangle; or there are no tokens, or more than were captured.
+        it; an image's tokens form no rectangle and there is no geometry, or it does not fit; or
+        there are no tokens, or more than were captured.
     TypeError
         ``image`` has something else than pictures, or ``tokens`` something else than texts.
 
@@ -106,7 +126,7 @@ def html_page(
         head_maps(capture, sample=sample, heads=named), capture, len(tokens), sample=sample
     )  # [T, n]
     spans = capture.images[sample]
-    if len(pictures) != len(spans):
+    if geometry is None and len(pictures) != len(spans):
         raise ValueError(f"image: wanted {len(spans)} pictures, got {len(pictures)}")
     found = capture.region(sample)
     positions = capture.image_positions[sample]
@@ -118,9 +138,14 @@ def html_page(
     shown = found.visual_heads if named is None else named
     strips = _strips(capture, sample, shown, marked, len(tokens))
     outlined = marked[: maps.shape[1]]
-    patches = np.concatenate(
-        [cells(maps, span).reshape(len(tokens), -1) for span in spans], axis=1
-    )  # [T, patches of all images]
+    if geometry is None:
+        panels = [
+            _grid_panel(picture, cells(np.arange(maps.shape[1]), span), outlined, box)
+            for picture, span in zip(pictures, spans, strict=True)
+        ]
+    else:
+        panels = _rect_panels(pictures, as_geometries(geometry, pictures), spans, outlined)
+    patches = maps[:, np.concatenate([panel.tokens for panel in panels])]  # [T, patches of all]
     top = float(np.nanmax(patches, initial=0)) or 1.0
     data = {
         "maps": base64.b64encode(
@@ -130,13 +155,11 @@ def html_page(
         "picture": _numbers(maps.sum(1)),
         "region": _numbers(maps[:, outlined].sum(1)) if outlined.any() else None,
         "strips": [strip.values for strip in strips],
+        "rects": [panel.rects for panel in panels],
     }
     return _template().render(
         title=escaped(" ".join(title.split())),
-        pictures=[
-            _picture(one, cells(outlined, span), box)
-            for one, span in zip(pictures, spans, strict=True)
-        ],
+        pictures=[panel.shown for panel in panels],
         tokens=_tokens(tokens, strips[0]),
         strips=strips,
         outlined=bool(outlined.any()),
@@ -259,25 +282,77 @@ def _tokens(tokens: Sequence[str], strip: _Strip) -> list[dict[str, Any]]:
     ]
 
 
-def _picture(picture: Image.Image, marked: np.ndarray, box: Box | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Panel:
+    """One picture of the page, and the image tokens that are painted over it."""
+
+    tokens: np.ndarray  # int [k], among the sample's image tokens
+    rects: list[list[int]] | None  # of each token in pixels of the canvas; None for a grid
+    shown: dict[str, Any]  # what the template shows
+
+
+def _grid_panel(
+    picture: Image.Image, indices: np.ndarray, marked: np.ndarray, box: Box | None
+) -> _Panel:
+    """Of tokens [rows, columns]."""
     left, upper, right, lower = covered(picture, box)
-    small = picture.copy()
-    small.thumbnail((_LARGEST, _LARGEST))
-    file = io.BytesIO()
-    small.save(file, "PNG", optimize=True)
-    segments = boundary(marked).reshape(-1, 4)
-    return {
-        "source": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
-        "width": small.width,
-        "height": small.height,
+    rows, columns = indices.shape
+    place = {
         "left": 100 * left / picture.width,
         "upper": 100 * upper / picture.height,
         "across": 100 * (right - left) / picture.width,
         "down": 100 * (lower - upper) / picture.height,
-        "rows": marked.shape[0],
-        "columns": marked.shape[1],
-        "outline": "".join(f"M{a} {b}L{c} {d}" for a, b, c, d in segments.tolist()),
+        "rows": rows,
+        "columns": columns,
+        "outline": _path(boundary(marked[indices])),
     }
+    return _Panel(indices.ravel(), None, _picture(picture) | place)
+
+
+def _rect_panels(
+    pictures: Sequence[Image.Image],
+    geometries: Sequence[TokenGeometry],
+    spans: Sequence[Span],
+    marked: np.ndarray,
+) -> list[_Panel]:
+    """One for each level of each picture."""
+    panels = []
+    every = token_values(np.arange(len(marked)), spans, geometries)
+    for picture, geometry, indices in zip(pictures, geometries, every, strict=True):
+        shown = _picture(picture)
+        scale = np.array([shown["width"], shown["height"]] * 2) / [*geometry.size, *geometry.size]
+        for level in np.unique(geometry.level[geometry.level >= 0]):
+            own = geometry.level == level
+            rects = geometry.rects[own] * scale
+            place = {
+                "left": 0,
+                "upper": 0,
+                "across": 100,
+                "down": 100,
+                "rows": shown["height"],
+                "columns": shown["width"],
+                "outline": _path(rect_boundary(rects[marked[indices[own]]])),
+                "caption": _LEVELS[level] if (geometry.level == TILE).any() else "",
+            }
+            panels.append(_Panel(indices[own], np.rint(rects).astype(int).tolist(), shown | place))
+    return panels
+
+
+def _picture(picture: Image.Image) -> dict[str, Any]:
+    small = picture.copy()
+    small.thumbnail((_LARGEST, _LARGEST))
+    file = io.BytesIO()
+    small.save(file, "PNG", optimize=True)
+    return {
+        "source": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "width": small.width,
+        "height": small.height,
+    }
+
+
+def _path(segments: np.ndarray) -> str:
+    """SVG path of segments [k, 2, 2]."""
+    return "".join(f"M{a:g} {b:g}L{c:g} {d:g}" for a, b, c, d in segments.reshape(-1, 4).tolist())
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

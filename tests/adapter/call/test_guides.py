@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import StaticCache
 
 import vrga_ext
 from tests.adapter.explicit import explicit_greedy
 from tests.adapter.families import CACHE, LOOSE, ROWS, build, greedy, logits
+from tests.geometry.families import CASES
 from vrga_ext import Guide
+from vrga_ext.demo.answers import held_out, load_demo, prepare
+from vrga_ext.prompts.pictures import PictureReader, PromptPictures
 
 NEW = 6
 # What a static cache and torch.compile do is not every platform's: the same graph for all tokens.
@@ -300,3 +308,101 @@ def test_a_compiled_step_follows_any_schedule(qwen):
                         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             torch.testing.assert_close(torch.stack(scores), expected, **close)
     assert graphs[0] == graphs[-1], graphs
+
+
+# ---- places in pixels ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo():
+    model, processor = load_demo()
+    samples = held_out(2, seed=3)
+    return model, processor, prepare(processor, samples, steps=0), samples[0].image.size
+
+
+def test_boxes_points_and_masks_of_a_picture(demo):
+    model, processor, inputs, size = demo
+    box = (28, 56, 84, 112)  # 2 x 2 of 6 x 6 tokens of 28 pixels
+    mask = np.zeros(size[::-1], bool)
+    mask[56:112, 28:84] = True
+    expected = [13, 14, 19, 20]
+    kinds = {
+        "boxes": {"boxes": [box]},
+        "points": {"points": [(30, 60), (60, 60), (30, 90), (83, 111)]},
+        "masks": {"masks": mask},
+    }
+    with vrga_ext.enable(model, processor=processor) as handle:
+        for name, places in kinds.items():
+            guide = Guide(**places, image_sizes=size)
+            model.generate(**inputs, max_new_tokens=2, vrga=[guide, False])
+            region = handle.regions[0]
+            found = torch.searchsorted(region.image_positions, region.boosted).tolist()
+            assert found == expected, name
+            assert not len(handle.regions[1].boosted)
+
+
+@given(data=st.data(), share=st.sampled_from([0.2, 0.5, 1.0]))
+@settings(max_examples=12, derandomize=True, deadline=None)
+def test_each_token_lies_in_the_box_or_is_the_best_one(demo, data, share):
+    model, processor, inputs, (width, height) = demo
+    x0, y0 = data.draw(st.integers(0, width - 2)), data.draw(st.integers(0, height - 2))
+    x1, y1 = data.draw(st.integers(x0 + 2, width)), data.draw(st.integers(y0 + 1, height))
+    guide = Guide(boxes=[(x0, y0, x1, y1)], image_sizes=(width, height), min_coverage=share)
+    with vrga_ext.enable(model, processor=processor) as handle:
+        model.generate(**inputs, max_new_tokens=1, vrga=guide)
+        regions = list(handle.regions)
+    cells = torch.tensor([(28 * (i % 6), 28 * (i // 6)) for i in range(36)])
+    low = torch.maximum(cells, torch.tensor([x0, y0]))
+    high = torch.minimum(cells + 28, torch.tensor([x1, y1]))
+    covered = (high - low).clamp(min=0).prod(1) / 28**2
+    wanted = covered >= share if (covered >= share).any() else covered == covered.max()
+    for region in regions:
+        assert torch.equal(region.boosted, region.image_positions[wanted])
+
+
+def test_a_picture_in_tiles():
+    """A box in the last tile is of tokens there and of the thumbnail, which comes last."""
+    reader = PictureReader(CASES["idefics3"].build(), None)
+    tiles = PromptPictures(reader, torch.arange(10, 10 + 7 * 16), None)  # 3 x 2 tiles of 16 tokens
+    guide = Guide(boxes=[(150, 93, 160, 100)], image_sizes=(160, 100))
+    assert (tiles.tokens_of(guide) - 10).tolist() == [5 * 16 + 15, 6 * 16 + 15]
+    with pytest.raises(ValueError, match="there is no way to divide 15 image tokens"):
+        PromptPictures(reader, torch.arange(15), None).tokens_of(guide)
+
+
+def test_several_pictures_of_different_sizes():
+    """The second picture's box is of its own tokens, however many the first one has."""
+    reader = PictureReader(CASES["idefics3"].build(), None)
+    positions = torch.tensor([*range(3, 3 + 112), *range(200, 200 + 7 * 16)])
+    pictures = PromptPictures(reader, positions, None)
+    sizes = [(160, 100), (100, 160)]
+    second = Guide(boxes=[[], [(0, 0, 10, 7)]], image_sizes=sizes)
+    assert pictures.tokens_of(second).tolist() == [200, 200 + 6 * 16]
+    with pytest.raises(ValueError, match="image_sizes: wanted pictures whose tokens can be placed"):
+        pictures.tokens_of(Guide(boxes=[(0, 0, 9, 9)], image_sizes=(160, 100)))
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (Guide(boxes=[(0, 0, 9, 9)], image_sizes=(50, 900)), "no way to divide 36 image tokens"),
+        (Guide(boxes=[[(0, 0, 9, 9)], []], image_sizes=[(168, 168)] * 2), "1 pictures, got 2"),
+    ],
+)
+def test_pictures_that_are_not_the_prompts(demo, guide, message):
+    model, processor, inputs, _ = demo
+    with vrga_ext.enable(model, processor=processor), warnings.catch_warnings():
+        warnings.simplefilter("ignore", vrga_ext.VRGAWarning)
+        call = partial(model.generate, **inputs, max_new_tokens=1, vrga=guide)
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_places_without_a_processor_are_refused(demo):
+    model, _, inputs, size = demo
+    guide = Guide(boxes=[(0, 0, 9, 9)], image_sizes=size)
+    with (
+        vrga_ext.enable(model),
+        pytest.raises(ValueError, match=r"wanted a processor .*pass processor= to enable"),
+    ):
+        model.generate(**inputs, max_new_tokens=1, vrga=guide)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vrga_ext._arguments import as_tuples
 from vrga_ext.analysis.ablation import Ablation, Policy, blinded, check_choice, choose_heads
-from vrga_ext.analysis.arguments import as_tuples
 from vrga_ext.analysis.heads import head_mask
 from vrga_ext.config import VRGAConfig
 from vrga_ext.integrations.transformers.api import enable, unwrapped

@@ -17,6 +17,7 @@ from vrga_ext.integrations.transformers.handle import (
 )
 from vrga_ext.integrations.transformers.runtime import VRGAWarning
 from vrga_ext.integrations.transformers.sequence.kv_cache import returned_cache, state_of
+from vrga_ext.prompts.pictures import PictureReader
 from vrga_ext.prompts.placeholders import find_placeholders
 from vrga_ext.prompts.user_turns import question_finder
 from vrga_ext.region import Region, Regions
@@ -109,7 +110,8 @@ def enable(
         if handle_of(model) is not None:
             raise ValueError("model: VRGA is enabled already; disable it first")
         placeholders = find_placeholders(model, processor, image_token_id)
-        handle = VRGAHandle(model, settings, placeholders, finder, question_end)
+        pictures = PictureReader(processor, model.config)
+        handle = VRGAHandle(model, settings, placeholders, finder, pictures, question_end)
         handle.install()
     return handle
 

@@ -17,6 +17,7 @@ from vrga_ext.integrations.transformers.observe.recorder import CaptureRecorder
 from vrga_ext.integrations.transformers.runtime import Runtime
 from vrga_ext.integrations.transformers.sequence.answer import RegionHook
 from vrga_ext.integrations.transformers.sequence.prompt import declared_image_mask
+from vrga_ext.prompts.pictures import PictureReader
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder, normalise_question_end
 from vrga_ext.prompts.user_turns import finds_the_same
@@ -56,12 +57,13 @@ class VRGAHandle:
         settings: Settings,
         placeholders: Placeholders,
         finder: QuestionFinder,
+        pictures: PictureReader,
         question_end: Any,
     ) -> None:
         self._model = model
         self._finder, self._placeholders = finder, placeholders
         self._runtime = Runtime(settings, normalise_question_end(question_end))
-        self._installation = Installation(model, self._runtime, placeholders, finder)
+        self._installation = Installation(model, self._runtime, placeholders, finder, pictures)
 
     @property
     def config(self) -> VRGAConfig:

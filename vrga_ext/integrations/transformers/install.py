@@ -10,6 +10,7 @@ from vrga_ext.integrations.transformers.call.hooks import ForwardHooks
 from vrga_ext.integrations.transformers.model.facts import find_facts
 from vrga_ext.integrations.transformers.model.layers import check_decoder
 from vrga_ext.integrations.transformers.runtime import Runtime
+from vrga_ext.prompts.pictures import PictureReader
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 
@@ -26,8 +27,8 @@ class Installation:
         A transformers model.
     runtime
         What the hooks read and publish.
-    placeholders, finder
-        Which tokens are images, and where questions end.
+    placeholders, finder, pictures
+        Which tokens are images, where questions end, and where the tokens of pictures lie.
 
     Raises
     ------
@@ -36,7 +37,12 @@ class Installation:
     """
 
     def __init__(
-        self, model: Any, runtime: Runtime, placeholders: Placeholders, finder: QuestionFinder
+        self,
+        model: Any,
+        runtime: Runtime,
+        placeholders: Placeholders,
+        finder: QuestionFinder,
+        pictures: PictureReader,
     ) -> None:
         self._model, self._runtime, self._placeholders = model, runtime, placeholders
         self._text_config = model.config.get_text_config(decoder=True)
@@ -51,7 +57,7 @@ class Installation:
                 "or 'eager', first)"
             )
         self._hooks: ForwardHooks | None = None
-        self._finder = finder
+        self._finder, self._pictures = finder, pictures
         # Attributes of the model's instance: name -> what stood there (None: nothing), and ours.
         self._replaced: dict[str, tuple[Any, Any]] = {}
 
@@ -67,7 +73,7 @@ class Installation:
                     f"{type(model.get_decoder()).__name__}, which keeps {self._base!r}"
                 )
             said = check_decoder(model.get_decoder(), self._text_config, IMPLEMENTATIONS[base])
-            facts = find_facts(model, self._placeholders, self._finder)
+            facts = find_facts(model, self._placeholders, self._finder, self._pictures)
             self._runtime.settings = facts.with_heads(self._runtime.settings)
             self._hooks = hooks = ForwardHooks(self._runtime, facts)
             stock = functools.partial(type(model).generate, model)

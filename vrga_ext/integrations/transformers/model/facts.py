@@ -14,6 +14,7 @@ from vrga_ext.integrations.transformers.sequence.prompt import Prompt
 from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.prompts import images
 from vrga_ext.prompts.guided import Places, find_places
+from vrga_ext.prompts.pictures import PictureReader, PromptPictures
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.settings import Settings
@@ -50,6 +51,8 @@ class ModelFacts:
         Grid rows and columns of a model whose pictures all have one size.
     identity : ModelIdentity
         Which model it is.
+    pictures : PictureReader
+        Tells where the tokens of pictures lie.
     """
 
     body: nn.Module
@@ -65,6 +68,7 @@ class ModelFacts:
     merge_size: int
     fixed_grid: tuple[int, int] | None
     identity: ModelIdentity
+    pictures: PictureReader
 
     def with_heads(self, settings: Settings) -> Settings:
         """Settings whose heads are pairs that the model has; a profile gives its first ones.
@@ -104,19 +108,45 @@ class ModelFacts:
             A guide does not fit its sample.
         """
         assert prompt.ids is not None
+        prompt_pictures = self._pictures(prompt, image)
         found: list[Places | None] = []
         for sample, own in enumerate(prompt.settings):
             if own.guide is None:
                 found.append(None)
                 continue
             try:
-                found.append(find_places(own.guide, image[sample], prompt.ids[sample]))
+                pictures = prompt_pictures[sample]
+                found.append(find_places(own.guide, image[sample], prompt.ids[sample], pictures))
             except ValueError as error:
                 raise ValueError(f"{error} (sample {sample})") from error
         return tuple(found)
 
+    def _pictures(self, prompt: Prompt, image: Tensor) -> list[PromptPictures]:
+        """The pictures of each sample that come with the call."""
+        assert prompt.ids is not None
+        first = max(image.shape[1] - prompt.ids.shape[1], 0)
+        own = image[:, first:]
+        ids = prompt.ids[:, -own.shape[1] :]
+        kinds = images.token_kinds(own, ids, prompt.token_types, self.placeholders.video_ids)
+        grids = prompt.grids.get(images.IMAGE_TYPE)
+        counts = None if grids is None else (grids.prod(1) // self.merge_size**2).tolist()
+        found = []
+        for of_sample in kinds == images.IMAGE_TYPE:
+            positions = of_sample.nonzero().flatten() + first
+            taken: list[int] | None = None
+            if counts is not None:
+                taken = []
+                while counts and sum(taken) < len(positions):
+                    taken.append(counts.pop(0))
+                if sum(taken) != len(positions):
+                    taken = counts = None
+            found.append(PromptPictures(self.pictures, positions, taken))
+        return found
 
-def find_facts(model: Any, placeholders: Placeholders, finder: QuestionFinder) -> ModelFacts:
+
+def find_facts(
+    model: Any, placeholders: Placeholders, finder: QuestionFinder, pictures: PictureReader
+) -> ModelFacts:
     """The facts of a model whose attention has been switched."""
     text_config = model.config.get_text_config(decoder=True)
     decoder = model.get_decoder()
@@ -135,4 +165,5 @@ def find_facts(model: Any, placeholders: Placeholders, finder: QuestionFinder) -
         merge_size=images.merge_size(model.config),
         fixed_grid=images.config_grid(model.config),
         identity=ModelIdentity.from_config(model.config),
+        pictures=pictures,
     )

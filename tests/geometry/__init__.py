@@ -1,0 +1,1 @@
+"""Where image tokens lie in pictures."""
