@@ -157,14 +157,25 @@ def paint(values: Any, geometry: TokenGeometry, level: int | None = None) -> np.
     array([0.5, 0.5, 0.1, nan])
     """
     array = as_array(values).astype(float)
-    scale = _RASTER / max(geometry.size)
-    width, height = (max(round(side * scale), 1) for side in geometry.size)
+    (width, height), scale = raster_size(geometry.size)
     raster = np.full((height, width), np.nan)
     for own in (0, 1) if level is None else (level,):
         for token in np.flatnonzero(geometry.level == own):
             left, top, right, bottom = np.rint(geometry.rects[token] * scale).astype(int)
             raster[top:bottom, left:right] = array[token]
     return raster
+
+
+def raster_size(size: tuple[int, int]) -> tuple[tuple[int, int], np.ndarray]:
+    """Width and height of the raster over a picture, in cells; and cells per pixel of rectangles.
+
+    Examples
+    --------
+    >>> raster_size((512, 128))
+    ((1024, 256), array([2., 2., 2., 2.]))
+    """
+    width, height = (max(round(side * _RASTER / max(size)), 1) for side in size)
+    return (width, height), np.array([width, height] * 2) / [*size, *size]
 
 
 def rect_boundary(rects: np.ndarray) -> np.ndarray:

@@ -39,6 +39,7 @@ from vrga_ext.viz.grid import (
     boundary,
     cells,
     covered,
+    raster_size,
     rect_boundary,
     token_values,
 )
@@ -320,7 +321,7 @@ def _rect_panels(
     every = token_values(np.arange(len(marked)), spans, geometries)
     for picture, geometry, indices in zip(pictures, geometries, every, strict=True):
         shown = _picture(picture)
-        scale = np.array([shown["width"], shown["height"]] * 2) / [*geometry.size, *geometry.size]
+        (columns, rows), scale = raster_size(geometry.size)
         for level in np.unique(geometry.level[geometry.level >= 0]):
             own = geometry.level == level
             rects = geometry.rects[own] * scale
@@ -329,8 +330,8 @@ def _rect_panels(
                 "upper": 0,
                 "across": 100,
                 "down": 100,
-                "rows": shown["height"],
-                "columns": shown["width"],
+                "rows": rows,
+                "columns": columns,
                 "outline": _path(rect_boundary(rects[marked[indices[own]]])),
                 "caption": _LEVELS[level] if (geometry.level == TILE).any() else "",
             }
