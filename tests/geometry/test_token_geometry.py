@@ -138,6 +138,24 @@ def test_learned_queries_have_no_place(config):
 
 
 @pytest.mark.usefixtures("notices")
+@pytest.mark.parametrize(
+    ("name", "has_place"),
+    [
+        *((name, False) for name in ("Aria", "Blip2", "DeepseekOcr2", "Idefics2", "Mllama")),
+        *((name, True) for name in ("Gemma3", "Idefics3", "InternVL", "Llava", "PaliGemma")),
+    ],
+)
+def test_configurations_of_transformers(name, has_place):
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}Config")
+    config = getattr(transformers, f"{name}Config")()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vrga_ext.VRGAWarning)
+        geometry = token_geometry(CASES["paligemma"].build(), (150, 96), 64, config=config)
+    assert (geometry is not None) == has_place
+
+
+@pytest.mark.usefixtures("notices")
 @pytest.mark.parametrize(("name", "count"), [("llava", 67), ("qwen2_vl", 7), ("idefics3", 100)])
 def test_a_number_that_does_not_add_up_is_said_once(name, count):
     processor = CASES[name].build()

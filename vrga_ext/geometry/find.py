@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -194,11 +195,10 @@ def _options(processor: Any, image_processor: Any, given: dict[str, Any]) -> dic
 
 def _placeless(config: Any) -> str:
     """The field that says that image tokens have no place, "" without one."""
-    vision = getattr(config, "vision_config", None)
-    for part in (config, vision):
-        for name in _PLACELESS:
-            if getattr(part, name, None) is not None:
-                return name
+    parts = [config, *(getattr(config, f"{name}_config", None) for name in ("vision", "text"))]
+    for part, name in itertools.product(parts, _PLACELESS):
+        if getattr(part, name, None) is not None:
+            return name
     return ""
 
 
