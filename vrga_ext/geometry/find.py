@@ -15,7 +15,8 @@ import numpy as np
 
 from vrga_ext._arguments import as_numbers
 from vrga_ext._notices import VRGAWarning
-from vrga_ext.geometry.layout import Cells, Shape, token_cells
+from vrga_ext.geometry.cells import Cells, Shape
+from vrga_ext.geometry.layout import token_cells
 from vrga_ext.geometry.ramps import Size, read_elements
 from vrga_ext.geometry.tokens import NONE, TILE, WHOLE, TokenGeometry
 
