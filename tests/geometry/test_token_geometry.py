@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
 
@@ -138,6 +141,24 @@ def test_learned_queries_have_no_place(config):
 
 
 @pytest.mark.usefixtures("notices")
+@pytest.mark.parametrize(
+    ("name", "has_place"),
+    [
+        *((name, False) for name in ("Aria", "Blip2", "DeepseekOcr2", "Idefics2", "Mllama")),
+        *((name, True) for name in ("Gemma3", "Idefics3", "InternVL", "Llava", "PaliGemma")),
+    ],
+)
+def test_configurations_of_transformers(name, has_place):
+    if not hasattr(transformers, f"{name}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}Config")
+    config = getattr(transformers, f"{name}Config")()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", vrga_ext.VRGAWarning)
+        geometry = token_geometry(CASES["paligemma"].build(), (150, 96), 64, config=config)
+    assert (geometry is not None) == has_place
+
+
+@pytest.mark.usefixtures("notices")
 @pytest.mark.parametrize(("name", "count"), [("llava", 67), ("qwen2_vl", 7), ("idefics3", 100)])
 def test_a_number_that_does_not_add_up_is_said_once(name, count):
     processor = CASES[name].build()
@@ -193,6 +214,38 @@ def test_one_of_several_pictures_of_a_prompt_has_no_tiles_in_llava_onevision():
     shown = (black != white).unfold(0, 14, 14).unfold(1, 14, 14).flatten(2).any(2).flatten()
     geometry = token_geometry(case.build(), (150, 96), 65, config=case.config)
     assert geometry.level.tolist() == [0 if token else -1 for token in shown] + [-1]
+
+
+@pytest.mark.parametrize("size", [(150, 150), (150, 140)])
+def test_a_mosaic_that_is_shrunk(size):
+    """Many tiles are shrunk bilinearly: tokens are mixtures then, spread evenly."""
+    pinpoints = [[472, 472]]
+    case = replace(
+        CASES["llava_onevision"],
+        settings={"size": square(118), "image_grid_pinpoints": pinpoints},
+        config=anyres(118, 14, pinpoints),
+    )
+    output = case.run(Image.new("RGB", size))
+    modeling = importlib.import_module(
+        "transformers.models.llava_onevision.modeling_llava_onevision"
+    )
+    (packed,), _ = modeling.LlavaOnevisionModel.pack_image_features(
+        SimpleNamespace(config=case.config),
+        [torch.zeros(output["pixel_values"].shape[1], 64, 1)],
+        output["image_sizes"],
+        image_newline=torch.tensor([-1.0]),
+    )
+    rows = int((packed < 0).sum())
+    columns = (len(packed) - 64) // rows - 1
+    assert rows * columns < 30 * 30  # of 32 x 32 less what is padding
+    geometry = token_geometry(case.build(), size, len(packed), config=case.config)
+    own = geometry.rects[64:].reshape(rows, columns + 1, 4)
+    assert np.isnan(own[:, -1]).all()
+    step = 14 / 472 * 150  # pixels of a token before
+    for side, of, middles in ((0, columns, own[0, :-1]), (1, rows, own[:, 0])):
+        wanted = (np.arange(of) + 0.5) * size[side] / of
+        found = (middles[:, side] + middles[:, side + 2]) / 2
+        np.testing.assert_allclose(found, wanted, atol=0.6 * step)
 
 
 def test_the_defaults_of_a_processor_count():

@@ -14,7 +14,7 @@ from tests.viz.scenes import told
 from vrga_ext import viz
 from vrga_ext.geometry import TokenGeometry
 from vrga_ext.selection import Span
-from vrga_ext.viz.grid import rect_boundary
+from vrga_ext.viz.rects import rect_boundary
 
 
 def even(rows: int, columns: int, box) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from vrga_ext._arguments import as_numbers
-from vrga_ext.geometry.layout import Cells, Shape, token_cells
+from vrga_ext.geometry.cells import Cells, Shape
+from vrga_ext.geometry.layout import token_cells
 from vrga_ext.geometry.ramps import Size, read_elements
 from vrga_ext.geometry.tokens import NONE, TILE, WHOLE, TokenGeometry
 from vrga_ext.warning import VRGAWarning
@@ -194,11 +196,10 @@ def _options(processor: Any, image_processor: Any, given: dict[str, Any]) -> dic
 
 def _placeless(config: Any) -> str:
     """The field that says that image tokens have no place, "" without one."""
-    vision = getattr(config, "vision_config", None)
-    for part in (config, vision):
-        for name in _PLACELESS:
-            if getattr(part, name, None) is not None:
-                return name
+    parts = [config, *(getattr(config, f"{name}_config", None) for name in ("vision", "text"))]
+    for part, name in itertools.product(parts, _PLACELESS):
+        if getattr(part, name, None) is not None:
+            return name
     return ""
 
 

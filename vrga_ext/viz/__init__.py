@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vrga_ext._lazy import lazy
-from vrga_ext.viz.grid import boundary, cells, paint, token_values
+from vrga_ext.viz.grid import boundary, cells
+from vrga_ext.viz.rects import paint, token_values
 
 if TYPE_CHECKING:
     from vrga_ext.viz.drift import compare_drift, draw_drift

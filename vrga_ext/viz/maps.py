@@ -12,18 +12,8 @@ from vrga_ext._arguments import as_array
 from vrga_ext.geometry import TokenGeometry
 from vrga_ext.region import Region
 from vrga_ext.viz import style
-from vrga_ext.viz.grid import (
-    Box,
-    Picture,
-    as_geometries,
-    as_picture,
-    boundary,
-    cells,
-    covered,
-    paint,
-    rect_boundary,
-    token_values,
-)
+from vrga_ext.viz.grid import Box, Picture, as_picture, boundary, cells, covered
+from vrga_ext.viz.rects import as_geometries, paint, rect_boundary, token_values
 
 
 def draw_map(

@@ -7,7 +7,6 @@ The page is one file with picture, maps and script inside, and needs no network.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, Template
-from PIL import Image
 from torch import Tensor
 
 from vrga_ext._arguments import as_array
@@ -28,25 +26,12 @@ from vrga_ext.analysis.heads import select_heads
 from vrga_ext.captures import Capture
 from vrga_ext.files import replacing
 from vrga_ext.geometry import TokenGeometry
-from vrga_ext.geometry.tokens import TILE, WHOLE
 from vrga_ext.region import HeadIndex
-from vrga_ext.selection import Span
-from vrga_ext.viz.grid import (
-    Box,
-    Picture,
-    as_geometries,
-    as_picture,
-    boundary,
-    cells,
-    covered,
-    rect_boundary,
-    token_values,
-)
+from vrga_ext.viz.grid import Box, Picture, as_picture, cells
 from vrga_ext.viz.looks import head_maps, per_token
+from vrga_ext.viz.panels import grid_panel, rect_panels
+from vrga_ext.viz.rects import as_geometries
 from vrga_ext.viz.texts import escaped, visible
-
-_LARGEST = 1024  # pixels of a picture's longer side on the page
-_LEVELS = {WHOLE: "tokens of the whole picture", TILE: "tokens of its tiles"}
 
 
 def html_page(
@@ -140,11 +125,11 @@ def html_page(
     outlined = marked[: maps.shape[1]]
     if geometry is None:
         panels = [
-            _grid_panel(picture, cells(np.arange(maps.shape[1]), span), outlined, box)
+            grid_panel(picture, cells(np.arange(maps.shape[1]), span), outlined, box)
             for picture, span in zip(pictures, spans, strict=True)
         ]
     else:
-        panels = _rect_panels(pictures, as_geometries(geometry, pictures), spans, outlined)
+        panels = rect_panels(pictures, as_geometries(geometry, pictures), spans, outlined)
     patches = maps[:, np.concatenate([panel.tokens for panel in panels])]  # [T, patches of all]
     top = float(np.nanmax(patches, initial=0)) or 1.0
     data = {
@@ -280,79 +265,6 @@ def _tokens(tokens: Sequence[str], strip: _Strip) -> list[dict[str, Any]]:
         }
         for text, value in zip(tokens, strip.values, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """One picture of the page, and the image tokens that are painted over it."""
-
-    tokens: np.ndarray  # int [k], among the sample's image tokens
-    rects: list[list[int]] | None  # of each token in pixels of the canvas; None for a grid
-    shown: dict[str, Any]  # what the template shows
-
-
-def _grid_panel(
-    picture: Image.Image, indices: np.ndarray, marked: np.ndarray, box: Box | None
-) -> _Panel:
-    """Of tokens [rows, columns]."""
-    left, upper, right, lower = covered(picture, box)
-    rows, columns = indices.shape
-    place = {
-        "left": 100 * left / picture.width,
-        "upper": 100 * upper / picture.height,
-        "across": 100 * (right - left) / picture.width,
-        "down": 100 * (lower - upper) / picture.height,
-        "rows": rows,
-        "columns": columns,
-        "outline": _path(boundary(marked[indices])),
-    }
-    return _Panel(indices.ravel(), None, _picture(picture) | place)
-
-
-def _rect_panels(
-    pictures: Sequence[Image.Image],
-    geometries: Sequence[TokenGeometry],
-    spans: Sequence[Span],
-    marked: np.ndarray,
-) -> list[_Panel]:
-    """One for each level of each picture."""
-    panels = []
-    every = token_values(np.arange(len(marked)), spans, geometries)
-    for picture, geometry, indices in zip(pictures, geometries, every, strict=True):
-        shown = _picture(picture)
-        scale = np.array([shown["width"], shown["height"]] * 2) / [*geometry.size, *geometry.size]
-        for level in np.unique(geometry.level[geometry.level >= 0]):
-            own = geometry.level == level
-            rects = geometry.rects[own] * scale
-            place = {
-                "left": 0,
-                "upper": 0,
-                "across": 100,
-                "down": 100,
-                "rows": shown["height"],
-                "columns": shown["width"],
-                "outline": _path(rect_boundary(rects[marked[indices[own]]])),
-                "caption": _LEVELS[level] if (geometry.level == TILE).any() else "",
-            }
-            panels.append(_Panel(indices[own], np.rint(rects).astype(int).tolist(), shown | place))
-    return panels
-
-
-def _picture(picture: Image.Image) -> dict[str, Any]:
-    small = picture.copy()
-    small.thumbnail((_LARGEST, _LARGEST))
-    file = io.BytesIO()
-    small.save(file, "PNG", optimize=True)
-    return {
-        "source": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
-        "width": small.width,
-        "height": small.height,
-    }
-
-
-def _path(segments: np.ndarray) -> str:
-    """SVG path of segments [k, 2, 2]."""
-    return "".join(f"M{a:g} {b:g}L{c:g} {d:g}" for a, b, c, d in segments.reshape(-1, 4).tolist())
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
