@@ -235,7 +235,7 @@ def test_rows_of_a_batch_are_looked_at_one_by_one(side):
     padded = torch.tensor(joined)
     is_text = padded != made.tokenizer.pad_token_id
     is_image = padded == made.image_token_id
-    ends = question_ends(padded, is_text, is_image, 0, "auto", question_finder(made), 0, 1)
+    ends = question_ends(padded, is_text, is_image, 0, "auto", question_finder(made), [0] * 5, 1)
     assert [end.rule for end in ends] == ["template"] * 4 + ["last_token"]
     for row, end in enumerate(ends[:4]):
         before = made.tokenizer.decode(padded[row, : end.position + 1])
