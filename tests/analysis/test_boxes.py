@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from transformers import Idefics3ImageProcessorPil, Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil
 
 import vrga_ext
 from tests.adapter.families import build, greedy
+from tests.geometry.families import CASES
 from vrga_ext.analysis import relevant_tokens, token_levels
 from vrga_ext.analysis.boxes import picture_tokens
 from vrga_ext.selection import Span
@@ -69,9 +72,8 @@ def test_levels_of_a_capture(capture):
 
 def test_tiles_of_a_picture_are_joined():
     """Four tiles and the whole picture, 3 x 3 tokens each, in runs of their own."""
-    processor = Idefics3ImageProcessorPil(
-        max_image_size={"longest_edge": 84}, size={"longest_edge": 168}
-    )
+    settings = {"max_image_size": {"longest_edge": 84}, "size": {"longest_edge": 168}}
+    processor = replace(CASES["idefics3"], settings=settings).build()
     tile = (3, 3)
     one = captured([5, tile, 6, tile, 6, tile, 6, tile, 6, tile, 7, 8])
     assert len(one.images[0]) == 5
