@@ -109,6 +109,8 @@ def test_what_cannot_be_done_is_said_before_torch_is_imported(tmp_path):
         "demo|--image|own.png|--question|a cat?": "does not know 'a', 'cat'",
         "demo|--image|own.png|--question| ": "question: wanted a question, got nothing",
         "demo|--image|own.png|--question|?|--output|own.png": "output: wanted another place",
+        "demo|--box|1,2,3": "box: wanted x0,y0,x1,y1 in pixels, got '1,2,3'",
+        "demo|--box|9,9,400,20": "box: wanted boxes inside a picture of 168 x 168",
         "demo|--model|some/model": "image: wanted a picture of yours",
         "demo|--model|no/such/folder|--image|own.png|--question|?": "model: wanted a folder",
         "demo|--model|empty|--image|own.png|--question|?": "model: wanted a folder",

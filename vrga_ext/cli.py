@@ -80,6 +80,10 @@ def demo(
     model: Annotated[
         str | None, typer.Option(help="A real checkpoint from the hub, or a folder with one.")
     ] = None,
+    box: Annotated[
+        str | None,
+        typer.Option(help="Where to look, in place of what VRGA finds: x0,y0,x1,y1 in pixels."),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where to write the figure.")] = Path(
         "vrga_demo.png"
     ),
@@ -95,7 +99,7 @@ def demo(
     with _errors_in_one_line("demo"):
         from vrga_ext.demo.request import check_request
 
-        request = check_request(output, samples, image, question, model, html)
+        request = check_request(output, samples, image, question, model, html, box=box)
         from vrga_ext.demo.run import carry_out  # now: it imports torch and transformers
 
         carry_out(request)

@@ -89,6 +89,27 @@ def test_demo_answers_and_draws(tmp_path, capsys):
     assert SAMPLE_QUESTION in shown
 
 
+def test_demo_looks_at_a_box(tmp_path, monkeypatch, capsys):
+    """The token of the solid square is boosted; the answer is the square's colour."""
+    drawn = []
+    monkeypatch.setattr(run, "draw", lambda figure, output: drawn.append(figure))
+    outcome = run_demo(tmp_path / "figure.png", 64, box="60,30,82,54")
+    assert outcome.answer_with.endswith("purple")
+    assert outcome.accuracy_with is None
+    (figure,) = drawn
+    assert np.argwhere(figure.region).tolist() == [[1, 2]]
+    assert figure.heading == "Tokens of the box"
+    assert [view.is_right for view in figure.views] == [False, True]
+    assert "with the box" in capsys.readouterr().out
+
+
+def test_a_box_of_a_part_of_the_picture():
+    guide = run._guide((0, 10, 120, 90), (100, 0, 300, 200))
+    assert (guide.boxes, guide.image_sizes) == ((((0, 10, 20, 90),),), ((200, 200),))
+    with pytest.raises(DemoError, match=r"box: wanted one in \(100, 0, 300, 200\)"):
+        run._guide((0, 10, 90, 90), (100, 0, 300, 200))
+
+
 def test_demo_takes_any_picture_and_a_direct_question(tmp_path):
     path = tmp_path / "tall.jpg"
     pixels = np.random.default_rng(0).integers(0, 255, size=(300, 140, 3), dtype=np.uint8)
@@ -197,7 +218,7 @@ def test_moment_is_the_one_that_was_drawn(tmp_path, monkeypatch):
         SimpleNamespace(region=scene.capture.region(0), attention=attention, words="", moment=when)
         for when in ("averaged over the answer", moment)
     ]
-    mixed = run._figure(None, "", tuple(runs), run.DEMO_CONFIG, None, 0, None).moment
+    mixed = run._figure(None, "", tuple(runs), run.DEMO_CONFIG, None, None, 0, None).moment
     assert mixed == (
         f"without VRGA attention averaged over the answer; with VRGA {at_color}, after 2 written "
         "steps"
@@ -214,7 +235,8 @@ def test_texts_of_the_figure_do_not_meet(size, tmp_path, monkeypatch):
     view = drawing.View("Visual heads", "W" * 36, True, grid)
     drawing.draw(
         drawing.Figure(
-            Image.new("RGB", size), "What $x_{$ is it? " * 20, 3, grid > 0, (view, view),
+            Image.new("RGB", size), "What $x_{$ is it? " * 20, "Tokens", "outlined",
+            grid > 0, (view, view),
             "attention at a moment " * 12, "a footer " * 14,
         ),
         tmp_path / "q.png",
@@ -399,7 +421,7 @@ def test_image_without_a_rectangle_is_not_drawn():
     region = SimpleNamespace(grid=None, image_positions=torch.arange(7))
     runs = (None, SimpleNamespace(region=region))
     with pytest.raises(DemoError, match="form a rectangle, got 7 image tokens"):
-        run._figure(None, "What is it?", runs, None, None, 0, None)
+        run._figure(None, "What is it?", runs, None, None, None, 0, None)
 
 
 @pytest.fixture

@@ -49,10 +49,10 @@ class Figure:
         The picture.
     question : str
         What was asked.
-    heads : int
-        Number of visual heads.
+    heading, caption : str
+        Above and below the picture with the region.
     region : bool [rows, columns]
-        Question-relevant tokens, T_q.
+        Boosted tokens before they are widened, T_q or those of a box.
     views : (View, View)
         Without VRGA, and with it.
     moment : str
@@ -63,7 +63,8 @@ class Figure:
 
     image: Image.Image
     question: str
-    heads: int
+    heading: str
+    caption: str
     region: np.ndarray
     views: tuple[View, View]
     moment: str
@@ -93,8 +94,8 @@ def draw(figure: Figure, output: Path) -> None:
     )
     draw_picture(found, figure.image, region=figure.region)
     count = f"{int(figure.region.sum())} of {figure.region.size} image tokens"
-    style.heading(found, "Question-relevant tokens found", count)
-    _below(found, side, f"outlined: T$_q$, from {figure.heads} visual heads", style.REGION, 10)
+    style.heading(found, figure.heading, count)
+    _below(found, side, figure.caption, style.REGION, 10)
 
     before, after = figure.views
     compare_maps(

@@ -10,6 +10,7 @@ from PIL import Image
 from vrga_ext.demo.models import check_checkpoint
 from vrga_ext.demo.outputs import check_apart, check_file
 from vrga_ext.demo.pictures import DemoError, check_question, check_text, open_picture
+from vrga_ext.guide import Guide
 
 # A held-out picture, picked from those on which the boost changes the answer; the accuracies say
 # how often that happens.
@@ -40,6 +41,8 @@ class Request:
         Folder or id of a checkpoint; None for the demo model.
     max_new_tokens : int
         Longest answer of a checkpoint (tokens).
+    box : (x0, y0, x1, y1), optional
+        Where the model should look (pixels of ``picture``).
     """
 
     output: Path
@@ -50,6 +53,7 @@ class Request:
     truth: str | None
     model_id: str | None
     max_new_tokens: int
+    box: tuple[float, float, float, float] | None = None
 
 
 def check_request(
@@ -60,6 +64,7 @@ def check_request(
     model_id: str | None = None,
     html: Path | None = None,
     max_new_tokens: int = 256,
+    box: str | None = None,
 ) -> Request:
     """Read the picture and check the other arguments.
 
@@ -96,4 +101,18 @@ def check_request(
     else:
         check_checkpoint("model", model_id)
     truth = SAMPLE_COLOR if image is None and question is None else None
-    return Request(output, html, samples, picture, text, truth, model_id, max_new_tokens)
+    place = None if box is None else _checked_box(box, picture)
+    return Request(output, html, samples, picture, text, truth, model_id, max_new_tokens, place)
+
+
+def _checked_box(box: str, picture: Image.Image) -> tuple[float, float, float, float]:
+    """The box of a text ``x0,y0,x1,y1``, which lies in the picture."""
+    try:
+        x0, y0, x1, y1 = (float(number) for number in box.split(","))
+    except ValueError:
+        raise DemoError(f"box: wanted x0,y0,x1,y1 in pixels, got {box!r}") from None
+    try:
+        Guide(boxes=[(x0, y0, x1, y1)], image_sizes=picture.size)
+    except ValueError as error:
+        raise DemoError(str(error).replace("boxes:", "box:", 1)) from error
+    return x0, y0, x1, y1

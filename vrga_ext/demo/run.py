@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 import vrga_ext
-from vrga_ext import Capture, VRGAConfig
+from vrga_ext import Capture, Guide, VRGAConfig
 from vrga_ext.demo import answers, terminal
 from vrga_ext.demo.answers import DEMO_CONFIG, ForcedSteps, held_out, load_demo, messages
 from vrga_ext.demo.build import token
@@ -81,6 +81,7 @@ def run_demo(
     model_id: str | None = None,
     html: Path | None = None,
     max_new_tokens: int = 256,
+    box: str | None = None,
 ) -> Outcome:
     """Answer a question about a picture with and without VRGA, and draw where the model looked.
 
@@ -101,6 +102,9 @@ def run_demo(
         File for a page of the answer with VRGA, token by token; without it no page is written.
     max_new_tokens
         Longest answer of a real checkpoint.
+    box
+        Where the model should look, ``x0,y0,x1,y1`` in pixels of the picture, in place of what VRGA
+        finds; no accuracies are measured then.
 
     Raises
     ------
@@ -110,7 +114,7 @@ def run_demo(
         There is no such model; nothing was loaded or written then.
     """
     return carry_out(
-        check_request(output, samples, image, question, model_id, html, max_new_tokens)
+        check_request(output, samples, image, question, model_id, html, max_new_tokens, box)
     )
 
 
@@ -118,10 +122,12 @@ def carry_out(request: Request) -> Outcome:
     """Do what :func:`run_demo` describes, with checked arguments."""
     console = terminal.console()
     picture, text = request.picture, request.question
+    part = (0, 0, *picture.size)
     forced = None
     if request.model_id is not None:
         model, processor = load_checkpoint(request.model_id)
-        picture = picture.crop(visible_part(processor, picture.size))  # what the maps lie over
+        part = visible_part(processor, picture.size)
+        picture = picture.crop(part)  # what the maps lie over
         config = VRGAConfig()
     else:
         model, processor = load_demo()
@@ -131,22 +137,24 @@ def carry_out(request: Request) -> Outcome:
     def show(words: str, before: str = "") -> None:
         console.print(Text.assemble((before, "bold"), terminal.shown(words, console)))
 
+    guide = None if request.box is None else _guide(request.box, part)
     show("", terminal.shown(text, console))
     accuracy: tuple[float, float] | None = None
     with one_thread() if request.model_id is None else nullcontext():
         runs = tuple(
-            _answer(model, processor, picture, text, setting, forced, request.max_new_tokens)
-            for setting in (config.replace(gamma=0.0), config)
+            _answer(model, processor, picture, text, setting, forced, request.max_new_tokens, place)
+            for setting, place in ((config.replace(gamma=0.0), None), (config, guide))
         )
-        for name, run in zip(("without VRGA", "with VRGA"), runs, strict=True):
+        names = ("without VRGA", "with VRGA" if guide is None else "with the box")
+        for name, run in zip(names, runs, strict=True):
             show(_shorten(run.words), f"{name}  ")
-        if request.model_id is None and request.samples:
+        if request.model_id is None and request.samples and guide is None:
             accuracy = _accuracies(model, processor, config, request.samples, console)
             show(
                 f"accuracy over {request.samples} held-out questions, {STEPS} steps: "
                 f"{accuracy[0]:.1%} without VRGA, {accuracy[1]:.1%} with"
             )
-    figure = _figure(picture, text, runs, config, accuracy, request.samples, request.truth)
+    figure = _figure(picture, text, runs, config, guide, accuracy, request.samples, request.truth)
     request.output.parent.mkdir(parents=True, exist_ok=True)
     draw(figure, request.output)
     show(f"picture written to {request.output}")
@@ -157,6 +165,17 @@ def carry_out(request: Request) -> Outcome:
         show(f"page written to {request.html}")
     before, after = accuracy or (None, None)
     return Outcome(runs[0].words, runs[1].words, before, after, request.output)
+
+
+def _guide(box: tuple[float, ...], part: tuple[int, ...]) -> Guide:
+    """The guide of a box of the picture, in the part of it that the model is given."""
+    left, top, right, bottom = part
+    x0, y0, x1, y1 = box
+    inside = (max(x0, left), max(y0, top), min(x1, right), min(y1, bottom))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DemoError(f"box: wanted one in {part}, which is what the model sees, got {box}")
+    moved = (inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top)
+    return Guide(boxes=[moved], image_sizes=(right - left, bottom - top))
 
 
 @contextmanager
@@ -199,9 +218,10 @@ def _answer(
     config: VRGAConfig,
     forced: int | None,
     max_new_tokens: int,
+    guide: Guide | None,
 ) -> _Run:
     """One greedy answer; ``forced`` is the number of steps, ``None`` for a real checkpoint."""
-    inputs = processor.apply_chat_template(
+    inputs: Any = processor.apply_chat_template(
         messages(picture, text),
         tokenize=True,
         add_generation_prompt=True,
@@ -209,6 +229,8 @@ def _answer(
         return_tensors="pt",
     ).to(model.device)
     length = inputs["input_ids"].shape[1]
+    if guide is not None:
+        inputs = {**inputs, "vrga": guide}
     with (
         vrga_ext.enable(model, config, processor=processor) as handle,
         vrga_ext.capture(model, prompt_rows=[length - 1], rows=True) as recording,
@@ -279,6 +301,7 @@ def _figure(
     text: str,
     runs: tuple[_Run, ...],
     config: VRGAConfig,
+    guide: Guide | None,
     accuracy: tuple[float, float] | None,
     samples: int,
     truth: str | None,
@@ -291,7 +314,8 @@ def _figure(
             f"{len(region.image_positions)} image tokens that do not"
         )
     focus = torch.isin(region.image_positions, region.focus).numpy().reshape(grid)
-    boosted = rf"Visual heads, with VRGA ($\gamma$ = {config.gamma:g})"
+    told = "VRGA" if guide is None else "the box"
+    boosted = rf"Visual heads, with {told} ($\gamma$ = {config.gamma:g})"
     views = [
         View(
             title,
@@ -307,9 +331,9 @@ def _figure(
     ]
     moment = f"attention {runs[1].moment}"
     if runs[0].moment != runs[1].moment:
-        moment = f"without VRGA attention {runs[0].moment}; with VRGA {runs[1].moment}"
+        moment = f"without VRGA attention {runs[0].moment}; with {told} {runs[1].moment}"
     notes = ["greedy decoding, the same picture and question"]
-    if truth is not None:
+    if truth is not None and guide is None:
         notes = ["tiny model trained for this demo, a picture picked where the answer changes"]
     if accuracy is not None:
         notes.append(
@@ -317,9 +341,11 @@ def _figure(
             f"{accuracy[1]:.0%} with"
         )
     footer = "; ".join(notes)
-    return Figure(
-        picture, text, len(region.visual_heads), focus, (views[0], views[1]), moment, footer
-    )
+    heading, caption = "Question-relevant tokens found", "outlined: T$_q$, from"
+    if guide is not None:
+        heading, caption = "Tokens of the box", "outlined: boosted in"
+    caption += f" {len(region.visual_heads)} visual heads"
+    return Figure(picture, text, heading, caption, focus, (views[0], views[1]), moment, footer)
 
 
 def _shorten(words: str, longest: int = 34) -> str:
