@@ -41,8 +41,7 @@ class Guide:
     tokens : tuple of int, optional
         Positions of image tokens in the prompt, left padding included.
     image_sizes : tuple of (width, height)
-        Of each picture (pixels). Boxes and points need it; nothing is guessed from a grid. Without
-        places it tells the selection where the tokens lie, for its neighbourhoods.
+        Of each picture (pixels). Boxes and points need it; nothing is guessed from a grid.
     gamma : float, optional
         Boost of the region in gated heads (no unit); None: as the configuration has it.
     suppress : float, optional
@@ -57,8 +56,8 @@ class Guide:
         with None none. Ascending. The pass over the prompt writes token 0 and is not guided.
     between : (int, int), optional
         Ids of a start and an end token, such as those of ``<think>`` and ``</think>``: the guide
-        holds only after the first and before the second. What follows the question in the prompt
-        counts.
+        holds only after the first and before the second. The last of the two in the prompt tells
+        whether the answer begins inside.
     min_coverage : float
         Share of a token's rectangle that has to lie in a box or mask, ``(0, 1]``. Where no token
         reaches it, the best one counts, of the whole picture and of its tiles separately.
