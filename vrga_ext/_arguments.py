@@ -81,20 +81,6 @@ def as_tuples(
     return entries
 
 
-def as_size(name: str, value: Any) -> tuple[float, float]:
-    """Width and height of an image, above 0.
-
-    Raises
-    ------
-    ValueError
-        It is something else.
-    """
-    width, height = as_numbers(name, value, "(width, height)")
-    if not (width > 0 and height > 0):
-        raise ValueError(f"{name}: wanted (width, height) above 0, got {value!r}")
-    return width, height
-
-
 def check_pixels(
     name: str, boxes: Sequence[Box], size: tuple[float, float], layout: str = BOX
 ) -> None:

@@ -30,7 +30,7 @@ from vrga_ext._stored import (
     fail,
     parsed_object,
 )
-from vrga_ext.files import replacing
+from vrga_ext.files import write_whole
 from vrga_ext.region import Region, Rule
 
 _KEY, _FORMAT = "vrga_capture", 2
@@ -93,12 +93,7 @@ def write_capture(capture: Any, path: Path) -> None:
         _split(region, f"regions.{index}.", tensors) for index, region in enumerate(capture.regions)
     ]
     about["model"] = None if capture.model is None else asdict(capture.model)
-    stored = save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)})
-    try:
-        with replacing(path) as file:
-            file.write_bytes(stored)
-    except OSError as error:
-        raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
+    write_whole(path, save(tensors, {_KEY: json.dumps({"format": _FORMAT} | about)}))
 
 
 def read_capture(path: Path) -> dict[str, Any]:

@@ -82,6 +82,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file with :func:`replacing`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; an existing one stays as it was.
+    """
+    try:
+        with replacing(path) as file:
+            file.write_bytes(content)
+    except OSError as error:
+        raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
+
+
 def written_in_place(path: Path) -> bool:
     """Whether ``path`` is a pipe, a device or an open file, which must not be replaced."""
     return not _is_replaced(_followed(path))

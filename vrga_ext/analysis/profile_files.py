@@ -25,7 +25,7 @@ from vrga_ext._stored import (
     fail,
     parsed_object,
 )
-from vrga_ext.files import replacing
+from vrga_ext.files import write_whole
 
 _KEY, _FORMAT = "vrga_head_profile", 1
 _NAMES = ("layers", "prompts", "selected", "mean_efr", "mean_rrar", "model")
@@ -55,12 +55,7 @@ def write_profile(profile: Any, path: Path) -> None:
         "mean_rrar": None if profile.mean_rrar is None else _without_nan(profile.mean_rrar),
         "model": None if profile.model is None else asdict(profile.model),
     }
-    text = json.dumps(content, allow_nan=False) + "\n"
-    try:
-        with replacing(path) as file:
-            file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"path: wanted a file to write to, got {path} ({error})") from error
+    write_whole(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def read_profile(path: Path) -> dict[str, Any]:

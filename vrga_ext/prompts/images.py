@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from vrga_ext.config import ImageSpan
-from vrga_ext.reference import FOCUS_FLAG, IMAGE_FLAG
 from vrga_ext.selection import Span
 
 # Values of ``mm_token_type_ids``; a third one is text.
@@ -91,26 +90,6 @@ def _pair(config: Any, name: str) -> tuple[int, int] | None:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         return int(value[0]), int(value[1])
     return None
-
-
-def position_flags(image: Tensor, positions: Tensor) -> Tensor:
-    """``key_flags`` of the operations for one sample, uint8 [S].
-
-    Parameters
-    ----------
-    image : bool [S]
-        V: image tokens of the sample.
-    positions : int64 [m]
-        Positions of the boosted ones.
-
-    Examples
-    --------
-    >>> position_flags(torch.tensor([False, True, True]), torch.tensor([2]))
-    tensor([0, 1, 3], dtype=torch.uint8)
-    """
-    flags = image.to(torch.uint8) * IMAGE_FLAG
-    flags[positions] |= FOCUS_FLAG
-    return flags
 
 
 def image_runs(mask: Tensor) -> list[tuple[int, int]]:

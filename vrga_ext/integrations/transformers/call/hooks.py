@@ -36,10 +36,10 @@ from vrga_ext.integrations.transformers.sequence.answer import (
 )
 from vrga_ext.integrations.transformers.sequence.kv_cache import (
     attach_state,
-    caches_in,
     returned_cache,
     state_of,
 )
+from vrga_ext.integrations.transformers.sequence.places import prompt_places
 from vrga_ext.integrations.transformers.sequence.prompt import (
     Prompt,
     Stage,
@@ -91,7 +91,7 @@ class ForwardHooks:
             return original(*args, **kwargs)
         settings = self._settings(settings_of_generate(model, args, kwargs))
         with generate_prompt(self._runtime.key, args, kwargs, settings) as prompt:
-            self._find_places(prompt, caches_in(kwargs))
+            self._find_places(prompt, self._facts.body_cache.of(kwargs))
             output = original(*args, **kwargs)
         told.tell_answer(prompt, kwargs, output)
         return output
@@ -127,7 +127,7 @@ class ForwardHooks:
             settings = self._settings(told_settings)
             prompt = enter_forward(self._runtime.key, given, settings)
             try:
-                self._find_places(prompt, [] if cache is None else [cache])
+                self._find_places(prompt, cache)
             except ValueError:
                 leave_forward(self._runtime.key)
                 raise
@@ -144,17 +144,16 @@ class ForwardHooks:
         """The settings of a call, from what it says; a prompt within another one has its own."""
         outer = current_prompt.get()
         if told_settings is None:
-            if outer is not None and outer.owner == self._runtime.key and not outer.over:
-                return tuple(own.without_guide for own in outer.settings)
-            return (self._runtime.settings,)
+            if outer is None or outer.owner != self._runtime.key or outer.stage is Stage.OVER:
+                return (self._runtime.settings,)
+            return tuple(own.without_guide for own in outer.settings)
         found = read_settings(told_settings, self._runtime.settings)
         return tuple(self._facts.with_heads(own) for own in found)
 
-    def _find_places(self, prompt: Prompt, caches: list[Any]) -> None:
+    def _find_places(self, prompt: Prompt, cache: Any) -> None:
         """Find the guides of a prompt in its tokens, before the model runs."""
         if prompt.ids is None or not prompt.is_guided:
             return
-        cache = caches[0] if caches else None
         past = 0 if cache is None else int(cache.get_seq_length())
         length = past + prompt.ids.shape[1] if prompt.length is None else prompt.length
         before = state_of(cache)
@@ -162,7 +161,7 @@ class ForwardHooks:
             image = prompt.image_mask(
                 self._facts.placeholders.ids, past, length, None if before is None else before.image
             )
-            prompt.places = self._facts.find_places(prompt, image)
+            prompt.places = prompt_places(prompt, image, self._facts)
 
     def _after_body(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

@@ -6,15 +6,13 @@ import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vrga_ext.integrations.transformers.model.layers import full_layers
 from vrga_ext.integrations.transformers.sequence.kv_cache import CacheArgument
-from vrga_ext.integrations.transformers.sequence.prompt import Prompt
 from vrga_ext.model_identity import ModelIdentity
 from vrga_ext.prompts import images
-from vrga_ext.prompts.guided import Places, find_places
-from vrga_ext.prompts.pictures import PictureReader, PromptPictures
+from vrga_ext.prompts.pictures import PictureReader
 from vrga_ext.prompts.placeholders import Placeholders
 from vrga_ext.prompts.question import QuestionFinder
 from vrga_ext.settings import Settings
@@ -91,57 +89,6 @@ class ModelFacts:
                     f"head below {count}, got {(layer, head)}"
                 )
         return replace(settings, heads=heads)
-
-    def find_places(self, prompt: Prompt, image: Tensor) -> tuple[Places | None, ...]:
-        """Find the guide of each sample of a prompt.
-
-        Parameters
-        ----------
-        prompt
-            Its tokens are known.
-        image : bool [B, N]
-            Image tokens of all positions.
-
-        Raises
-        ------
-        ValueError
-            A guide does not fit its sample.
-        """
-        assert prompt.ids is not None
-        prompt_pictures = self._pictures(prompt, image)
-        found: list[Places | None] = []
-        for sample, own in enumerate(prompt.settings):
-            if own.guide is None:
-                found.append(None)
-                continue
-            try:
-                pictures = prompt_pictures[sample]
-                found.append(find_places(own.guide, image[sample], prompt.ids[sample], pictures))
-            except ValueError as error:
-                raise ValueError(f"{error} (sample {sample})") from error
-        return tuple(found)
-
-    def _pictures(self, prompt: Prompt, image: Tensor) -> list[PromptPictures]:
-        """The pictures of each sample that come with the call."""
-        assert prompt.ids is not None
-        first = max(image.shape[1] - prompt.ids.shape[1], 0)
-        own = image[:, first:]
-        ids = prompt.ids[:, -own.shape[1] :]
-        kinds = images.token_kinds(own, ids, prompt.token_types, self.placeholders.video_ids)
-        grids = prompt.grids.get(images.IMAGE_TYPE)
-        counts = None if grids is None else (grids.prod(1) // self.merge_size**2).tolist()
-        found = []
-        for of_sample in kinds == images.IMAGE_TYPE:
-            positions = of_sample.nonzero().flatten() + first
-            taken: list[int] | None = None
-            if counts is not None:
-                taken = []
-                while counts and sum(taken) < len(positions):
-                    taken.append(counts.pop(0))
-                if sum(taken) != len(positions):
-                    taken = counts = None
-            found.append(PromptPictures(self.pictures, positions, taken))
-        return found
 
 
 def find_facts(

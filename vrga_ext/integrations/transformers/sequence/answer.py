@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vrga_ext.integrations.transformers.sequence.state import SequenceState
@@ -126,7 +127,7 @@ def answer_plan(state: SequenceState, regions: list[Region], cache: Any) -> Plan
         layers,
         devices,
         statistics[0].image_ratio.shape[1],
-        _schedule(state, samples, flags.to(devices[0]), cache) if state.prompt.is_guided else None,
+        _schedule(state, regions, flags, devices[0], cache) if state.prompt.is_guided else None,
     )
 
 
@@ -139,24 +140,24 @@ def _gated_heads(settings: Settings, region: Region) -> tuple[tuple[int, int], .
 
 
 def _schedule(
-    state: SequenceState, samples: list[int], flags: Tensor, cache: Any
+    state: SequenceState, regions: list[Region], flags: Tensor, device: torch.device, cache: Any
 ) -> Schedule | None:
     """The schedule of all sequences, whose first phase has ``flags`` [B, N]; None without one."""
+    samples, length = state.samples.tolist(), state.image.shape[1]
     places = [state.places[sample] for sample in samples]
     if not any(place is not None and place.is_timed for place in places):
         return None
     phases = 1 + max(len(place.timing.starts) for place in places if place is not None)
     stacked = flags[:, None].repeat(1, phases, 1)
     timings, inside = [], []
-    for sequence, place in enumerate(places):
+    for sequence, (sample, place) in enumerate(zip(samples, places, strict=True)):
         timings.append(Timing() if place is None else place.timing)
         inside.append(place is None or place.inside)
         for phase, positions in enumerate(() if place is None else place.positions[1:], 1):
             stacked[sequence, phase] = 0
             if positions is not None:
-                own = images.position_flags(state.image_mask[sequence], positions)
-                stacked[sequence, phase] = own.to(flags.device)
-    length = state.image.shape[1]
+                then = replace(regions[sample], boosted=positions)
+                stacked[sequence, phase] = key_flags([then], [0], length)[0]
     room = getattr(cache, "get_max_cache_shape", lambda: -1)()
     capacity = room - length if isinstance(room, int) and room > length else 0
-    return Schedule(length, stacked, timings, inside, capacity)
+    return Schedule(length, stacked.to(device), timings, inside, capacity)

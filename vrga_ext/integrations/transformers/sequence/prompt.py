@@ -128,11 +128,6 @@ class Prompt:
         """Whether it interrupts a prompt of its own model, as guidance's second prompt does."""
         return self.outer is not None and self.outer.owner == self.owner
 
-    @property
-    def over(self) -> bool:
-        """Whether its call has returned."""
-        return self.stage is Stage.OVER
-
     def read_call(self, given: Mapping[str, Any]) -> None:
         """Take what one forward call over its tokens tells."""
         self.set_mask(given.get("attention_mask"))

@@ -7,6 +7,7 @@ and exceptions need no clean-up. A state is built under ``torch.device("cpu")``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -253,8 +254,9 @@ class SequenceState:
                 return
             samples = self.samples[index]
             if torch.equal(samples, self.samples):
-                if self.plan is not None and self.is_scheduled:
-                    self.plan = self.plan.reindexed(index)  # beams have read other tokens
+                if self.plan is not None and self.plan.schedule is not None:
+                    schedule = self.plan.schedule.reindexed(index)  # beams have read other tokens
+                    self.plan = replace(self.plan, schedule=schedule)
                 return
             times = len(index) // self.batch
             self.in_order &= torch.equal(index, every.repeat_interleave(times))
